@@ -1,0 +1,96 @@
+"""Progress of long work: silent in the library, live bars in a terminal, sparse lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+_LOG_EVERY_S = 5.0
+
+
+class _State:
+    live: Any = None
+    log: bool = False
+
+
+@contextmanager
+def showing(enabled: bool = True) -> Iterator[None]:
+    """Show progress on standard error inside the block; the command line opens it."""
+    if not enabled:
+        yield
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as live:
+            _State.live = live
+            try:
+                yield
+            finally:
+                _State.live = None
+    else:
+        _State.log = True
+        try:
+            yield
+        finally:
+            _State.log = False
+
+
+class Task:
+    """One long piece of work; call :meth:`advance` as it goes."""
+
+    def __init__(self, label: str, total: int | None) -> None:
+        self.label, self.total, self.done = label, total, 0
+        self._started = self._printed = time.monotonic()
+        live = _State.live
+        self._id = live.add_task(label, total=total) if live is not None else None
+
+    def advance(self, steps: int = 1, detail: str = "") -> None:
+        """Record ``steps`` more units of work, with an optional short detail to show."""
+        self.done += steps
+        if self._id is not None and _State.live is not None:
+            label = f"{self.label} {detail}".rstrip()
+            _State.live.update(self._id, completed=self.done, description=label)
+        elif _State.log and time.monotonic() - self._printed >= _LOG_EVERY_S:
+            self._printed = time.monotonic()
+            of = f"/{self.total}" if self.total is not None else ""
+            seconds = self._printed - self._started
+            print(f"{self.label}: {self.done}{of} {detail} ({seconds:.0f} s)", file=sys.stderr)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._id is not None and _State.live is not None:
+            _State.live.remove_task(self._id)
+            self._id = None
+
+
+@contextmanager
+def task(label: str, total: int | None = None) -> Iterator[Task]:
+    """Open a :class:`Task` for the length of the block."""
+    current = Task(label, total)
+    try:
+        yield current
+    finally:
+        current.close()
+
+
+def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
+    """Iterate over ``items`` showing progress."""
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
+    with task(label, total) as current:
+        for item in items:
+            yield item
+            current.advance()

@@ -1,0 +1,170 @@
+"""What every result shares: estimates with intervals, tables, and plain-data export."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its unit and, where it is an estimate, its interval and sample size.
+
+    Args:
+        value: point estimate.
+        low, high: interval bounds at ``confidence``; ``None`` where the number is exact.
+        n: sample size behind the estimate; ``None`` where there is none.
+        unit: unit of value and bounds, ``""`` for a pure number.
+        confidence: nominal coverage of the interval.
+        method: how the interval was made, e.g. ``"Wilson"`` or ``"bootstrap, 200 resamples"``.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    unit: str = ""
+    confidence: float = 0.95
+    method: str = ""
+
+    def __str__(self) -> str:
+        text = number(self.value)
+        if self.low is not None and self.high is not None:
+            text += f" [{number(self.low)}, {number(self.high)}]"
+        return f"{text} {self.unit}".rstrip()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A small table every front end (terminal, notebook, HTML report) can render."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    def cells(self) -> list[list[str]]:
+        """Rows as text, numbers rounded for reading."""
+        return [[_cell(value) for value in row] for row in self.rows]
+
+    def to_html(self) -> str:
+        """The table as an HTML fragment, every text escaped."""
+        head = "".join(f"<th>{html.escape(str(c))}</th>" for c in self.columns)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>"
+            for row in self.cells()
+        )
+        notes = "".join(f"<p class='note'>{html.escape(n)}</p>" for n in self.notes)
+        return (
+            f"<table><caption>{html.escape(self.title)}</caption><thead><tr>{head}</tr></thead>"
+            f"<tbody>{body}</tbody></table>{notes}"
+        )
+
+
+class Result:
+    """Base of frozen result dataclasses: plain-data export, terminal and notebook rendering.
+
+    A subclass overrides :meth:`tables`; where a picture helps it also has ``plot(ax=None)``.
+    """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON-ready plain data (NaN and infinity become ``None``)."""
+        data: dict[str, Any] = plain(self)
+        return data
+
+    def tables(self) -> list[Table]:
+        """Tables that present the result, the most important first."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        rows = [(f.name, getattr(self, f.name)) for f in fields]
+        return [Table(type(self).__name__, ("field", "value"), rows)]
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=110, color_system=None)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get().rstrip()
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        from rich import box
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        for table in self.tables():
+            view = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
+            for index, column in enumerate(table.columns):
+                view.add_column(str(column), overflow="fold", no_wrap=index == 0)
+            for row in table.cells():
+                view.add_row(*[Text(cell) for cell in row])
+            yield view
+            for note in table.notes:
+                yield Text(note)
+
+    def _repr_html_(self) -> str:
+        return "".join(table.to_html() for table in self.tables())
+
+
+def number(value: float, digits: int = 4) -> str:
+    """Format a number for reading: ``digits`` significant digits, thousands separated."""
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if isinstance(value, (int, np.integer)):
+        return f"{int(value):,}"
+    value = float(value)
+    if math.isnan(value):
+        return "n/a"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if value == 0:
+        return "0"
+    magnitude = abs(value)
+    if magnitude >= 1e7 or magnitude < 1e-3:
+        return f"{value:.{digits - 1}e}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(magnitude)))
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def plain(value: Any) -> Any:
+    """Convert dataclasses, arrays, paths and NumPy scalars to JSON-ready plain data."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            f.name: plain(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if not f.name.startswith("_")
+        }
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return str(value)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, float, np.generic)):
+        return number(value)  # type: ignore[arg-type]
+    return str(value)

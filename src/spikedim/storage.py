@@ -1,0 +1,182 @@
+"""Run directories and atomic writes: a killed or full-disk run loses nothing already saved.
+
+A run directory is the unit of work::
+
+    run.yaml        resolved configuration; the directory refuses any other
+    steps/KEY.json  finished pieces of work, each written atomically
+    results.json    the final result
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from spikedim.errors import StorageError
+from spikedim.results import plain
+
+
+@contextmanager
+def atomic_writer(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file that replaces ``path`` only when the block ends without error.
+
+    Raises:
+        StorageError: the disk is full or the place is not writable; ``path`` is untouched.
+    """
+    path = Path(path)
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise _storage_error(path, error) from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write ``data`` to ``path`` atomically and return the path."""
+    with atomic_writer(path) as handle:
+        handle.write(data)
+    return Path(path)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write UTF-8 text to ``path`` atomically and return the path."""
+    return write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write ``value`` (dataclasses and arrays allowed) as JSON, atomically."""
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    return write_text(path, text + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        StorageError: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot read {path}: {error}; remove it and run again") from error
+
+
+def digest(value: Any, length: int = 8) -> str:
+    """Short hexadecimal SHA-256 of any plain value, for naming runs after their configuration."""
+    text = json.dumps(plain(value), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+class Run:
+    """An exclusive, resumable run directory.
+
+    The same ``config`` finds the same directory again, with every finished step; a different
+    ``config`` is refused rather than mixed in. Use as a context manager: the directory is
+    locked against a second process until the block ends (the lock dies with the process).
+
+    Args:
+        path: the directory; created when missing.
+        config: everything that determines the result.
+
+    Raises:
+        StorageError: not writable, locked by another process, or made with another config.
+    """
+
+    def __init__(self, path: str | Path, config: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.config = plain(config)
+        self._lock = FileLock(self.path / ".lock", blocking=False)
+
+    @classmethod
+    def named(cls, root: str | Path, name: str, config: Mapping[str, Any]) -> Run:
+        """Run directory ``root/name-DIGEST`` where DIGEST identifies ``config``."""
+        return cls(Path(root) / f"{name}-{digest(config)}", config)
+
+    def __enter__(self) -> Run:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout as error:
+            raise StorageError(
+                f"run directory {self.path} is in use by another process; wait for it, "
+                "or choose another with --out"
+            ) from error
+        except OSError as error:
+            raise _storage_error(self.path, error) from error
+        try:
+            self._check_config()
+        except StorageError:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+
+    def _check_config(self) -> None:
+        path = self.path / "run.yaml"
+        if not path.exists():
+            text = yaml.safe_dump(self.config, sort_keys=True, allow_unicode=True)
+            write_text(path, text)
+            return
+        try:
+            stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise StorageError(f"cannot read {path}: {error}; remove {self.path}") from error
+        if stored != self.config:
+            changed = sorted(
+                key
+                for key in {*(stored or {}), *self.config}
+                if (stored or {}).get(key) != self.config.get(key)
+            )
+            raise StorageError(
+                f"{self.path} holds a run with other settings ({', '.join(changed)}); "
+                "choose another directory with --out or remove it"
+            )
+
+    def file(self, *parts: str) -> Path:
+        """Path inside the run directory; parent folders are made."""
+        path = self.path.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def step(self, key: str, compute: Callable[[], Any]) -> Any:
+        """Return the stored plain-data result of step ``key``, computing it the first time."""
+        path = self.path / "steps" / f"{key}.json"
+        if path.exists():
+            return read_json(path)
+        value = plain(compute())
+        write_json(path, value)
+        return value
+
+
+def _storage_error(path: Path, error: OSError) -> StorageError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(
+            f"no disk space left while writing {path}; free some space or choose another place "
+            "with --out, then run the same command again: finished work is kept"
+        )
+    return StorageError(
+        f"cannot write {path}: {error.strerror or error}; choose a writable place with --out"
+    )

@@ -1,0 +1,239 @@
+import ast
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import spikedim
+from spikedim import storage
+from spikedim.errors import SpikedimError, StorageError
+from spikedim.progress import showing, task, track
+from spikedim.provenance import provenance
+from spikedim.results import Estimate, Result, Table, number, plain
+
+SOURCE = Path(spikedim.__file__).parent
+
+# Each floor may import the floors on its left, never those on its right.
+FLOORS = [
+    {"errors", "results", "storage", "provenance", "progress"},
+    {"neurons", "theory", "dimension"},
+    {"models", "data"},
+    {"profiling"},
+    {"training"},
+    {"design"},
+    {"report"},
+    {"cli"},
+]
+INDEPENDENT = {"neurons", "theory", "dimension"}
+
+
+def _floor(name):
+    return next(i for i, floor in enumerate(FLOORS) if name in floor)
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            parts = node.module.split(".")
+            if parts[0] == "spikedim":
+                yield from [parts[1]] if len(parts) > 1 else [a.name for a in node.names]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("spikedim."):
+                    yield alias.name.split(".")[1]
+
+
+def test_every_folder_is_a_known_floor():
+    folders = {p.name for p in SOURCE.iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert folders <= set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=str)
+def test_imports_only_go_down(path):
+    owner = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if owner == "__init__":
+        return
+    for name in _imports(path):
+        if name == owner:
+            continue
+        assert _floor(name) <= _floor(owner), f"{path} imports {name}"
+        if owner in INDEPENDENT:
+            assert _floor(name) == 0 or (owner, name) == ("dimension", "theory"), path
+
+
+def test_theory_needs_no_torch():
+    code = "import sys, spikedim.theory; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_atomic_write_replaces_and_leaves_no_litter(tmp_path):
+    path = tmp_path / "a" / "value.json"
+    storage.write_json(path, {"x": np.float64(1.5), "y": [np.int64(2)], "z": float("nan")})
+    storage.write_json(path, {"x": 2})
+    assert storage.read_json(path) == {"x": 2}
+    assert [p.name for p in path.parent.iterdir()] == ["value.json"]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(errno.ENOSPC, "no disk space"), (errno.EACCES, "cannot write")]
+)
+def test_failed_write_keeps_the_old_file_and_says_why(tmp_path, monkeypatch, code, words):
+    path = storage.write_text(tmp_path / "kept.txt", "old")
+
+    def full(_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(storage.os, "fsync", full)
+    with pytest.raises(StorageError, match=words) as caught:
+        storage.write_text(path, "new")
+    assert "\n" not in str(caught.value)
+    assert "--out" in str(caught.value)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["kept.txt"]
+
+
+def _write_forever(path):
+    while True:
+        storage.write_json(path, {"value": list(range(20_000))})
+
+
+def test_sigkill_during_writes_never_leaves_a_half_file(tmp_path):
+    path = tmp_path / "value.json"
+    context = multiprocessing.get_context("fork")
+    for delay in (0.03, 0.07, 0.11):
+        process = context.Process(target=_write_forever, args=(path,))
+        process.start()
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        if path.exists():
+            assert storage.read_json(path) == {"value": list(range(20_000))}
+
+
+def test_unreadable_json_is_one_clear_error(tmp_path):
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(StorageError, match="remove it"):
+        storage.read_json(tmp_path / "bad.json")
+
+
+def test_run_steps_are_computed_once(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return {"answer": np.array([1, 2])}
+
+    for _ in range(2):
+        with storage.Run.named(tmp_path, "job", {"a": 1}) as run:
+            assert run.step("one", compute) == {"answer": [1, 2]}
+    assert calls == [1]
+
+
+def test_run_refuses_another_configuration(tmp_path):
+    with storage.Run(tmp_path / "r", {"a": 1, "b": 2}):
+        pass
+    with (
+        pytest.raises(StorageError, match=r"other settings \(b\)"),
+        storage.Run(tmp_path / "r", {"a": 1, "b": 3}),
+    ):
+        pass
+    with storage.Run(tmp_path / "r", {"a": 1, "b": 2}):
+        pass
+
+
+def test_run_is_exclusive(tmp_path):
+    with storage.Run(tmp_path / "r", {}):
+        code = (
+            "import sys; from spikedim.storage import Run\n"
+            "from spikedim.errors import StorageError\n"
+            "try:\n"
+            "    with Run(sys.argv[1], {}): pass\n"
+            "except StorageError as e: print(e); sys.exit(7)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / "r"], capture_output=True, text=True
+        )
+    assert done.returncode == 7
+    assert "in use" in done.stdout
+
+
+def test_run_in_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(StorageError, match="cannot write"),
+        storage.Run(tmp_path / "file" / "r", {}),
+    ):
+        pass
+
+
+def test_digest_ignores_key_order_and_sees_values():
+    assert storage.digest({"a": 1, "b": 2}) == storage.digest({"b": 2, "a": 1})
+    assert storage.digest({"a": 1}) != storage.digest({"a": 2})
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(values)
+def test_plain_data_is_always_strict_json(value):
+    json.dumps(plain(value), allow_nan=False)
+
+
+@given(st.floats(-1e300, 1e300))
+def test_number_reads_back_to_four_digits(value):
+    assert float(number(value).replace(",", "")) == pytest.approx(value, rel=6e-4, abs=1e-300)
+
+
+@dataclass(frozen=True)
+class Sample(Result):
+    name: str
+    score: Estimate
+
+
+def test_result_renders_everywhere():
+    sample = Sample("<b>", Estimate(96.125, 94.0, 98.0, 360, "%", method="Wilson"))
+    assert sample.to_dict()["score"]["n"] == 360
+    assert "96.12 [94, 98] %" in str(sample)
+    assert "&lt;b&gt;" in sample._repr_html_()
+    assert Table("t", ("a",), [(None,), (True,), (float("nan"),)]).cells() == [
+        ["–"],
+        ["yes"],
+        ["n/a"],
+    ]
+
+
+def test_provenance_records_versions_and_command():
+    record = provenance(seed=3, config={"a": 1}, data_fingerprint="f")
+    assert {"python", "torch", "numpy", "spikedim"} <= set(record.versions)
+    assert record.seed == 3
+
+
+def test_progress_is_silent_in_the_library_and_speaks_in_a_log(capsys, monkeypatch):
+    assert list(track([1, 2], "work")) == [1, 2]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("spikedim.progress._LOG_EVERY_S", 0.0)
+    with showing(), task("training T=4", 2) as bar:
+        bar.advance(detail="loss 0.5")
+    assert "training T=4: 1/2 loss 0.5" in capsys.readouterr().err
+
+
+def test_errors_share_one_base():
+    from spikedim import errors
+
+    kinds = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, Exception)]
+    assert all(issubclass(c, (SpikedimError, UserWarning)) for c in kinds)
