@@ -1,0 +1,47 @@
+"""Bounds, rules and interval arithmetic of the theory: pure numbers, no torch."""
+
+from spikedim.theory.bounds import (
+    WaterFilling,
+    binary_entropy,
+    bits_per_spike,
+    bits_published,
+    bits_shannon,
+    spikes_for_bits,
+    spikes_input_dependent,
+    spikes_worst_case,
+    timesteps_bernoulli,
+    timesteps_deterministic,
+    timesteps_hoeffding,
+    water_filling,
+)
+from spikedim.theory.rules import (
+    PUBLISHED_CONSTANT,
+    PUBLISHED_D_EFF,
+    PUBLISHED_SPIKE_RATIO_BY_HEADS,
+    TimestepPrediction,
+    timestep_rule,
+)
+from spikedim.theory.statistics import mean_interval, product_interval, wilson_interval
+
+__all__ = [
+    "PUBLISHED_CONSTANT",
+    "PUBLISHED_D_EFF",
+    "PUBLISHED_SPIKE_RATIO_BY_HEADS",
+    "TimestepPrediction",
+    "WaterFilling",
+    "binary_entropy",
+    "bits_per_spike",
+    "bits_published",
+    "bits_shannon",
+    "mean_interval",
+    "product_interval",
+    "spikes_for_bits",
+    "spikes_input_dependent",
+    "spikes_worst_case",
+    "timestep_rule",
+    "timesteps_bernoulli",
+    "timesteps_deterministic",
+    "timesteps_hoeffding",
+    "water_filling",
+    "wilson_interval",
+]
