@@ -1,0 +1,29 @@
+"""Data sets: names and paths in, checked arrays out; encoders; downloads of public sets."""
+
+from spikedim.data.build import make_dataset
+from spikedim.data.catalog import Catalog, DatasetEntry, list_datasets, load_dataset
+from spikedim.data.dataset import Dataset, DatasetSummary, Split
+from spikedim.data.download import PUBLIC_SETS, PublicSet, RemoteFile, download
+from spikedim.data.encoders import ENCODERS, encode
+from spikedim.data.events import Events
+from spikedim.data.formats import LAYOUTS, Layout
+
+__all__ = [
+    "ENCODERS",
+    "LAYOUTS",
+    "PUBLIC_SETS",
+    "Catalog",
+    "Dataset",
+    "DatasetEntry",
+    "DatasetSummary",
+    "Events",
+    "Layout",
+    "PublicSet",
+    "RemoteFile",
+    "Split",
+    "download",
+    "encode",
+    "list_datasets",
+    "load_dataset",
+    "make_dataset",
+]

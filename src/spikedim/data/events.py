@@ -1,0 +1,137 @@
+"""Event-camera recordings as flat arrays, and their accumulation into frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from spikedim.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Events:
+    """Recordings of an event camera, concatenated.
+
+    Recording i is the slice ``offsets[i]:offsets[i + 1]`` of every array.
+
+    Args:
+        x, y: pixel column and row, integers, shape [events].
+        p: polarity, 1 for ON and 0 for OFF, shape [events].
+        t: time stamps, non-decreasing within a recording (microseconds), shape [events].
+        offsets: int64, shape [recordings + 1], from 0 to the number of events.
+        height, width: sensor size in pixels.
+
+    Raises:
+        DataError: lengths disagree, offsets are not increasing, a pixel lies outside the sensor,
+            a polarity is not 0 or 1, or time runs backwards inside a recording.
+    """
+
+    x: np.ndarray = field(repr=False)
+    y: np.ndarray = field(repr=False)
+    p: np.ndarray = field(repr=False)
+    t: np.ndarray = field(repr=False)
+    offsets: np.ndarray = field(repr=False)
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        total = len(self.x)
+        for name in "xypt":
+            array = getattr(self, name)
+            if array.ndim != 1 or len(array) != total or array.dtype.kind not in "iub":
+                raise DataError(
+                    f"events {name}: shape {array.shape}, type {array.dtype}; expected "
+                    f"one integer per event, {total} as in x"
+                )
+        steps = np.diff(self.offsets)
+        if len(self.offsets) < 2 or self.offsets[0] != 0 or self.offsets[-1] != total:
+            raise DataError(
+                f"events offsets: expected recordings + 1 values from 0 to {total} events; "
+                "the file is truncated or its arrays do not belong together"
+            )
+        if (steps < 0).any():
+            at = int(np.argmax(steps < 0))
+            raise DataError(f"events offsets decrease after recording {at}; they must increase")
+        self._check_range("x", self.x, self.width)
+        self._check_range("y", self.y, self.height)
+        self._check_range("p", self.p, 2)
+        backwards = self.t[1:] < self.t[:-1]
+        starts = self.offsets[1:-1]
+        backwards[starts[(starts > 0) & (starts < total)] - 1] = False
+        if backwards.any():
+            at = int(np.argmax(backwards)) + 1
+            raise DataError(
+                f"events t: time runs backwards at event {at} ({self.t[at - 1]} -> {self.t[at]}); "
+                "sort each recording by time"
+            )
+
+    @staticmethod
+    def _check_range(name: str, values: np.ndarray, bound: int) -> None:
+        bad = (values < 0) | (values >= bound)
+        if bad.any():
+            at = int(np.argmax(bad))
+            raise DataError(
+                f"events {name}={values[at]} at event {at}: expected 0 to {bound - 1}; "
+                "check the sensor size and the encoding of the polarity"
+            )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def take(self, indices: np.ndarray) -> Events:
+        """The recordings with these indices, in this order."""
+        starts, lengths = self.offsets[:-1][indices], np.diff(self.offsets)[indices]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        chosen = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        x, y, p, t = (array[chosen] for array in (self.x, self.y, self.p, self.t))
+        return Events(x, y, p, t, offsets, self.height, self.width)
+
+    def frames(self, T: int, size: tuple[int, int] | None = None, bins: str = "time") -> np.ndarray:
+        """Accumulate every recording into ``T`` frames of event counts.
+
+        With k events at times t_1 <= ... <= t_k, event j goes to bin
+        ``floor(T (t_j - t_1) / (t_k - t_1 + 1))`` for ``bins="time"`` (equal durations) or
+        ``floor(T (j - 1) / k)`` for ``bins="count"`` (equal numbers of events). Every event is
+        counted exactly once; a recording without events is all zeros.
+
+        Args:
+            T: number of frames, at least 1.
+            size: (H, W) to which pixel (y, x) is brought by ``floor(y H / height)`` and
+                ``floor(x W / width)``; ``None`` keeps the sensor size.
+            bins: ``"time"`` or ``"count"``.
+
+        Returns:
+            float32 counts, shape [T, N, 2, H, W]; channel 0 is OFF, channel 1 is ON.
+
+        Raises:
+            ConfigError: T, size or bins outside its domain.
+        """
+        if T < 1:
+            raise ConfigError(f"T={T} frames: give at least 1")
+        height, width = size or (self.height, self.width)
+        if not (1 <= height <= self.height and 1 <= width <= self.width):
+            raise ConfigError(
+                f"size=({height}, {width}): expected between (1, 1) and the sensor size "
+                f"({self.height}, {self.width})"
+            )
+        n, lengths = len(self), np.diff(self.offsets)
+        step = self._bins(T, lengths, bins)
+        row = self.y.astype(np.int64) * height // self.height
+        column = self.x.astype(np.int64) * width // self.width
+        recording = np.repeat(np.arange(n), lengths)
+        cell = step * n + recording
+        cell = ((cell * 2 + self.p) * height + row) * width + column
+        counts = np.bincount(cell, minlength=T * n * 2 * height * width)
+        return counts.astype(np.float32).reshape(T, n, 2, height, width)
+
+    def _bins(self, T: int, lengths: np.ndarray, bins: str) -> np.ndarray:
+        starts = np.repeat(self.offsets[:-1], lengths)
+        if bins == "count":
+            rank = np.arange(len(self.x)) - starts
+            return rank * T // np.repeat(lengths, lengths)
+        if bins == "time":
+            time = self.t.astype(np.int64)
+            ends = np.repeat(self.offsets[1:], lengths) - 1
+            return (time - time[starts]) * T // (time[ends] - time[starts] + 1)
+        raise ConfigError(f"bins={bins!r}: expected 'time' or 'count'")
