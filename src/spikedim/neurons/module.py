@@ -1,0 +1,93 @@
+"""LIF layers as thin modules over :func:`spikedim.neurons.lif`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from spikedim.errors import ConfigError
+from spikedim.neurons.lif import lif_potential, lif_spikes
+from spikedim.neurons.params import LIFParams
+
+Observer = Callable[[Tensor, Tensor | None], None]
+
+
+class LIF(nn.Module):
+    """A layer of LIF neurons: ``[T, ...] -> [T, ...]`` spikes, from rest at every call.
+
+    Holds no parameters, buffers or state. A subclass with learnable dynamics overrides
+    :meth:`dynamics`.
+
+    Args:
+        params: the neuron.
+    """
+
+    def __init__(self, params: LIFParams | None = None) -> None:
+        super().__init__()
+        self.params = LIFParams() if params is None else params
+        self._observers: dict[Observer, bool] = {}
+
+    def dynamics(self) -> LIFParams:
+        """Parameters of the current call."""
+        return self.params
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Spikes [T, ...] of input currents ``x`` [T, ...]; see :func:`spikedim.neurons.lif`."""
+        potential = None
+        if any(self._observers.values()):
+            spikes, potential, _ = lif_potential(x, self.dynamics())
+        else:
+            spikes = lif_spikes(x, self.dynamics())
+        for observer in self._observers:
+            observer(spikes, potential)
+        return spikes
+
+    def observe(self, observer: Observer, potential: bool = False) -> None:
+        """Call ``observer(spikes, potentials before reset or None)`` at every forward.
+
+        Args:
+            observer: receives tensors [T, ...].
+            potential: whether this observer needs the potentials (a slower forward).
+        """
+        self._observers[observer] = potential
+
+    def unobserve(self, observer: Observer) -> None:
+        """Stop calling ``observer``."""
+        self._observers.pop(observer, None)
+
+    def extra_repr(self) -> str:
+        """The fields of the parameters."""
+        p = self.params
+        text = f"beta={p.beta}, threshold={p.threshold}, reset={p.reset!r}"
+        if p.refractory:
+            text += f", refractory={p.refractory}"
+        return f"{text}, surrogate={p.surrogate.kind}({p.surrogate.width:g})"
+
+
+class PLIF(LIF):
+    """LIF with one learnable leak per layer: beta = 1 − sigmoid(w) (Fang et al., ICCV 2021).
+
+    Its single parameter ``w`` (0-dim) starts at −log(tau − 1), so w = 0 is tau = 2; keep it out
+    of weight decay.
+
+    Args:
+        params: the neuron; a float ``beta`` in (0, 1) gives the initial leak.
+
+    Raises:
+        ConfigError: ``beta`` is not a float in the open interval (0, 1).
+    """
+
+    def __init__(self, params: LIFParams | None = None) -> None:
+        super().__init__(params)
+        beta = self.params.beta
+        if isinstance(beta, Tensor) or not 0 < beta < 1:
+            raise ConfigError(f"PLIF needs an initial beta between 0 and 1 (exclusive), got {beta}")
+        self.w = nn.Parameter(torch.tensor(math.log((1 - beta) / beta)))
+
+    def dynamics(self) -> LIFParams:
+        """Parameters with the learned decay."""
+        return replace(self.params, beta=1 - torch.sigmoid(self.w))
