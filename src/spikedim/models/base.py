@@ -1,0 +1,171 @@
+"""The contract every network keeps: inputs, per-step logits, neurons that can be replaced."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import fields, is_dataclass, replace
+from difflib import get_close_matches
+from numbers import Integral
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from spikedim.errors import ConfigError, ModelError
+from spikedim.neurons import LIF, LIFParams
+
+Config = TypeVar("Config")
+
+
+class Macs(NamedTuple):
+    """Multiply-accumulates of one sample, were every input dense.
+
+    Attributes:
+        dense: convolutions and linear layers, per timestep, without the head.
+        attention: products between spike trains, per timestep, in the cheaper order.
+        head: one application of the linear classifier. Being linear, it may be applied once to
+            the mean over time, as the released networks do, or at each step, as ``steps`` does.
+    """
+
+    dense: int
+    attention: int
+    head: int
+
+
+class SpikingModel(nn.Module, ABC):
+    """A spiking classifier without state between calls.
+
+    ``forward`` is the mean over time of ``steps``. Neurons are :class:`spikedim.neurons.LIF`
+    modules found by ``named_modules()``. In eval mode no operation couples samples, so that a
+    batch gives what its samples give alone and ``torch.func`` transforms apply.
+
+    Attributes:
+        config: the frozen dataclass that rebuilds this network, neurons included.
+        input_shape: (C, H, W) of one frame.
+        num_classes: length of the logits.
+        default_timesteps: T of a static input when the caller gives none.
+    """
+
+    family: ClassVar[str]
+    config: Any
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    default_timesteps: int = 4
+
+    @abstractmethod
+    def _steps(self, x: Tensor, T: int, static: bool) -> Tensor:
+        """Logits [T, B, classes] of a checked input, [B, C, H, W] if static or [T, B, C, H, W]."""
+
+    @abstractmethod
+    def macs_per_step(self) -> Macs:
+        """Exact multiply-accumulates of one sample, from shapes alone."""
+
+    def steps(self, x: Tensor, T: int | None = None) -> Tensor:
+        """Logits of each timestep.
+
+        Args:
+            x: floating point, static frames [B, C, H, W] shown T times, or events [T, B, C, H, W].
+            T: timesteps; ``None`` takes ``default_timesteps`` (static) or the events' own.
+
+        Returns:
+            [T, B, classes]; step t depends on the input up to t only (in eval mode).
+
+        Raises:
+            ConfigError: ``T`` is not a whole number of at least 1.
+            ModelError: ``x`` does not fit the network or disagrees with ``T``.
+        """
+        static, T = self._check_input(x, T)
+        return self._steps(x, T, static)
+
+    def forward(self, x: Tensor, T: int | None = None) -> Tensor:
+        """Logits [B, classes]: the mean over time of :meth:`steps`, same arguments and errors."""
+        return self.steps(x, T).mean(0)
+
+    def threshold_ratio(self, name: str) -> float:
+        """Threshold of the neuron layer ``name``, as a multiple of ``config.neuron.threshold``."""
+        return 1.0
+
+    def set_neurons(self, **changes: Any) -> SpikingModel:
+        """Change parameters of every neuron in place and return the network.
+
+        Layers that run at a fraction of the threshold (:meth:`threshold_ratio`) keep the fraction.
+
+        Args:
+            **changes: fields of :class:`spikedim.neurons.LIFParams`, e.g. ``beta=0.8``.
+
+        Raises:
+            ConfigError: an unknown field, or a value out of its domain.
+
+        Example:
+            >>> from spikedim.models import create_model
+            >>> net = create_model("spikformer_nano").set_neurons(threshold=0.8, refractory=1)
+            >>> net.block[0].attn.attn_lif.params.threshold
+            0.4
+        """
+        neuron = override(self.config.neuron, changes, "neuron parameter")
+        self.config = replace(self.config, neuron=neuron)
+        for name, module in self.named_modules():
+            if isinstance(module, LIF):
+                module.params = scaled(neuron, self.threshold_ratio(name))
+        return self
+
+    def _check_input(self, x: Tensor, T: int | None) -> tuple[bool, int]:
+        if T is not None and (isinstance(T, bool) or not isinstance(T, Integral) or T < 1):
+            raise ConfigError(f"T={T!r}: the number of timesteps must be a whole number, 1 or more")
+        if not isinstance(x, Tensor):
+            raise ModelError(f"input is a {type(x).__name__}, expected a torch.Tensor")
+        frame = " x ".join(map(str, self.input_shape))
+        if x.ndim not in (4, 5):
+            raise ModelError(
+                f"input has shape {tuple(x.shape)}, expected [B, C, H, W] (static) or "
+                f"[T, B, C, H, W] (events) with frames of {frame}"
+            )
+        if tuple(x.shape[-3:]) != self.input_shape:
+            raise ModelError(
+                f"input frames are {' x '.join(map(str, x.shape[-3:]))}, this network takes "
+                f"{frame} (C x H x W); resize them or build it with input_shape="
+                f"{tuple(x.shape[-3:])}"
+            )
+        if 0 in x.shape:
+            raise ModelError(f"input has shape {tuple(x.shape)}: nothing to compute")
+        if not x.is_floating_point():
+            raise ModelError(
+                f"input has type {x.dtype}, expected floating point; convert with x.float() "
+                "(and scale 8-bit pixels by 1/255)"
+            )
+        weight = next(self.parameters())
+        if x.device != weight.device:
+            raise ModelError(f"input is on {x.device}, the network on {weight.device}; move one")
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ModelError(
+                f"input has type {x.dtype}, the network {weight.dtype}; convert with "
+                f"x.to({weight.dtype})"
+            )
+        if x.ndim == 4:
+            return True, self.default_timesteps if T is None else int(T)
+        if T is not None and len(x) != T:
+            raise ModelError(
+                f"T={T}, but the event input has {len(x)} timesteps (shape {tuple(x.shape)}, "
+                "time first); leave T out or cut the input"
+            )
+        return False, len(x)
+
+
+def scaled(neuron: LIFParams, ratio: float) -> LIFParams:
+    """``neuron`` with its threshold multiplied by ``ratio``."""
+    return neuron if ratio == 1.0 else replace(neuron, threshold=ratio * neuron.threshold)
+
+
+def override(config: Config, changes: dict[str, Any], what: str = "option") -> Config:
+    """Replace fields of a frozen dataclass.
+
+    Raises:
+        ConfigError: a name that is no field, with the nearest ones, or a value out of its domain.
+    """
+    assert is_dataclass(config)
+    known = [f.name for f in fields(config)]
+    for name in changes:
+        if name not in known:
+            near = get_close_matches(name, known, n=3) or known
+            raise ConfigError(f"unknown {what} {name!r}; did you mean {', '.join(near)}?")
+    return replace(config, **changes)  # type: ignore[type-var]
