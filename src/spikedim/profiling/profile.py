@@ -1,0 +1,262 @@
+"""Measure spikes, synaptic operations and energy of a network on data."""
+
+from __future__ import annotations
+
+from collections import Counter as Multiset
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spikedim.errors import ConfigError, DataError, ModelError
+from spikedim.profiling.conventions import EnergyConvention, convention
+from spikedim.profiling.counter import Counter, NeuronRecord, OperationRecord, Tally
+from spikedim.profiling.energy import dense_energy, energy, mean_estimate, per_sample
+from spikedim.profiling.gates import batchnorm_gates, operation_gates, spike_gates
+from spikedim.profiling.registry import neuron_types
+from spikedim.profiling.result import (
+    CategoryCount,
+    LayerProfile,
+    OperationProfile,
+    Profile,
+    Unsupported,
+)
+from spikedim.progress import track
+
+DEFAULT_CONVENTIONS = ("paper-sop", "exact-fanout")
+Forward = Callable[[nn.Module, Tensor, int], Any]
+
+
+def _steps(model: nn.Module, x: Tensor, T: int) -> Tensor:
+    steps: Callable[[Tensor, int], Tensor] = model.steps  # type: ignore[assignment]
+    return steps(x, T)
+
+
+def profile(
+    model: nn.Module,
+    inputs: Tensor | Iterable[Tensor],
+    T: int,
+    conventions: Sequence[str | Path | EnergyConvention] | None = None,
+    *,
+    batch_size: int = 16,
+    saturation: float = 0.9,
+    forward: Forward | None = None,
+) -> Profile:
+    """Count spikes, synaptic operations and energy of ``model`` on ``inputs``.
+
+    Every convolution, linear layer and product of activations that runs is counted, functional
+    ones included, with the exact fan-out of each event. Figures are means over samples with
+    Student-t intervals. The network runs in eval mode, without gradients, and is left as found.
+
+    Args:
+        model: a :class:`spikedim.models.SpikingModel`, or any module whose neurons are registered
+            (:func:`register_neuron`) together with ``forward``.
+        inputs: static frames [B, C, H, W] (ndim <= 4) or events [T, B, C, H, W], or batches of
+            either.
+        T: timesteps.
+        conventions: names, YAML paths or :class:`EnergyConvention`; ``paper-sop`` and
+            ``exact-fanout`` by default.
+        batch_size: samples per forward pass; bounds memory and changes no figure.
+        saturation: rate above which a layer is reported as saturated, in (0, 1].
+        forward: runs ``forward(model, x, T)`` for a module without ``steps``.
+
+    Returns:
+        Spikes, operations and energy in mJ per sample.
+
+    Raises:
+        ConfigError: ``T``, ``batch_size``, ``saturation`` or a convention is out of domain.
+        DataError: no samples, or static frames and events mixed.
+        ModelError: no spiking layer is found or runs, or the output is not finite.
+
+    Example:
+        >>> import torch
+        >>> from spikedim.models import create_model
+        >>> net = create_model("spikformer_tiny", seed=0)
+        >>> result = profile(net, torch.rand(8, *net.input_shape), T=4)
+        >>> [e.convention for e in result.energy]
+        ['paper-sop', 'exact-fanout']
+    """
+    _check(model, T, batch_size, saturation, forward)
+    rules = [convention(name) for name in conventions or DEFAULT_CONVENTIONS]
+    repeated = [name for name, uses in Multiset(rule.name for rule in rules).items() if uses > 1]
+    if repeated:
+        raise ConfigError(f"energy convention {repeated[0]!r} is given twice; name each once")
+    gates = batchnorm_gates(model)
+    run = forward or _steps
+    counter = Counter(model, T)
+    static: bool | None = None
+    parameter = next(model.parameters(), None)
+    with _evaluating(model), torch.no_grad():
+        for x in track(_batches(inputs, batch_size), "profiling"):
+            if static not in (None, x.ndim < 5):
+                raise DataError("inputs mix static frames and events; profile them apart")
+            static = x.ndim < 5
+            x = x if parameter is None else x.to(parameter.device)
+            with counter.batch(x.shape[0 if static else 1]):
+                output = run(model, x, T)
+            if isinstance(output, Tensor) and not torch.isfinite(output).all():
+                layer = _first_not_finite(model, x, T, run)
+                raise ModelError(
+                    f"the output has NaN or infinite values, first produced by {layer}; check the "
+                    "weights and the input"
+                )
+    if counter.samples == 0:
+        raise DataError("inputs hold no samples; give at least one")
+    if not counter.neurons:
+        raise ModelError(f"no spiking layer of {type(model).__name__} ran; {_registration()}")
+    return _assemble(model, counter, rules, bool(static), saturation, gates)
+
+
+def _check(
+    model: nn.Module, T: int, batch_size: int, saturation: float, forward: Forward | None
+) -> None:
+    if isinstance(T, bool) or not isinstance(T, int) or T < 1:
+        raise ConfigError(f"T={T!r}: the number of timesteps must be a whole number, 1 or more")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size!r} must be a whole number, 1 or more")
+    if not 0 < saturation <= 1:
+        raise ConfigError(f"saturation={saturation!r} must be a rate in (0, 1], e.g. 0.9")
+    if forward is None and not hasattr(model, "steps"):
+        raise ModelError(
+            f"{type(model).__name__} has no steps(x, T); pass forward=lambda model, x, T: ..."
+        )
+    if not any(isinstance(module, neuron_types()) for module in model.modules()):
+        raise ModelError(f"no spiking layers found in {type(model).__name__}; {_registration()}")
+
+
+def _registration() -> str:
+    known = ", ".join(cls.__name__ for cls in neuron_types())
+    return (
+        f"known neurons: {known}. Register another class first: "
+        "spikedim.profiling.register_neuron(TheNeuronClass)"
+    )
+
+
+def _batches(inputs: Tensor | Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    for x in [inputs] if isinstance(inputs, Tensor) else inputs:
+        if not isinstance(x, Tensor) or x.ndim < 2:
+            what = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise DataError(f"inputs must be tensors [B, ...] or [T, B, C, H, W], got {what}")
+        axis = 0 if x.ndim < 5 else 1
+        if x.shape[axis]:
+            yield from x.split(size, axis)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _first_not_finite(model: nn.Module, x: Tensor, T: int, run: Forward) -> str:
+    """Name of the first layer whose output is not finite."""
+    culprits: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not torch.isfinite(output).all():
+                culprits.append(name)
+
+        return look
+
+    modules = [item for item in model.named_modules() if item[0]]
+    handles = [module.register_forward_hook(watch(name)) for name, module in modules]
+    try:
+        run(model, x, T)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return culprits[0] if culprits else "an operation outside any layer"
+
+
+def _assemble(
+    model: nn.Module,
+    counter: Counter,
+    conventions: Sequence[EnergyConvention],
+    static: bool,
+    saturation: float,
+    gates: list[Any],
+) -> Profile:
+    T, n = counter.T, counter.samples
+    records = list(counter.operations.values())
+    numbered = Multiset((record.layer, record.op) for record in records)
+    names = [r.op + (f" {r.index + 1}" if numbered[r.layer, r.op] > 1 else "") for r in records]
+    operations = tuple(_operation(*pair, n) for pair in zip(records, names, strict=True))
+    layers = tuple(_layer(record, T, n) for record in counter.neurons.values())
+    spikes = {
+        record.layer: np.concatenate([batch.sum(0) for batch in record.counts])
+        for record in counter.neurons.values()
+    }
+    neurons = [(r.layer, r.elements / n, spikes[r.layer]) for r in counter.neurons.values()]
+    total = np.sum(list(spikes.values()), axis=0)
+    return Profile(
+        model=type(model).__name__,
+        T=T,
+        samples=n,
+        static_input=static,
+        layers=layers,
+        operations=operations,
+        categories=_categories(counter, n),
+        spikes_per_sample=mean_estimate(total, "spikes"),
+        energy=tuple(energy(records, names, rule, T, static, neurons) for rule in conventions),
+        dense=dense_energy(records, names, n, T),
+        gates=(*gates, *spike_gates(layers, saturation), *operation_gates(operations)),
+        unsupported=_unsupported(counter),
+        sample_spikes=total,
+    )
+
+
+def _layer(record: NeuronRecord, T: int, n: int) -> LayerProfile:
+    by_step = np.concatenate(record.counts, axis=1)  # [copies, n]
+    spikes = by_step.sum(0)
+    size = record.elements // (n * len(by_step))
+    per_step = tuple(by_step.mean(1) / size) if len(by_step) == T else ()
+    return LayerProfile(
+        name=record.layer,
+        type=record.type,
+        neurons=size,
+        rate=mean_estimate(spikes * n / record.elements, ""),
+        rate_per_step=tuple(float(rate) for rate in per_step),
+        spikes=mean_estimate(spikes, "spikes"),
+        output=str(record.kind),
+    )
+
+
+def _operation(record: OperationRecord, name: str, n: int) -> OperationProfile:
+    means = per_sample(record).mean(1)
+    operands = range(len(record.kinds))
+    return OperationProfile(
+        layer=record.layer,
+        operation=name,
+        inputs=tuple(str(kind) for kind in record.kinds),
+        rates=tuple(float(means[4 * i]) * n / record.elements[i] for i in operands),
+        copies=record.copies,
+        dense=record.dense / n,
+        fanout=tuple(float(means[4 * i + 2]) for i in operands),
+        unit_fanout=tuple(float(means[4 * i + 3]) for i in operands),
+        coincident=float(means[-1]) if record.op == "matmul" else None,
+        before_neurons=record.stem,
+        calls=record.calls,
+    )
+
+
+def _categories(counter: Counter, n: int) -> tuple[CategoryCount, ...]:
+    updates = Tally(len(counter.neurons), sum(r.elements for r in counter.neurons.values()))
+    tallies = {"neuron updates": updates, **counter.categories}
+    return tuple(CategoryCount(k, v.calls, v.elements / n) for k, v in sorted(tallies.items()))
+
+
+def _unsupported(counter: Counter) -> tuple[Unsupported, ...]:
+    tallies = (*counter.categories.values(), *counter.unsupported.values())
+    total = sum(t.elements for t in tallies) + sum(r.elements for r in counter.neurons.values())
+    items = sorted(counter.unsupported.items(), key=lambda item: -item[1].elements)
+    return tuple(Unsupported(k, v.calls, v.elements / max(1, total)) for k, v in items)
