@@ -35,10 +35,13 @@ class Estimate:
     method: str = ""
 
     def __str__(self) -> str:
-        text = number(self.value)
+        factor, unit = _readable_unit(self.value, self.unit)
+        text = number(self.value * factor)
         if self.low is not None and self.high is not None:
-            text += f" [{number(self.low)}, {number(self.high)}]"
-        return f"{text} {self.unit}".rstrip()
+            text += f" [{number(self.low * factor)}, {number(self.high * factor)}]"
+        elif self.low is not None:
+            text += f" [{number(self.low * factor)} or more]"
+        return f"{text} {unit}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,18 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     return str(value)
+
+
+def points_of(value: float) -> str:
+    """Percentage points in words: ``1 point``, ``0.5 points``."""
+    return f"{number(value)} point{'' if value == 1 else 's'}"
+
+
+def _readable_unit(value: float, unit: str) -> tuple[float, str]:
+    """Factor and unit that show a small energy without an exponent."""
+    if unit == "mJ" and 0 < abs(value) < 0.1:
+        return (1e3, "µJ") if abs(value) >= 1e-4 else (1e6, "nJ")
+    return 1.0, unit
 
 
 def _cell(value: Any) -> str:

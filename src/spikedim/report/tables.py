@@ -1,0 +1,228 @@
+"""Tables of the report as text, from the plain data of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spikedim.report.wording import amount, coverage, full, or_nan
+from spikedim.results import number
+
+Data = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of text; ``chosen`` holds the indices of highlighted rows."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    chosen: Sequence[int] = ()
+
+
+NEURON_NAMES = {"threshold": "v_th", "beta": "β", "refractory": "t_ref"}
+ESTIMATORS = {
+    "pr": "participation ratio",
+    "pr_corrected": "participation ratio, corrected for n",
+    "stable_rank": "stable rank",
+    "entropy_rank": "entropy rank",
+    "ridge": "ridge (statistical dimension)",
+    "two_nn": "Two-NN (intrinsic)",
+    "mle": "nearest-neighbour MLE (intrinsic)",
+}
+
+
+def operating(plan: Data) -> Grid:
+    """Accuracy, spikes and energy at each measured T."""
+    points = plan["operating"]
+    conventions = [e["convention"] for e in points[0]["profile"]["energy"]]
+    rows = []
+    for point in points:
+        totals = {e["convention"]: full(e["total"]) for e in point["profile"]["energy"]}
+        rows.append(
+            [
+                str(point["timesteps"]),
+                "not tested" if point["accuracy"] is None else full(point["accuracy"]),
+                full(point["profile"]["spikes_per_sample"]),
+                *[totals.get(name, "–") for name in conventions],
+            ]
+        )
+    chosen = (points.index(recommended_point(plan)),)
+    columns = ["T", "test accuracy", "spikes per sample"]
+    columns += [f"energy per sample, {name}" for name in conventions]
+    share = coverage(points[0]["profile"]["spikes_per_sample"])
+    notes = (
+        f"Below each value: its {share} interval and n. Highlighted: the recommended T.",
+        f"Network: {plan['model']['state']}.",
+    )
+    return Grid("Accuracy, spikes and energy by timesteps", columns, rows, notes, chosen)
+
+
+def predictions(plan: Data) -> Grid:
+    """The published rule in each reading of ε."""
+    rows = [
+        [
+            rule["rule"],
+            epsilon_label(rule),
+            full(rule["constant"]),
+            full(rule["d_eff"]),
+            full(rule["raw"]),
+            full(rule["timesteps"]),
+        ]
+        for rule in plan["predictions"]
+    ]
+    columns = ("rule", "ε", "C", "d_eff", "C·d_eff/ε²", "T (rounded up)")
+    return Grid("What the published rule predicts", columns, rows)
+
+
+def dimension(plan: Data) -> Grid:
+    """Every estimate of d_eff."""
+    found = plan["dimension"]
+    about = "yes" if found["centered"] else "no"
+    rows = [
+        [
+            estimator_label(key),
+            number(or_nan(e["value"])),
+            _interval(e),
+            "–" if e.get("n") is None else number(e["n"]),
+            about,
+            e.get("method") or "–",
+        ]
+        for key, e in found["estimates"].items()
+    ]
+    columns = ("estimator", "d_eff", "interval", "n", "centred", "how the interval was made")
+    return Grid("Effective dimension by estimator (a pure number)", columns, rows)
+
+
+def energy(point: Data) -> Grid | None:
+    """Energy and operations of one operating point, by convention."""
+    if not point["profile"]["energy"]:
+        return None
+    dense = point["profile"]["dense"]["total"]["value"]
+    rows = [
+        [
+            e["convention"],
+            full(e["total"]),
+            f"{number(dense / e['total']['value'], 3)} ×" if e["total"]["value"] else "–",
+            amount(e["macs"]),
+            amount(e["accumulates"]),
+        ]
+        for e in energies(point)
+    ]
+    columns = (
+        "convention",
+        "energy per sample",
+        "dense network / this",
+        "MACs per sample",
+        "accumulations per sample",
+    )
+    return Grid(f"Energy at T = {point['timesteps']}", columns, rows)
+
+
+def neurons(plan: Data) -> Grid | None:
+    """Accuracy, spikes and rate of each neuron setting; ``None`` where none was tried."""
+    if not plan["neurons"] or not plan["neurons"]["points"]:
+        return None
+    rows = [
+        [
+            neuron_label(p),
+            full(p["accuracy"]),
+            full(p["spikes_per_sample"]),
+            full(p["firing_rate"]),
+        ]
+        for p in plan["neurons"]["points"]
+    ]
+    columns = ("setting", "test accuracy", "spikes per sample", "firing rate")
+    return Grid("Neuron settings", columns, rows, (), chosen_neurons(plan))
+
+
+def bounds(plan: Data) -> Grid | None:
+    """Each lower bound beside its measurement."""
+    if not plan["bounds"]:
+        return None
+    rows = []
+    for bound in plan["bounds"]:
+        measured, value = bound["measured"], or_nan(bound["value"])
+        said = "not measured"
+        if measured is not None and bound["value"] is not None:
+            said = f"{number(measured)} ({'at or above' if measured >= value else 'below'})"
+        rows.append(
+            [
+                bound["name"],
+                f"{number(value, 3)} {bound['unit']}",
+                said,
+                bound["assumption"],
+                bound["claim"],
+            ]
+        )
+    columns = ("lower bound", "bound", "measured", "assumes", "claim")
+    return Grid("Bounds, published and corrected", columns, rows)
+
+
+def provenance(plan: Data) -> Grid:
+    """Versions, seed, fingerprint and command."""
+    origin = plan["provenance"]
+    rows = [
+        ["command", origin["command"]],
+        ["seed", str(origin["seed"])],
+        ["device", origin["device"]],
+        ["platform", origin["platform"]],
+        ["data fingerprint", origin["data_fingerprint"] or "–"],
+        ["created", origin["created"]],
+        *[[f"{name} version", str(version)] for name, version in origin["versions"].items()],
+        *[["note", note] for note in origin.get("notes") or ()],
+    ]
+    return Grid("Provenance", ("what", "value"), rows)
+
+
+def recommended_point(plan: Data) -> Data:
+    """Operating point of the recommended T, or the nearest that was measured."""
+    wanted = plan["recommendation"]["timesteps"]["value"]
+    return min(plan["operating"], key=lambda point: abs(point["timesteps"] - wanted))
+
+
+def energies(point: Data) -> list[Data]:
+    """Every convention, then the dense network."""
+    return [*point["profile"]["energy"], point["profile"]["dense"]]
+
+
+def chosen_neurons(plan: Data) -> list[int]:
+    """Indices of the points measured at the recommended threshold, leak and refractory period."""
+    wanted = {name: plan["recommendation"][name] for name in NEURON_NAMES}
+    base = {name: plan["neurons"]["base"][name] for name in NEURON_NAMES}
+    return [
+        index
+        for index, point in enumerate(plan["neurons"]["points"])
+        if {**base, point["parameter"]: point["value"]} == wanted
+    ]
+
+
+def neuron_label(point: Data) -> str:
+    """``v_th = 1.5``."""
+    own = " (the network's own)" if point["base"] else ""
+    name = NEURON_NAMES.get(point["parameter"], point["parameter"])
+    return f"{name} = {number(point['value'])}{own}"
+
+
+def estimator_label(key: str) -> str:
+    """Readable name of an estimator key."""
+    if key.startswith("pca"):
+        return f"PCA-{key.removeprefix('pca')} %"
+    return ESTIMATORS.get(key, key)
+
+
+def epsilon_label(rule: Data) -> str:
+    """Target error of a rule with its unit."""
+    unit = " %" if rule["epsilon_unit"] == "percent" else " (fraction)"
+    return f"{rule['epsilon']:g}{unit}"
+
+
+def _interval(estimate: Data) -> str:
+    low, high = estimate.get("low"), estimate.get("high")
+    if low is None and high is None:
+        return "none"
+    ends = f"{'?' if low is None else number(low)} to {'?' if high is None else number(high)}"
+    return f"{ends} ({coverage(estimate)})"
