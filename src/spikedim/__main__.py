@@ -1,0 +1,5 @@
+"""``python -m spikedim`` is the ``spikedim`` command."""
+
+from spikedim.cli import main
+
+main()

@@ -1,0 +1,59 @@
+"""The ``spikedim`` command: one thin verb per file, errors as one clear line."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import typer
+
+from spikedim.cli import data, design, info, measure, models, profile, report, sweep, train
+from spikedim.errors import SpikedimError
+
+app = typer.Typer(
+    name="spikedim",
+    help="Design bench for spiking transformers: how many timesteps, at what spike and energy "
+    "cost, and how sure. Start with: spikedim design --data digits --model spikformer_nano "
+    "--verify",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command()(design.design)
+app.command()(measure.measure)
+app.command()(profile.profile)
+app.command()(train.train)
+app.command()(sweep.sweep)
+app.command()(report.report)
+app.add_typer(models.app, name="models")
+app.add_typer(data.app, name="data")
+app.command()(info.info)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 a mistake the user can mend, 1 a fault of ours.
+
+    Args:
+        arguments: command-line words; ``sys.argv[1:]`` when omitted. ``--debug`` anywhere
+            shows the traceback of an error.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        app(words, prog_name="spikedim")
+    except SpikedimError as error:
+        _fail(f"error: {error}", 2, debug)
+    except KeyboardInterrupt:
+        _fail("interrupted: run the same command again to continue where it stopped", 130, debug)
+    except Exception as error:
+        text = f"internal error: {type(error).__name__}: {error} (add --debug and report this)"
+        _fail(text, 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(" ".join(message.split()), file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,94 @@
+"""What the training verbs share: data, training settings and the run directory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from spikedim.cli.output import say
+from spikedim.data import Dataset, load_dataset
+from spikedim.errors import ConfigError
+from spikedim.models import SpikingModel, create_model
+from spikedim.storage import Run
+from spikedim.training import TrainConfig, budget, default_config, resolve_device
+from spikedim.training.budget import CPU_MACS
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A data set cut to the budget, the model's name and how it is trained."""
+
+    dataset: Dataset
+    model: str
+    config: TrainConfig
+
+    def network(self) -> SpikingModel:
+        """The untrained network, shaped for the data."""
+        return create_model(
+            self.model,
+            num_classes=self.dataset.num_classes,
+            input_shape=self.dataset.input_shape,
+            seed=self.config.seed,
+        )
+
+    def run(self, verb: str, settings: Mapping[str, Any], out: Path | None) -> Run:
+        """The run directory of this job: ``out``, or one named after everything that matters."""
+        resolved = {
+            "command": verb,
+            "data": self.dataset.name,
+            "data_fingerprint": self.dataset.fingerprint,
+            "train_samples": len(self.dataset.train),
+            "test_samples": 0 if self.dataset.test is None else len(self.dataset.test),
+            "model": self.model,
+            "training": asdict(self.config),
+            **settings,
+        }
+        if out is not None:
+            return Run(out, resolved)
+        return Run.named(RUNS, f"{verb}-{self.dataset.name}-{self.model}", resolved)
+
+
+def prepare(
+    data: str,
+    data_root: Path | None,
+    model: str,
+    timesteps: Sequence[int],
+    epochs: int | None,
+    train_samples: int | None,
+    test_samples: int | None,
+    seed: int,
+    device: str,
+) -> Job:
+    """Load the data, resolve the training settings and cut both to the budget.
+
+    Without ``epochs`` and ``train_samples`` the work is cut to a default budget that is counted,
+    not clocked, so that the same command does the same work everywhere; on a GPU, and with
+    ``train_samples`` 0, everything is used.
+    """
+    for option, value in (("--train-samples", train_samples), ("--test-samples", test_samples)):
+        if value is not None and value < 0:
+            raise ConfigError(f"{option} {value} must be 0 (all samples) or a positive number")
+    dataset = load_dataset(data, data_root)
+    if dataset.test is None:
+        dataset = dataset.with_test(seed=seed)
+    config = default_config(model, dataset, seed=seed, device=device)
+    if epochs is not None:
+        config = replace(config, epochs=epochs)
+    free = train_samples == 0 or resolve_device(device).type != "cpu"
+    dataset, config, note = budget(
+        dataset,
+        config,
+        model,
+        timesteps,
+        max_train_samples=train_samples or None,
+        max_test_samples=test_samples or None,
+        max_macs=math.inf if free else CPU_MACS,
+    )
+    if note:
+        say(f"{note} (--epochs, --train-samples 0 for everything)")
+    return Job(dataset, model, config)

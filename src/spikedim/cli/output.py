@@ -1,0 +1,63 @@
+"""How verbs print: a readable result, or JSON alone on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from spikedim.errors import ConfigError, SpikedimWarning
+from spikedim.progress import showing
+from spikedim.results import Result
+from spikedim.storage import write_bytes
+
+
+def emit(result: Result, as_json: bool) -> None:
+    """Print ``result`` for a person, or as JSON."""
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    # A pipe has no width of its own: leave tables whole instead of folding them at 80.
+    Console(width=None if sys.stdout.isatty() else 140).print(result)
+
+
+@contextmanager
+def working(quiet: bool) -> Iterator[None]:
+    """Show progress and turn spikedim's warnings into one line each on standard error."""
+    errors = Console(stderr=True)
+    with showing(not quiet), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", SpikedimWarning)
+        yield
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        errors.print(f"warning: {text}", markup=False, highlight=False)
+
+
+def say(text: str) -> None:
+    """Tell the person one line without disturbing what a program reads on standard output."""
+    Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)
+
+
+def save_figure(result: Any, path: Path) -> None:
+    """Draw ``result.plot()`` into an image file, atomically."""
+    import io
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    kind = path.suffix.lstrip(".").lower()
+    if kind not in ("png", "pdf", "svg"):
+        raise ConfigError(f"--plot {path}: name a .png, .pdf or .svg file")
+    figure = result.plot().get_figure()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight")
+    pyplot.close(figure)
+    write_bytes(path, buffer.getvalue())

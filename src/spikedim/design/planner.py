@@ -1,0 +1,249 @@
+"""The main job: measure the data, predict T, check the prediction by training, recommend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from spikedim.data import Dataset
+from spikedim.design.bounds import lower_bounds
+from spikedim.design.plan import (
+    DataSummary,
+    ModelSummary,
+    Operating,
+    Plan,
+    Recommendation,
+    Target,
+)
+from spikedim.design.verdict import agreement, verdict
+from spikedim.dimension import measure
+from spikedim.errors import ConfigError, DataError
+from spikedim.models import SpikingModel, calibrate_batchnorm, create_model, load_checkpoint
+from spikedim.neurons import LIFParams
+from spikedim.profiling import profile
+from spikedim.provenance import provenance
+from spikedim.results import points_of
+from spikedim.storage import Run, write_json
+from spikedim.theory import TimestepPrediction, timestep_rule
+from spikedim.training import (
+    NeuronPoint,
+    NeuronSweep,
+    TimestepSweep,
+    TrainConfig,
+    default_config,
+    sweep_neurons,
+    sweep_timesteps,
+)
+
+#: Timesteps that are trained and tested unless the user names others.
+DEFAULT_TIMESTEPS = (1, 2, 4, 8)
+
+#: Neuron settings tried one at a time around the network's own.
+NEURON_GRID = {"threshold": (0.5, 1.0, 1.5), "beta": (0.25, 0.5, 0.75), "refractory": (0, 1)}
+
+#: Largest T at which an untrained network is profiled for a prediction that was not verified.
+_MOST_UNVERIFIED = 32
+_CALIBRATION_SAMPLES = 256
+
+
+def design(
+    dataset: Dataset,
+    model: str = "spikformer_tiny",
+    *,
+    target: Target | None = None,
+    verify: bool = False,
+    timesteps: Sequence[int] = DEFAULT_TIMESTEPS,
+    neurons: bool = True,
+    config: TrainConfig | None = None,
+    checkpoint: str | Path | None = None,
+    profile_samples: int = 128,
+    seed: int = 0,
+    run: Run | None = None,
+) -> Plan:
+    """Say how many timesteps a spiking transformer needs on a data set, at what cost, how surely.
+
+    Measures the effective dimension of the training inputs and the published rule's T. With
+    ``verify`` it trains the network at each of ``timesteps``, measures T* (the smallest T within
+    the target's tolerance of the accuracy plateau), spikes and energy at each T, and the effect of
+    threshold, leak and refractory period at T*; without it, spikes and energy come from
+    ``checkpoint`` or from the untrained network with calibrated batch norm, and say so.
+
+    Args:
+        dataset: images with labels.
+        model: a name from :func:`spikedim.models.list_models`.
+        target: ε of the rule and tolerated accuracy loss.
+        verify: measure T* by training.
+        timesteps: T values to train at.
+        neurons: also sweep neuron settings at T* (with ``verify``).
+        config: training settings; default by model and data.
+        checkpoint: weights to profile instead of an untrained network.
+        profile_samples: test samples behind spikes and energy.
+        seed: seed of weights, subsamples and training.
+        run: run directory that makes the work resumable and receives ``results.json``; required
+            with ``verify``.
+
+    Raises:
+        ConfigError: ``verify`` without ``run`` or together with ``checkpoint``.
+        DataError: the data set has no images or labels.
+    """
+    target = target or Target()
+    if dataset.kind != "image" or dataset.train.labels is None:
+        raise DataError(
+            f"{dataset.name} ({dataset.kind}) cannot be designed for yet: give images with labels"
+        )
+    if verify and run is None:
+        raise ConfigError(
+            "verify=True trains networks: pass run=Run(directory, config) to keep them"
+        )
+    if verify and checkpoint is not None:
+        raise ConfigError("verify trains its own networks: leave out either verify or checkpoint")
+
+    dimension = measure(dataset.features("train"), seed=seed)
+    d_eff = dimension.estimates["pca95"]
+    predictions = (
+        timestep_rule(d_eff, target.epsilon, "percent"),
+        timestep_rule(d_eff, target.epsilon / 100, "fraction"),
+    )
+    network = create_model(
+        model, num_classes=dataset.num_classes, input_shape=dataset.input_shape, seed=seed
+    )
+    sweep, neuron_sweep = None, None
+    if verify:
+        assert run is not None
+        config = config or default_config(model, dataset)
+        sweep = sweep_timesteps(
+            dataset, model, tuple(timesteps), config, run, tolerance=target.tolerance
+        )
+        if neurons:
+            best = int(sweep.t_star.value)
+            neuron_sweep = sweep_neurons(dataset, model, best, NEURON_GRID, config, run)
+        state = f"trained, {config.epochs} epochs on {len(dataset.train):,} samples"
+    elif checkpoint is not None:
+        load_checkpoint(network, checkpoint)
+        state = f"weights of {Path(checkpoint).name}"
+    else:
+        state = f"untrained, batch norm calibrated on {_CALIBRATION_SAMPLES} samples"
+
+    operating = _operating(network, dataset, sweep, predictions[0], checkpoint, profile_samples)
+    advice = _recommend(network, sweep, neuron_sweep, predictions[0], target)
+    summary = ModelSummary(
+        model,
+        sum(p.numel() for p in network.parameters()),
+        network.config.tokens,
+        network.config.embed_dim,
+        state,
+    )
+    point = next((p for p in operating if p.timesteps == advice.timesteps.value), operating[-1])
+    data = _data_summary(dataset)
+    agreed = agreement(predictions[0], sweep, dataset.num_classes)
+    plan = Plan(
+        verdict=verdict(advice, predictions[0], agreed, sweep, point, target, model, data),
+        agreement=agreed,
+        recommendation=advice,
+        data=data,
+        model=summary,
+        target=target,
+        dimension=dimension,
+        predictions=predictions,
+        operating=operating,
+        bounds=lower_bounds(
+            summary,
+            dimension.spectrum,
+            dataset.features("train", limit=256, seed=seed),
+            d_eff.value,
+            target.epsilon / 100,
+            point.profile,
+        ),
+        sweep=sweep,
+        neurons=neuron_sweep,
+        provenance=provenance(
+            seed=seed,
+            config=run.config if run else {"model": model, "verify": verify},
+            data_fingerprint=dataset.fingerprint,
+            device=config.device if config else "cpu",
+        ),
+    )
+    if run is not None:
+        write_json(run.file("results.json"), plan)
+    return plan
+
+
+def _operating(
+    network: SpikingModel,
+    dataset: Dataset,
+    sweep: TimestepSweep | None,
+    prediction: TimestepPrediction,
+    checkpoint: str | Path | None,
+    samples: int,
+) -> tuple[Operating, ...]:
+    """Profile the trained network of every T, or the given one at the predicted T."""
+    split = "train" if dataset.test is None else "test"
+    x, _ = dataset.tensors(split, limit=samples)
+    if sweep is not None:
+        points = []
+        for point in sweep.points:
+            load_checkpoint(network, point.checkpoint)
+            points.append(Operating(point.T, point.accuracy, profile(network, x, point.T)))
+        return tuple(points)
+    T = min(int(prediction.timesteps.value), _MOST_UNVERIFIED)
+    if checkpoint is None:
+        images, _ = dataset.tensors("train", limit=_CALIBRATION_SAMPLES)
+        calibrate_batchnorm(network, torch.split(images, 64), T)
+    return (Operating(T, None, profile(network, x, T)),)
+
+
+def _recommend(
+    network: SpikingModel,
+    sweep: TimestepSweep | None,
+    neurons: NeuronSweep | None,
+    prediction: TimestepPrediction,
+    target: Target,
+) -> Recommendation:
+    default: LIFParams = network.config.neuron
+    settings = {name: getattr(default, name) for name in NEURON_GRID}
+    if sweep is None:
+        return Recommendation(
+            prediction.timesteps,
+            **settings,
+            basis="published rule",
+            reasons=(
+                f"T: {prediction.rule}; not checked on this network.",
+                "v_th, β and t_ref: the network's own; verify to compare others.",
+            ),
+        )
+    reasons = [
+        f"T: smallest T within {points_of(target.tolerance)} of the plateau {sweep.plateau}.",
+    ]
+    if neurons is None:
+        reasons.append("v_th, β and t_ref: the network's own; no others were tried.")
+    else:
+        choice = _cheapest(neurons, target.tolerance)
+        settings |= {choice.parameter: choice.value}
+        reasons.append(
+            f"v_th, β and t_ref: fewest spikes ({choice.spikes_per_sample}) of "
+            f"{len(neurons.points)} measurements at T = {neurons.T}, "
+            f"within {points_of(target.tolerance)} of the best ({choice.accuracy})."
+        )
+    return Recommendation(sweep.t_star, **settings, basis="measured", reasons=tuple(reasons))
+
+
+def _cheapest(neurons: NeuronSweep, tolerance: float) -> NeuronPoint:
+    """The measured setting with the fewest spikes within ``tolerance`` points of the best one."""
+    best = max(point.accuracy.value for point in neurons.points)
+    good = [point for point in neurons.points if point.accuracy.value >= best - tolerance]
+    return min(good, key=lambda point: point.spikes_per_sample.value)
+
+
+def _data_summary(dataset: Dataset) -> DataSummary:
+    return DataSummary(
+        dataset.name,
+        dataset.kind,
+        len(dataset.train),
+        0 if dataset.test is None else len(dataset.test),
+        dataset.input_shape,
+        dataset.num_classes,
+        dataset.source,
+        dataset.fingerprint,
+    )

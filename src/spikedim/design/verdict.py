@@ -1,0 +1,132 @@
+"""Plain-language conclusions, computed from the numbers."""
+
+from __future__ import annotations
+
+from spikedim.design.plan import Agreement, DataSummary, Operating, Recommendation, Target
+from spikedim.results import Estimate, number, points_of
+from spikedim.theory import TimestepPrediction
+from spikedim.training import TimestepSweep
+
+
+def learned(sweep: TimestepSweep, classes: int) -> bool:
+    """Whether the accuracy plateau lies above chance, 100/classes percent."""
+    low = sweep.plateau.value if sweep.plateau.low is None else sweep.plateau.low
+    return low > 100 / classes
+
+
+def agreement(
+    prediction: TimestepPrediction, sweep: TimestepSweep | None, classes: int
+) -> Agreement:
+    """Compare the published prediction's interval with the interval of the measured T*.
+
+    Overlapping intervals agree. A network at chance, a T* whose interval spans the whole tested
+    grid, or one that is open-ended while the prediction is not below it, decides nothing.
+    """
+    if sweep is None:
+        return "not measured"
+    if not learned(sweep, classes):
+        return "undecided"
+    tested = [point.T for point in sweep.points]
+    low, high = sweep.t_star.low, sweep.t_star.high
+    predicted_low, predicted_high = prediction.timesteps.low, prediction.timesteps.high
+    assert low is not None
+    assert predicted_low is not None
+    assert predicted_high is not None
+    if predicted_high < low:
+        return "underestimates"
+    if high is None or (low <= min(tested) and high >= max(tested)):
+        return "undecided"
+    if predicted_low > high:
+        return "overestimates"
+    return "agrees"
+
+
+def verdict(
+    recommendation: Recommendation,
+    prediction: TimestepPrediction,
+    agreed: Agreement,
+    sweep: TimestepSweep | None,
+    point: Operating | None,
+    target: Target,
+    model: str,
+    data: DataSummary,
+) -> tuple[str, ...]:
+    """Sentences that answer the question, the headline first."""
+    lines = [_headline(recommendation, sweep, target, model, data)]
+    if point is not None:
+        lines.append(_cost(point))
+    lines.append(_rule(prediction, agreed, sweep, target))
+    if sweep is None:
+        lines.append("Nothing was trained: add --verify to measure T* on this network and data.")
+    else:
+        lines.extend(sweep.notes)
+        lines.append(
+            "Intervals cover the finite test set, not other training seeds or a longer training."
+        )
+    return tuple(lines)
+
+
+def _headline(
+    recommendation: Recommendation,
+    sweep: TimestepSweep | None,
+    target: Target,
+    model: str,
+    data: DataSummary,
+) -> str:
+    t = recommendation.timesteps
+    if sweep is None:
+        return (
+            f"Published rule: T = {_span(t)} for {data.name}, whatever the network. "
+            "Not yet checked by running it."
+        )
+    accuracy = sweep.at(int(t.value)).accuracy
+    if not learned(sweep, data.classes):
+        return (
+            f"No answer: {model} has not learned {data.name} (plateau {sweep.plateau}, chance "
+            f"{number(100 / data.classes)} %); train longer, on more samples, or a larger network."
+        )
+    return (
+        f"Use T = {_span(t)}: {model} reaches {accuracy} accuracy on {accuracy.n} test samples of "
+        f"{data.name}, within {points_of(target.tolerance)} of its plateau {sweep.plateau}."
+    )
+
+
+def _cost(point: Operating) -> str:
+    parts = [f"{energy.total} per sample ({energy.convention})" for energy in point.profile.energy]
+    return (
+        f"At T = {point.timesteps} it fires {point.profile.spikes_per_sample} per sample and needs "
+        f"{' or '.join(parts)}; {point.profile.dense.total} for the dense network of the same "
+        "shapes in one pass."
+    )
+
+
+def _rule(
+    prediction: TimestepPrediction,
+    agreed: Agreement,
+    sweep: TimestepSweep | None,
+    target: Target,
+) -> str:
+    text = (
+        f"The published rule C·d_eff/ε² gives T = {_span(prediction.timesteps)} "
+        f"(C = {prediction.constant}, d_eff = {prediction.d_eff}, ε = {number(target.epsilon)} %)"
+    )
+    if sweep is None:
+        return text + "."
+    measured = _span(sweep.t_star)
+    if agreed == "agrees":
+        return f"{text}; the measured T* = {measured} overlaps it: they agree here."
+    if agreed == "undecided":
+        return f"{text}; the measured T* = {measured} is too uncertain to judge it."
+    ratio = prediction.timesteps.value / sweep.t_star.value
+    factor = ratio if ratio >= 1 else 1 / ratio
+    verb = "too many" if agreed == "overestimates" else "too few"
+    return f"{text}; the measured T* = {measured}: the rule asks for {number(factor, 2)}× {verb}."
+
+
+def _span(estimate: Estimate) -> str:
+    """``2 [1, 4]``, ``2 [1, or more]``, without the unit."""
+    if estimate.low is None and estimate.high is None:
+        return number(estimate.value)
+    high = "or more" if estimate.high is None else number(estimate.high)
+    low = number(estimate.value if estimate.low is None else estimate.low)
+    return f"{number(estimate.value)} [{low}, {high}]"

@@ -1,0 +1,290 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from spikedim import storage
+from spikedim.cli import main
+
+QUICK = ["--epochs", "1", "--train-samples", "120", "--test-samples", "80", "--quiet"]
+
+
+def run(*words):
+    """Run the command line in this process and return its exit code."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(word) for word in words])
+    code = caught.value.code
+    return 0 if code is None else code
+
+
+def fails(capsys, *words):
+    """Run a command that must fail as a user's mistake; return its one line."""
+    assert run(*words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert "Traceback" not in captured.err
+    return lines[0]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "verb", ["design", "measure", "profile", "train", "sweep", "report", "models", "data", "info"]
+)
+def test_every_verb_explains_itself_with_an_example(verb, capsys):
+    assert run(verb, "--help") == 0
+    assert re.search(r"Example:\s+spikedim\s+" + verb, capsys.readouterr().out)
+
+
+def test_help_is_quick_to_import():
+    code = (
+        "import sys, spikedim.cli; "
+        "heavy = {'torch', 'lightning', 'plotly', 'sklearn', 'matplotlib'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_info_models_and_data_print_json(capsys):
+    assert run("info", "--json") == 0
+    assert "torch" in json.loads(capsys.readouterr().out)["versions"]
+    assert run("models", "--json", "--pattern", "spikformer_4_384") == 0
+    (entry,) = json.loads(capsys.readouterr().out)["models"]
+    assert entry["parameters"] == 9_330_874
+    assert run("models", "show", "spikformer_4_384") == 0
+    assert "9,330,874" in capsys.readouterr().out
+    assert run("data") == 0
+    assert "digits" in capsys.readouterr().out
+    assert run("data", "show", "digits", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == 10
+
+
+def test_measure_prints_estimates_with_intervals_and_draws(here, capsys):
+    assert run("measure", "--data", "digits", "--plot", "s.png", "--json", "--quiet") == 0
+    report = json.loads(capsys.readouterr().out)
+    pca = report["estimates"]["pca95"]
+    assert pca["low"] <= pca["value"] <= pca["high"]
+    assert Path("s.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_config_file_gives_defaults_and_the_command_line_wins(here, capsys):
+    Path("m.yaml").write_text(yaml.safe_dump({"data": "digits", "limit": 100, "quantile": 0.9}))
+    assert run("measure", "--config", "m.yaml", "--limit", "200", "--json", "--quiet") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["n"] == 200
+    assert "pca90" in report["estimates"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished design run with verification, small enough for the suite."""
+    folder = tmp_path_factory.mktemp("design")
+    words = ["design", "--data", "digits", "--model", "spikformer_nano", "--verify", *QUICK]
+    assert run(*words, "-T", "1,2", "--out", folder / "run") == 0
+    return folder / "run"
+
+
+def test_design_writes_results_and_report(finished):
+    results = storage.read_json(finished / "results.json")
+    assert results["recommendation"]["basis"] == "measured"
+    assert results["recommendation"]["timesteps"]["value"] in (1, 2)
+    assert [point["timesteps"] for point in results["operating"]] == [1, 2]
+    assert results["provenance"]["data_fingerprint"]
+    assert (finished / "report.html").stat().st_size > 100_000
+
+
+def test_report_is_rebuilt_without_recomputing(finished, here):
+    assert run("report", finished, "--to", here / "again.html") == 0
+    assert (here / "again.html").read_text() == (finished / "report.html").read_text()
+
+
+def test_same_command_finishes_at_once_and_gives_the_same_numbers(finished, capsys):
+    before = storage.read_json(finished / "results.json")
+    words = ["design", "--data", "digits", "--model", "spikformer_nano", "--verify", *QUICK]
+    started = time.monotonic()
+    assert run(*words, "-T", "1,2", "--out", finished, "--json") == 0
+    assert time.monotonic() - started < 30
+    after = json.loads(capsys.readouterr().out)
+    for plan in (before, after):
+        plan.pop("provenance")
+        plan["sweep"].pop("provenance", None)
+        plan["neurons"].pop("provenance", None)
+    assert after == before
+
+
+def test_another_setting_in_the_same_directory_is_refused(finished, capsys):
+    before = (finished / "results.json").read_bytes()
+    words = ["design", "--data", "digits", "--model", "spikformer_nano", "--verify", *QUICK]
+    line = fails(capsys, *words, "-T", "1,4", "--out", finished)
+    assert "other settings (timesteps)" in line
+    assert (finished / "results.json").read_bytes() == before
+
+
+def test_design_without_verification_says_it_is_not_measured(here, capsys):
+    assert run("design", "--data", "digits", "--model", "spikformer_nano", "--quiet") == 0
+    text = capsys.readouterr().out
+    assert "Not yet checked" in text
+    assert "untrained" in text
+
+
+def test_sweep_train_and_profile(here, capsys):
+    common = ["--data", "digits", "--model", "spikformer_nano"]
+    assert run("train", *common, *QUICK, "-T", "1", "--out", "t", "--json") == 0
+    weights = json.loads(capsys.readouterr().out)["weights"]
+    assert run("profile", *common, "-T", "1", "--checkpoint", weights, "--json", "--quiet") == 0
+    profile = json.loads(capsys.readouterr().out)
+    assert {e["convention"] for e in profile["energy"]} == {"paper-sop", "exact-fanout"}
+    sweep = ["sweep", *common, *QUICK, "-T", "1,2", "--mode", "inference", "--out", "s", "--json"]
+    assert run(*sweep) == 0
+    assert [p["T"] for p in json.loads(capsys.readouterr().out)["points"]] == [1, 2]
+
+
+def test_killed_design_resumes_and_repeats_at_most_one_epoch(here):
+    words = [
+        *("design", "--data", "digits", "--model", "spikformer_nano", "--verify", "--no-neurons"),
+        *("--epochs", "6", "--train-samples", "400", "--test-samples", "80", "-T", "1"),
+        *("--out", "run", "--quiet"),
+    ]
+    command = [sys.executable, "-m", "spikedim", *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(here.glob("run/**/last.ckpt")):
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    import torch
+
+    (checkpoint,) = here.glob("run/**/last.ckpt")
+    saved = torch.load(checkpoint, weights_only=False)["epoch"] + 1
+    assert not (here / "run" / "results.json").exists()
+    assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+    (history,) = (storage.read_json(p)["history"] for p in here.glob("run/**/fit.json"))
+    assert len(history) == 6
+    assert saved >= 1
+    assert (here / "run" / "results.json").exists()
+
+
+# --- mistakes: one clear line, exit code 2 ---
+
+
+@pytest.fixture
+def images(here):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 255, (40, 8, 8), dtype=np.uint8)
+    return {"x_train": x, "y_train": np.arange(40) % 4, "x_test": x[:8], "y_test": np.arange(8) % 4}
+
+
+def _saved(arrays, **changes):
+    np.savez("bad.npz", **{**arrays, **changes})
+    return "bad.npz"
+
+
+def test_missing_data(here, capsys):
+    line = fails(capsys, "design", "--data", "nowhere.npz", "--quiet")
+    assert "nowhere.npz" in line
+
+
+def test_corrupt_data(here, capsys):
+    Path("bad.npz").write_bytes(b"PK\x03\x04 this is not an archive")
+    assert "bad.npz" in fails(capsys, "design", "--data", "bad.npz", "--quiet")
+
+
+def test_short_data(here, images, capsys):
+    _saved(images)
+    Path("bad.npz").write_bytes(Path("bad.npz").read_bytes()[:-700])
+    assert "bad.npz" in fails(capsys, "design", "--data", "bad.npz", "--quiet")
+
+
+def test_labels_that_do_not_match(here, images, capsys):
+    path = _saved(images, y_train=images["y_train"][:-3])
+    line = fails(capsys, "design", "--data", path, "--quiet")
+    assert "40" in line
+    assert "37" in line
+
+
+def test_nan_pixels(here, images, capsys):
+    x = images["x_train"].astype(np.float32)
+    x[3, 2, 1] = np.nan
+    line = fails(capsys, "design", "--data", _saved(images, x_train=x), "--quiet")
+    assert "NaN" in line
+    assert "3" in line
+
+
+@pytest.mark.parametrize("steps", ["0", "-1", "two", ""])
+def test_timesteps_that_make_no_sense(here, capsys, steps):
+    line = fails(capsys, "design", "--verify", "-T", steps, "--quiet")
+    assert "whole number" in line
+
+
+def test_zero_timesteps_where_one_number_is_asked(here, capsys):
+    words = ["profile", "--model", "spikformer_nano", "-T", "0", "--quiet"]
+    assert "T=0" in fails(capsys, *words)
+
+
+def test_unknown_model(here, capsys):
+    line = fails(capsys, "design", "--model", "spikformer_nan", "--quiet")
+    assert "spikformer_nano" in line
+
+
+def test_unreadable_checkpoint(here, capsys):
+    Path("bad.pt").write_bytes(b"not a checkpoint")
+    for name in ("bad.pt", "missing.pt"):
+        words = ["profile", "--model", "spikformer_nano", "--checkpoint", name, "--quiet"]
+        assert name in fails(capsys, *words)
+
+
+def test_wrong_device(here, capsys, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    line = fails(capsys, "design", "--verify", "--device", "cuda", "--quiet")
+    assert "--device cpu" in line
+
+
+def test_no_disk_space(finished, capsys, monkeypatch):
+    import errno
+
+    before = (finished / "results.json").read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(storage.os, "fsync", full)
+    words = ["design", "--data", "digits", "--model", "spikformer_nano", "--verify", *QUICK]
+    line = fails(capsys, *words, "-T", "1,2", "--out", finished)
+    assert "no disk space" in line
+    assert (finished / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("unknown_key: 1", "unknown_key"), ("[1, 2]", "mapping"), ("a: [", "cannot read")],
+)
+def test_bad_config_file(here, capsys, text, words):
+    Path("c.yaml").write_text(text)
+    assert words in fails(capsys, "measure", "--config", "c.yaml", "--quiet")
+
+
+def test_report_of_nothing(here, capsys):
+    assert "results.json" in fails(capsys, "report", "nowhere")
+
+
+def test_debug_shows_the_traceback(here, capsys):
+    assert run("design", "--data", "nowhere.npz", "--quiet", "--debug") == 2
+    assert "Traceback" in capsys.readouterr().err

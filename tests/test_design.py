@@ -1,0 +1,125 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from spikedim.data import load_dataset, make_dataset
+from spikedim.design import Bound, Target, design
+from spikedim.design.planner import _cheapest
+from spikedim.design.verdict import agreement
+from spikedim.errors import ConfigError, DataError
+from spikedim.results import Estimate
+from spikedim.storage import Run
+from spikedim.theory import timestep_rule
+
+
+LEARNED = Estimate(90.0, 85.0, 95.0)
+
+
+def sweep(low, high, grid=(1, 2, 4, 8), plateau=LEARNED):
+    points = [SimpleNamespace(T=t) for t in grid]
+    return SimpleNamespace(points=points, t_star=Estimate(low, low, high), plateau=plateau)
+
+
+def predicted(low, high):
+    value = (low * high) ** 0.5
+    return timestep_rule(Estimate(value, low - 0.01, high - 0.01), 1.0, "percent", constant=1.0)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "measured", "expected"),
+    [
+        ((3, 5), (2, 4), "agrees"),
+        ((3, 5), (5, 8), "agrees"),
+        ((10, 20), (2, 4), "overestimates"),
+        ((1, 2), (4, 8), "underestimates"),
+        ((10, 20), (4, None), "undecided"),
+        ((1, 2), (4, None), "underestimates"),
+        ((3, 5), (1, 8), "undecided"),
+    ],
+)
+def test_agreement(prediction, measured, expected):
+    assert agreement(predicted(*prediction), sweep(*measured), 10) == expected
+
+
+def test_agreement_without_measurement():
+    assert agreement(predicted(3, 5), None, 10) == "not measured"
+
+
+def test_a_network_at_chance_judges_nothing():
+    chance = sweep(1, 2, plateau=Estimate(12.0, 8.0, 16.0))
+    assert agreement(predicted(10, 20), chance, 10) == "undecided"
+
+
+def point(accuracy, spikes):
+    return SimpleNamespace(accuracy=Estimate(accuracy), spikes_per_sample=Estimate(spikes))
+
+
+def test_cheapest_neuron_setting_keeps_the_accuracy():
+    points = [point(90.0, 10), point(96.0, 30), point(95.5, 20), point(94.0, 5)]
+    assert _cheapest(SimpleNamespace(points=points), 1.0) is points[2]
+    assert _cheapest(SimpleNamespace(points=points), 0.0) is points[1]
+    assert _cheapest(SimpleNamespace(points=points), 10.0) is points[3]
+
+
+@pytest.fixture(scope="module")
+def unverified():
+    return design(load_dataset("digits"), "spikformer_nano", profile_samples=16)
+
+
+def test_unverified_plan_follows_the_published_rule_and_says_so(unverified):
+    plan = unverified
+    assert plan.sweep is None
+    assert plan.agreement == "not measured"
+    assert plan.recommendation.basis == "published rule"
+    assert plan.recommendation.timesteps == plan.predictions[0].timesteps
+    assert int(plan.predictions[0].timesteps.value) == plan.operating[0].profile.T
+    assert "untrained" in plan.model.state
+    assert plan.predictions[1].timesteps.value > 1000
+
+
+def test_bounds_are_the_theory_filled_in(unverified):
+    bounds = {bound.name: bound for bound in unverified.bounds}
+    n, d = unverified.model.tokens, unverified.model.channels
+    assert (n, d) == (64, 32)
+    assert bounds["published worst case L_f²·n·d/ε²"].value == pytest.approx(n * d / 0.05**2)
+    spikes = unverified.operating[0].profile.spikes_per_sample.value
+    assert all(b.measured == spikes for b in unverified.bounds if b.unit.startswith("spikes"))
+    assert all(b.measured is not None for b in unverified.bounds)
+
+
+def test_bound_compares():
+    assert Bound("", "", 5.0, "", 6.0, "").respected is True
+    assert Bound("", "", 5.0, "", 4.0, "").respected is False
+    assert Bound("", "", 5.0, "", None, "").respected is None
+
+
+def test_same_call_same_plan(unverified):
+    again = design(load_dataset("digits"), "spikformer_nano", profile_samples=16)
+    first, second = unverified.to_dict(), again.to_dict()
+    first.pop("provenance"), second.pop("provenance")
+    assert first == second
+
+
+def test_target_changes_the_prediction():
+    loose = design(
+        load_dataset("digits"), "spikformer_nano", target=Target(epsilon=10), profile_samples=8
+    )
+    assert loose.predictions[0].raw.value == pytest.approx(2.3 * 28 / 100)
+
+
+def test_verification_needs_a_place_and_no_checkpoint(tmp_path):
+    data = load_dataset("digits")
+    with pytest.raises(ConfigError, match="Run"):
+        design(data, "spikformer_nano", verify=True)
+    with (
+        pytest.raises(ConfigError, match="checkpoint"),
+        Run(tmp_path / "r", {}) as run,
+    ):
+        design(data, "spikformer_nano", verify=True, checkpoint="x.pt", run=run)
+
+
+def test_only_labelled_images_can_be_designed_for():
+    vectors = make_dataset("v", (np.random.default_rng(0).normal(size=(20, 5)), None))
+    with pytest.raises(DataError, match="images with labels"):
+        design(vectors)
