@@ -12,7 +12,6 @@ from spikedim.results import Estimate
 from spikedim.storage import Run
 from spikedim.theory import timestep_rule
 
-
 LEARNED = Estimate(90.0, 85.0, 95.0)
 
 

@@ -1,0 +1,124 @@
+"""Batches of in-memory tensors: order, augmentation and encoding drawn from (seed, epoch).
+
+Because nothing depends on how many batches came before, a resumed run sees exactly the batches
+of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spikedim.data import Dataset, encode
+from spikedim.data.encoders import ENCODERS
+from spikedim.data.sampling import split_indices
+from spikedim.errors import ConfigError
+from spikedim.training.config import Augment
+
+_ORDER, _NOISE = 0, 1
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Iterable of (inputs, labels) over in-memory samples, re-iterable, with a length.
+
+    Attributes:
+        inputs, labels: all samples [N, C, H, W] and classes [N].
+        batch_size: upper limit of samples per batch; batches are evened out, so none is tiny.
+        T, encoder: inputs come out as [B, C, H, W] (``direct``) or as spikes [T, B, C, H, W].
+        seed: of every draw.
+        epoch: says which epoch the next pass is; the draws depend on it.
+        shuffle, augment: off for evaluation.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    batch_size: int
+    T: int
+    encoder: str = "direct"
+    seed: int = 0
+    epoch: Callable[[], int] = lambda: 0
+    shuffle: bool = False
+    augment: Augment = "none"
+
+    def __len__(self) -> int:
+        return -(-len(self.inputs) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        epoch = self.epoch()
+        order = torch.arange(len(self.inputs))
+        if self.shuffle:
+            order = torch.randperm(len(order), generator=stream(self.seed, epoch, _ORDER))
+        noise = stream(self.seed, epoch, _NOISE)
+        for index in order.tensor_split(len(self)):
+            x = self.inputs[index]
+            if self.augment != "none":
+                x = augment(x, noise, flip=self.augment == "shift+flip")
+            if self.encoder != "direct":
+                x = encode(x, self.T, self.encoder, generator=noise)
+            yield x, self.labels[index]
+
+
+def stream(*key: int) -> torch.Generator:
+    """Generator whose draws are determined by, and independent across, integer keys."""
+    word = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(word) & (2**63 - 1))
+
+
+def augment(x: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
+    """Shift every image by up to 1/8 of its side, filling with 0, and mirror half of them.
+
+    Args:
+        x: [B, C, H, W], standardised, so that 0 is the mean.
+        generator: of the shifts and flips.
+        flip: whether to mirror.
+    """
+    b, _, h, w = x.shape
+    reach = (max(1, h // 8), max(1, w // 8))
+    windows = F.pad(x, (reach[1], reach[1], reach[0], reach[0])).unfold(2, h, 1).unfold(3, w, 1)
+    dy = torch.randint(2 * reach[0] + 1, (b,), generator=generator)
+    dx = torch.randint(2 * reach[1] + 1, (b,), generator=generator)
+    shifted = windows[torch.arange(b), :, dy, dx]
+    if not flip:
+        return shifted
+    mirrored = torch.rand(b, generator=generator) < 0.5
+    return torch.where(mirrored[:, None, None, None], shifted.flip(-1), shifted)
+
+
+def samples(dataset: Dataset, split: str, encoder: str = "direct") -> tuple[Tensor, Tensor]:
+    """Inputs and labels of a split as the encoder needs them.
+
+    ``direct`` takes standardised pixels. Spike encoders need intensities, so the standardised
+    pixels are mapped back to [0, 1] per channel with the range of the TRAINING samples.
+
+    Raises:
+        ConfigError: unknown encoder.
+        DataError: the split is missing or has no labels, or the data are not images.
+    """
+    if encoder not in ENCODERS:
+        raise ConfigError(f"encoder={encoder!r} is unknown; use {', '.join(ENCODERS)}")
+    x, y = dataset.tensors(split)
+    if encoder == "direct":
+        return x, y
+    reference = x if split == "train" else dataset.tensors("train")[0]
+    low = reference.amin(dim=(0, 2, 3), keepdim=True)
+    high = reference.amax(dim=(0, 2, 3), keepdim=True)
+    return ((x - low) / (high - low).clamp_min(1e-12)).clamp(0, 1), y
+
+
+def held_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Ascending indices (kept, held out) of a stratified split; ``share`` 0 keeps everything.
+
+    Raises:
+        DataError: too few samples to hold any out.
+    """
+    n = len(labels)
+    if share == 0:
+        return torch.arange(n), torch.arange(0)
+    kept, out = split_indices(labels.numpy(), n, max(1, round(share * n)), seed)
+    return torch.from_numpy(kept), torch.from_numpy(out)

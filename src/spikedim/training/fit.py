@@ -1,0 +1,228 @@
+"""Train one network at one T, resumably."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spikedim.data import Dataset
+from spikedim.errors import ConfigError, DataError, StorageError
+from spikedim.models import SpikingModel, load_checkpoint
+from spikedim.neurons import LIF
+from spikedim.provenance import Provenance, provenance
+from spikedim.results import Estimate, Result, Table
+from spikedim.storage import digest, read_json, write_json
+from spikedim.theory.statistics import wilson_interval
+from spikedim.training.batches import Batches, held_out, samples
+from spikedim.training.config import TrainConfig, check_timesteps
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One pass over the training part. Accuracies in percent; held-out ones may be absent."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+    val_samples: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FitResult(Result):
+    """A finished training.
+
+    Attributes:
+        T, encoder, config: what was trained.
+        history: one record per epoch.
+        best_epoch: epoch (from 1) whose weights were kept.
+        accuracy: held-out accuracy of the kept weights in percent, Wilson interval; ``None``
+            without held-out samples. Optimistic, since it chose the epoch: test separately.
+        train_seconds: time spent in epochs, earlier interrupted processes included.
+        stopped_early: whether patience ran out before the last epoch.
+        weights: the kept weights (safetensors).
+        provenance: versions, seed, configuration, data fingerprint.
+    """
+
+    T: int
+    encoder: str
+    config: TrainConfig
+    history: tuple[EpochRecord, ...]
+    best_epoch: int
+    accuracy: Estimate | None
+    train_seconds: float
+    stopped_early: bool
+    weights: Path
+    provenance: Provenance = field(repr=False)
+
+    def tables(self) -> list[Table]:
+        """Summary, then one row per epoch."""
+        summary = [
+            ("timesteps T", self.T),
+            ("epochs", len(self.history)),
+            ("kept epoch", self.best_epoch),
+            ("held-out accuracy", self.accuracy),
+            ("training time (s)", self.train_seconds),
+            ("weights", str(self.weights)),
+        ]
+        rows = [
+            (r.epoch, r.train_loss, r.train_accuracy, r.val_loss, r.val_accuracy, r.seconds)
+            for r in self.history
+        ]
+        columns = ("epoch", "loss", "accuracy %", "held-out loss", "held-out accuracy %", "s")
+        return [Table("Training", ("what", "value"), summary), Table("Epochs", columns, rows)]
+
+
+def fit(
+    model: SpikingModel,
+    dataset: Dataset,
+    config: TrainConfig,
+    T: int,
+    directory: str | Path,
+    encoder: str = "direct",
+    label: str = "",
+) -> FitResult:
+    """Train ``model`` in place and leave it with the best held-out weights, in evaluation mode.
+
+    AdamW on the cross-entropy of the mean logits over T steps, linear warm-up and cosine decay.
+    After every epoch ``directory/last.ckpt`` is replaced atomically. Calling again with the same
+    arguments (same initial weights) continues after the last saved epoch, and on the CPU with the
+    same number of threads reaches the same weights bit for bit; a finished training is read back.
+
+    Args:
+        model: the initial network.
+        dataset: images with a labelled train split; the test split is not touched.
+        config: how to train.
+        T: timesteps.
+        directory: of this training alone; created when missing.
+        encoder: ``"direct"``, ``"bernoulli"`` or ``"latency"``.
+        label: what the progress bar says.
+
+    Raises:
+        ConfigError: T < 1 or an unknown encoder.
+        DataError: no labels, labels beyond the network's classes, NaN, or too few samples.
+        ModelError: the loss became NaN or infinite.
+        CheckpointError: an existing checkpoint is unreadable.
+        StorageError: disk full, not writable, or ``directory`` holds another training.
+    """
+    check_timesteps(T)
+    directory = Path(directory)
+    x, y = samples(dataset, "train", encoder)
+    _check_fits(model, dataset, x, y)
+    identity = _identity(model, dataset, config, T, encoder)
+    record = directory / "fit.json"
+    stored = read_json(record) if record.exists() else None
+    _check_same(directory, stored, identity)
+
+    best = directory / "best.safetensors"
+    if stored is None or not best.exists():
+        from spikedim.training import lightning_run
+
+        kept, out = held_out(y, config.validation, config.seed)
+        train = Batches(
+            x[kept], y[kept], config.batch_size, T, encoder, config.seed,
+            shuffle=True, augment=config.augment,
+        )  # fmt: skip
+        validation = Batches(x[out], y[out], 4 * config.batch_size, T, encoder, config.seed)
+        keeper = lightning_run.run(
+            model,
+            train,
+            validation if len(out) else None,
+            config,
+            directory,
+            identity,
+            label or f"train T={T}",
+        )
+        stored = {"digest": identity, "history": keeper.history, "best_epoch": keeper.best_epoch}
+        write_json(record, stored)
+    load_checkpoint(model, best)
+    model.eval()
+    return _result(stored, T, encoder, config, best, dataset)
+
+
+def _result(
+    stored: dict[str, Any],
+    T: int,
+    encoder: str,
+    config: TrainConfig,
+    weights: Path,
+    dataset: Dataset,
+) -> FitResult:
+    history = tuple(EpochRecord(**row) for row in stored["history"])
+    best = history[stored["best_epoch"] - 1]
+    accuracy = None
+    if best.val_accuracy is not None:
+        n = best.val_samples
+        low, high = wilson_interval(round(best.val_accuracy * n / 100), n)
+        accuracy = Estimate(best.val_accuracy, 100 * low, 100 * high, n, "%", method="Wilson")
+    return FitResult(
+        T=T,
+        encoder=encoder,
+        config=config,
+        history=history,
+        best_epoch=best.epoch,
+        accuracy=accuracy,
+        train_seconds=sum(row.seconds for row in history),
+        stopped_early=len(history) < config.epochs,
+        weights=weights,
+        provenance=provenance(
+            seed=config.seed,
+            config=asdict(config) | {"T": T, "encoder": encoder},
+            data_fingerprint=dataset.fingerprint,
+            device=config.device,
+        ),
+    )
+
+
+def _identity(
+    model: SpikingModel, dataset: Dataset, config: TrainConfig, T: int, encoder: str
+) -> str:
+    """Digest of everything that determines the trained weights, initial weights included."""
+    weights = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    neurons = [repr(m.params) for m in model.modules() if isinstance(m, LIF)]
+    what = [asdict(config), T, encoder, dataset.fingerprint, weights.hexdigest(), neurons]
+    return digest(what, 16)
+
+
+def _check_same(directory: Path, stored: dict[str, Any] | None, identity: str) -> None:
+    found = stored["digest"] if stored is not None else None
+    checkpoint = directory / "last.ckpt"
+    if found is None and checkpoint.exists():
+        from spikedim.training.lightning_run import read_checkpoint
+
+        found = read_checkpoint(checkpoint).get("spikedim_digest")
+    elif found is None:
+        return
+    if found != identity:
+        raise StorageError(
+            f"{directory} holds a training with other settings, data or initial weights; "
+            "choose another directory or remove it"
+        )
+
+
+def _check_fits(model: SpikingModel, dataset: Dataset, x: torch.Tensor, y: torch.Tensor) -> None:
+    if tuple(x.shape[1:]) != tuple(model.input_shape):
+        raise DataError(
+            f"{dataset.name} has inputs of shape {tuple(x.shape[1:])} but the network takes "
+            f"{tuple(model.input_shape)}; create the model with input_shape={tuple(x.shape[1:])}"
+        )
+    highest = int(y.max())
+    if int(y.min()) < 0 or highest >= model.num_classes:
+        raise DataError(
+            f"{dataset.name} has labels {int(y.min())}..{highest} but the network has "
+            f"{model.num_classes} classes; create the model with num_classes={highest + 1}"
+        )
+    if not np.isfinite(float(x.sum())):
+        raise DataError(f"{dataset.name} has NaN or infinite pixels in its train split")
+    if len(x) < 2:
+        raise ConfigError(f"{dataset.name} has {len(x)} training samples; at least 2 are needed")

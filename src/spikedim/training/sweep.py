@@ -1,0 +1,247 @@
+"""Measured accuracy against T: train or read out at several T, resumably, and find T*."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from spikedim import progress
+from spikedim.data import Dataset
+from spikedim.errors import ConfigError
+from spikedim.neurons import LIFParams
+from spikedim.provenance import Provenance, provenance
+from spikedim.results import Estimate, Result, Table, number, plain, points_of
+from spikedim.storage import Run
+from spikedim.training.config import TrainConfig, check_timesteps
+from spikedim.training.tables import write_parquet
+from spikedim.training.timestep import describe, t_star
+from spikedim.training.trial import Trial, run_trial
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Mode = Literal["train", "inference"]
+
+
+@dataclass(frozen=True)
+class TimestepPoint:
+    """Test accuracy at one T.
+
+    Attributes:
+        T: timesteps of the test.
+        accuracy: percent, Wilson interval.
+        spikes_per_sample: spikes of all neurons over T steps, interval over samples.
+        firing_rate: spikes per neuron and step.
+        train_seconds, epochs: cost of the training behind it.
+        trained_at: T it was trained at (equal to ``T`` in mode ``"train"``).
+        checkpoint: its weights.
+        correct: 0/1 per test sample (property; not exported).
+    """
+
+    T: int
+    accuracy: Estimate
+    spikes_per_sample: Estimate
+    firing_rate: Estimate
+    train_seconds: float
+    epochs: int
+    trained_at: int
+    checkpoint: Path
+    _correct: np.ndarray = field(repr=False, compare=False)
+
+    @property
+    def correct(self) -> np.ndarray:
+        """0/1 per test sample, uint8 [samples], in the order of the test split."""
+        return self._correct
+
+
+@dataclass(frozen=True)
+class TimestepSweep(Result):
+    """Accuracy against T, its plateau and T*.
+
+    Attributes:
+        dataset, model, mode, encoder: what was swept.
+        points: one per T, ascending.
+        tolerance: accepted loss against the plateau, percentage points.
+        plateau: fitted accuracy at the largest T, percent.
+        t_star: smallest T within the tolerance; ``high`` is ``None`` where the grid ends too soon.
+        fitted: isotonic accuracy at each T, percent.
+        probability: bootstrap frequency of T* = T at each T.
+        censored: whether a larger T might still be needed.
+        neuron: neuron parameters used; ``None`` for the model's own.
+        notes: what limits the answer.
+        provenance: versions, seed, configuration, data fingerprint.
+    """
+
+    dataset: str
+    model: str
+    mode: Mode
+    encoder: str
+    points: tuple[TimestepPoint, ...]
+    tolerance: float
+    plateau: Estimate
+    t_star: Estimate
+    fitted: tuple[float, ...]
+    probability: tuple[float, ...]
+    censored: bool
+    neuron: LIFParams | None
+    notes: tuple[str, ...]
+    provenance: Provenance = field(repr=False)
+
+    def at(self, T: int) -> TimestepPoint:
+        """The point at ``T``.
+
+        Raises:
+            ConfigError: T was not swept.
+        """
+        for point in self.points:
+            if point.T == T:
+                return point
+        raise ConfigError(f"T={T} was not swept; swept: {[point.T for point in self.points]}")
+
+    def tables(self) -> list[Table]:
+        """Accuracy, spikes and cost per T."""
+        rows = [
+            (p.T, p.accuracy, fit, share, p.spikes_per_sample, p.firing_rate, p.train_seconds)
+            for p, fit, share in zip(self.points, self.fitted, self.probability, strict=True)
+        ]
+        columns = (
+            "T", "accuracy", "fit %", "P(T*=T)", "spikes per sample", "rate", "training s",
+        )  # fmt: skip
+        title = (
+            f"{self.model} on {self.dataset}: T* = {describe(self.t_star)} "
+            f"(within {points_of(self.tolerance)} of {number(self.plateau.value)} %)"
+        )
+        return [Table(title, columns, rows, self.notes)]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw accuracy against T with intervals, the plateau band and T*."""
+        from matplotlib import pyplot
+
+        axes = ax if ax is not None else pyplot.figure().add_subplot()
+        steps = [p.T for p in self.points]
+        values = [p.accuracy.value for p in self.points]
+        below = [v - (p.accuracy.low or 0.0) for v, p in zip(values, self.points, strict=True)]
+        above = [(p.accuracy.high or v) - v for v, p in zip(values, self.points, strict=True)]
+        axes.errorbar(steps, values, [below, above], fmt="o", capsize=3, label="test accuracy")
+        axes.plot(steps, self.fitted, drawstyle="steps-post", label="isotonic fit")
+        top = self.plateau.value
+        axes.axhspan(top - self.tolerance, top, alpha=0.15, label="plateau − tolerance")
+        axes.axvline(self.t_star.value, linestyle="--", label=f"T* = {describe(self.t_star)}")
+        axes.set(xlabel="timesteps T", ylabel="accuracy (%)", xticks=steps)
+        axes.set_title(f"{self.model} on {self.dataset}")
+        axes.legend()
+        return axes
+
+
+def sweep_timesteps(
+    dataset: Dataset,
+    model_name: str,
+    T_values: Sequence[int],
+    config: TrainConfig,
+    run: Run,
+    tolerance: float = 1.0,
+    mode: Mode = "train",
+    neuron: LIFParams | None = None,
+    encoder: str = "direct",
+) -> TimestepSweep:
+    """Measure accuracy at several T on the test split and find T*.
+
+    Every T starts from the same initial weights, data order and held-out split. A finished T is
+    stored in the run directory and never trained again; an interrupted one continues after its
+    last epoch. ``sweep.parquet`` in the run directory holds one row per (trained T, tested T).
+
+    Args:
+        dataset: images with labelled train and test splits.
+        model_name: see :func:`spikedim.models.list_models`.
+        T_values: the grid of T.
+        config: how to train.
+        run: an entered run directory.
+        tolerance: accepted loss against the plateau, percentage points.
+        mode: ``"train"`` trains once per T; ``"inference"`` trains once at the largest T and
+            reads the answer after each smaller T.
+        neuron: parameters of every neuron; ``None`` keeps the model's.
+        encoder: ``"direct"``, ``"bernoulli"`` or ``"latency"``.
+
+    Raises:
+        ConfigError: empty or repeated grid, T < 1, unknown mode or encoder, or ``latency`` with
+            ``"inference"``, where a prefix of a run is not a shorter run.
+        DataError: no test split or no labels.
+        ModelError: unknown model, or training diverged.
+        StorageError: disk full, or the run directory holds other settings.
+    """
+    grid = _grid(T_values)
+    if mode not in ("train", "inference"):
+        raise ConfigError(f"mode={mode!r} is unknown; use 'train' or 'inference'")
+    if mode == "inference" and encoder == "latency":
+        raise ConfigError(
+            "encoder='latency' spreads its spikes over all T steps, so stopping early is not a "
+            "shorter run; use mode='train' or another encoder"
+        )
+    dataset.split("test")
+    trained = grid if mode == "train" else grid[-1:]
+    trials: dict[int, Trial] = {}
+    with progress.task(f"sweep {model_name} on {dataset.name}", sum(trained)) as bar:
+        for T in trained:
+            trials[T] = run_trial(dataset, model_name, T, config, run, neuron, encoder)
+            bar.advance(T, f"T={T}: {number(trials[T].accuracy[-1].value)} %")
+    points = tuple(_point(trials[T if mode == "train" else grid[-1]], T, run.path) for T in grid)
+    answer = t_star({p.T: p.correct for p in points}, tolerance, seed=config.seed)
+    source = provenance(
+        seed=config.seed,
+        config=plain(asdict(config))
+        | {
+            "model": model_name,
+            "T": list(grid),
+            "mode": mode,
+            "encoder": encoder,
+            "tolerance": tolerance,
+            "neuron": plain(neuron),
+        },
+        data_fingerprint=dataset.fingerprint,
+        device=config.device,
+        notes=("T* intervals cover test-set noise, not the noise of training seeds.",),
+    )
+    write_parquet(run.file("sweep.parquet"), list(trials.values()), dataset, model_name, source)
+    return TimestepSweep(
+        dataset=dataset.name,
+        model=model_name,
+        mode=mode,
+        encoder=encoder,
+        points=points,
+        tolerance=answer.tolerance,
+        plateau=answer.plateau,
+        t_star=answer.estimate,
+        fitted=answer.fitted,
+        probability=answer.probability,
+        censored=answer.censored,
+        neuron=neuron,
+        notes=answer.notes,
+        provenance=source,
+    )
+
+
+def _grid(T_values: Sequence[int]) -> tuple[int, ...]:
+    values = [check_timesteps(T) for T in T_values]
+    if not values:
+        raise ConfigError("T_values is empty; give the timesteps to try, e.g. 1 2 4 8")
+    if len(set(values)) != len(values):
+        raise ConfigError(f"T_values={values} repeats a value; give each T once")
+    return tuple(sorted(values))
+
+
+def _point(trial: Trial, T: int, root: Path) -> TimestepPoint:
+    return TimestepPoint(
+        T=T,
+        accuracy=trial.accuracy[T - 1],
+        spikes_per_sample=trial.spikes_per_sample[T - 1],
+        firing_rate=trial.firing_rate[T - 1],
+        train_seconds=trial.train_seconds,
+        epochs=trial.epochs,
+        trained_at=trial.T,
+        checkpoint=root / trial.weights,
+        _correct=trial.correct[T - 1],
+    )

@@ -1,0 +1,106 @@
+"""One cell of a sweep: train, test at every prefix of T, store. Finished cells are read back."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spikedim.data import Dataset
+from spikedim.models import create_model
+from spikedim.neurons import LIFParams
+from spikedim.results import Estimate
+from spikedim.storage import Run, digest
+from spikedim.training.batches import samples
+from spikedim.training.config import TrainConfig
+from spikedim.training.evaluation import evaluate
+from spikedim.training.fit import fit
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trained and tested network; per-prefix lists run over t = 1..T.
+
+    Attributes:
+        T, seed, encoder, neuron: what was trained (``neuron`` as the network really used it).
+        correct: 0/1 [T, samples] after each number of steps.
+        accuracy, spikes_per_sample, firing_rate: per prefix.
+        held_out: accuracy on the samples held out of training; ``None`` without.
+        epochs, best_epoch, train_seconds: of the training.
+        weights: path relative to the run directory.
+    """
+
+    T: int
+    seed: int
+    encoder: str
+    neuron: dict[str, Any]
+    correct: np.ndarray
+    accuracy: tuple[Estimate, ...]
+    spikes_per_sample: tuple[Estimate, ...]
+    firing_rate: tuple[Estimate, ...]
+    held_out: Estimate | None
+    epochs: int
+    best_epoch: int
+    train_seconds: float
+    weights: str
+
+
+def run_trial(
+    dataset: Dataset,
+    model_name: str,
+    T: int,
+    config: TrainConfig,
+    run: Run,
+    neuron: LIFParams | None = None,
+    encoder: str = "direct",
+) -> Trial:
+    """Train ``model_name`` at T and test it, once: the outcome is a step of ``run``.
+
+    Raises:
+        DataError, ModelError, StorageError: as :func:`spikedim.training.fit`.
+    """
+    what = [model_name, T, config, neuron, encoder, dataset.fingerprint]
+    key = f"{model_name}-T{T}-{digest([repr(item) for item in what])}"
+    key = re.sub(r"[^\w.-]", "_", key)
+
+    def compute() -> dict[str, Any]:
+        model = create_model(
+            model_name,
+            num_classes=dataset.num_classes,
+            input_shape=dataset.input_shape,
+            neuron=neuron,
+            seed=config.seed,
+        )
+        folder = run.file("trials", key, "fit.json").parent
+        result = fit(model, dataset, config, T, folder, encoder, f"train {model_name} T={T}")
+        x, y = samples(dataset, "test", encoder)
+        test = evaluate(model, x, y, T, encoder=encoder, seed=config.seed, device=config.device)
+        return {
+            "T": T,
+            "seed": config.seed,
+            "encoder": encoder,
+            "neuron": model.config.neuron,
+            "correct": ["".join(map(str, test.correct(t + 1))) for t in range(T)],
+            "accuracy": test.accuracy,
+            "spikes_per_sample": test.spikes_per_sample,
+            "firing_rate": test.firing_rate,
+            "held_out": result.accuracy,
+            "epochs": len(result.history),
+            "best_epoch": result.best_epoch,
+            "train_seconds": result.train_seconds,
+            "weights": str(result.weights.relative_to(run.path)),
+        }
+
+    return _read(run.step(key, compute))
+
+
+def _read(stored: dict[str, Any]) -> Trial:
+    lists = {
+        name: tuple(Estimate(**row) for row in stored[name])
+        for name in ("accuracy", "spikes_per_sample", "firing_rate")
+    }
+    correct = np.array([[int(c) for c in row] for row in stored["correct"]], dtype=np.uint8)
+    held_out = Estimate(**stored["held_out"]) if stored["held_out"] is not None else None
+    return Trial(**{**stored, **lists, "correct": correct, "held_out": held_out})
