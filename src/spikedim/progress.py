@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ _LOG_EVERY_S = 5.0
 class _State:
     live: Any = None
     log: bool = False
+    queue: Any = None
 
 
 @contextmanager
@@ -62,10 +65,12 @@ class Task:
         self._started = self._printed = time.monotonic()
         live = _State.live
         self._id = live.add_task(label, total=total) if live is not None else None
+        self._send(0, "")
 
     def advance(self, steps: int = 1, detail: str = "") -> None:
         """Record ``steps`` more units of work, with an optional short detail to show."""
         self.done += steps
+        self._send(steps, detail)
         if self._id is not None and _State.live is not None:
             label = f"{self.label} {detail}".rstrip()
             _State.live.update(self._id, completed=self.done, description=label)
@@ -75,8 +80,13 @@ class Task:
             seconds = self._printed - self._started
             print(f"{self.label}: {self.done}{of} {detail} ({seconds:.0f} s)", file=sys.stderr)
 
+    def _send(self, steps: int | None, detail: str) -> None:
+        if _State.queue is not None:
+            _State.queue.put((os.getpid(), id(self), self.label, self.total, steps, detail))
+
     def close(self) -> None:
         """Remove the bar."""
+        self._send(None, "")
         if self._id is not None and _State.live is not None:
             _State.live.remove_task(self._id)
             self._id = None
@@ -90,6 +100,42 @@ def task(label: str, total: int | None = None) -> Iterator[Task]:
         yield current
     finally:
         current.close()
+
+
+def report_to(queue: Any) -> None:
+    """Send the progress of this worker process to the process that opened the :func:`relay`."""
+    _State.queue = queue
+
+
+@contextmanager
+def relay(context: Any) -> Iterator[Any]:
+    """Show the progress of worker processes: yields the queue they :func:`report_to`.
+
+    Args:
+        context: the :mod:`multiprocessing` context the workers are started from.
+    """
+    queue = context.Queue()
+
+    def listen() -> None:
+        tasks: dict[tuple[int, int], Task] = {}
+        while (message := queue.get()) is not None:
+            process, key, label, total, steps, detail = message
+            if steps is None:
+                tasks.pop((process, key)).close()
+            else:
+                if (process, key) not in tasks:
+                    tasks[process, key] = Task(label, total)
+                tasks[process, key].advance(steps, detail)
+        for left in tasks.values():
+            left.close()
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield queue
+    finally:
+        queue.put(None)
+        listener.join()
 
 
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:

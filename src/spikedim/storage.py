@@ -134,6 +134,10 @@ class Run:
     def __exit__(self, *exc: object) -> None:
         self._lock.release()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A worker process gets the directory without the lock, which its parent holds."""
+        return Run, (self.path, self.config)
+
     def _check_config(self) -> None:
         path = self.path / "run.yaml"
         if not path.exists():

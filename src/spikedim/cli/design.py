@@ -36,6 +36,7 @@ def design(
     out: options.Out = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
+    workers: options.Workers = None,
     data_root: options.DataRoot = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -75,6 +76,7 @@ def design(
                 config=job.config,
                 checkpoint=checkpoint,
                 seed=seed,
+                workers=workers or job.workers,
                 run=run,
             )
             page = write_report(plan, run.file("report.html"))

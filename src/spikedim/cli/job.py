@@ -13,7 +13,13 @@ from spikedim.data import Dataset, load_dataset
 from spikedim.errors import ConfigError
 from spikedim.models import SpikingModel, create_model
 from spikedim.storage import Run
-from spikedim.training import TrainConfig, budget, default_config, resolve_device
+from spikedim.training import (
+    TrainConfig,
+    budget,
+    default_config,
+    default_workers,
+    resolve_device,
+)
 from spikedim.training.budget import CPU_MACS
 
 RUNS = Path("runs")
@@ -26,6 +32,11 @@ class Job:
     dataset: Dataset
     model: str
     config: TrainConfig
+
+    @property
+    def workers(self) -> int:
+        """Trainings to run at once unless the user says otherwise."""
+        return default_workers(self.config)
 
     def network(self) -> SpikingModel:
         """The untrained network, shaped for the data."""

@@ -85,6 +85,10 @@ TrainSamples = Annotated[
 TestSamples = Annotated[
     int | None, typer.Option(help="At most this many test samples (stratified); 0 for all.")
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Trainings at once; default one per CPU core, one on a GPU."),
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option(

@@ -29,6 +29,7 @@ def sweep(
     out: options.Out = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
+    workers: options.Workers = None,
     data_root: options.DataRoot = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -56,7 +57,14 @@ def sweep(
         settings = {"timesteps": timesteps, "mode": mode, "tolerance": tolerance}
         with job.run("sweep", settings, out) as run:
             result = sweep_timesteps(
-                job.dataset, model, timesteps, job.config, run, tolerance=tolerance, mode=mode
+                job.dataset,
+                model,
+                timesteps,
+                job.config,
+                run,
+                tolerance=tolerance,
+                mode=mode,
+                workers=workers or job.workers,
             )
     emit(result, as_json)
     say(f"Table: {run.file('sweep.parquet')}")

@@ -60,6 +60,7 @@ def design(
     checkpoint: str | Path | None = None,
     profile_samples: int = 128,
     seed: int = 0,
+    workers: int = 1,
     run: Run | None = None,
 ) -> Plan:
     """Say how many timesteps a spiking transformer needs on a data set, at what cost, how surely.
@@ -81,6 +82,7 @@ def design(
         checkpoint: weights to profile instead of an untrained network.
         profile_samples: test samples behind spikes and energy.
         seed: seed of weights, subsamples and training.
+        workers: trainings at once; the numbers stay the same.
         run: run directory that makes the work resumable and receives ``results.json``; required
             with ``verify``.
 
@@ -114,11 +116,19 @@ def design(
         assert run is not None
         config = config or default_config(model, dataset)
         sweep = sweep_timesteps(
-            dataset, model, tuple(timesteps), config, run, tolerance=target.tolerance
+            dataset,
+            model,
+            tuple(timesteps),
+            config,
+            run,
+            tolerance=target.tolerance,
+            workers=workers,
         )
         if neurons:
             best = int(sweep.t_star.value)
-            neuron_sweep = sweep_neurons(dataset, model, best, NEURON_GRID, config, run)
+            neuron_sweep = sweep_neurons(
+                dataset, model, best, NEURON_GRID, config, run, workers=workers
+            )
         state = f"trained, {config.epochs} epochs on {len(dataset.train):,} samples"
     elif checkpoint is not None:
         load_checkpoint(network, checkpoint)
@@ -220,7 +230,7 @@ def _recommend(
         reasons.append("v_th, β and t_ref: the network's own; no others were tried.")
     else:
         choice = _cheapest(neurons, target.tolerance)
-        settings |= {choice.parameter: choice.value}
+        settings[choice.parameter] = type(settings[choice.parameter])(choice.value)
         reasons.append(
             f"v_th, β and t_ref: fewest spikes ({choice.spikes_per_sample}) of "
             f"{len(neurons.points)} measurements at T = {neurons.T}, "

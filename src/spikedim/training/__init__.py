@@ -6,6 +6,7 @@ from spikedim.training.config import TrainConfig, resolve_device
 from spikedim.training.evaluation import Evaluation, evaluate
 from spikedim.training.fit import EpochRecord, FitResult, fit
 from spikedim.training.neuron_sweep import NeuronPoint, NeuronSweep, sweep_neurons
+from spikedim.training.parallel import default_workers
 from spikedim.training.sweep import TimestepPoint, TimestepSweep, sweep_timesteps
 from spikedim.training.timestep import TStar, t_star
 from spikedim.training.trial import Trial, run_trial
@@ -24,6 +25,7 @@ __all__ = [
     "Trial",
     "budget",
     "default_config",
+    "default_workers",
     "evaluate",
     "fit",
     "predict_seconds",

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from spikedim import progress
 from spikedim.data import Dataset
 from spikedim.errors import ConfigError
 from spikedim.models import model_entry
@@ -15,8 +14,9 @@ from spikedim.provenance import Provenance, provenance
 from spikedim.results import Estimate, Result, Table, number, plain
 from spikedim.storage import Run
 from spikedim.training.config import TrainConfig, check_timesteps
+from spikedim.training.parallel import Job, run_trials
 from spikedim.training.tables import write_parquet
-from spikedim.training.trial import Trial, run_trial
+from spikedim.training.trial import Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,6 +110,7 @@ def sweep_neurons(
     run: Run,
     base: LIFParams | None = None,
     encoder: str = "direct",
+    workers: int = 1,
 ) -> NeuronSweep:
     """Train and test the network with one neuron parameter changed at a time.
 
@@ -125,6 +126,7 @@ def sweep_neurons(
         run: an entered run directory.
         base: the setting to vary; ``None`` takes the model's own.
         encoder: ``"direct"``, ``"bernoulli"`` or ``"latency"``.
+        workers: trainings at once, each in a process of its own; the numbers stay the same.
 
     Raises:
         ConfigError: an unknown parameter, an empty grid, or a value out of its domain.
@@ -134,13 +136,18 @@ def sweep_neurons(
     origin: LIFParams = model_entry(model_name).config.neuron if base is None else base
     settings = _settings(grid, origin)
     dataset.split("test")
-    trials: dict[LIFParams, Trial] = {}
-    with progress.task(f"neurons of {model_name} on {dataset.name}", len(settings)) as bar:
-        for parameter, value, neuron in settings:
-            if neuron not in trials:
-                trials[neuron] = run_trial(dataset, model_name, T, config, run, neuron, encoder)
-            accuracy = trials[neuron].accuracy[-1].value
-            bar.advance(1, f"{parameter}={number(value)}: {number(accuracy)} %")
+    tried = list(dict.fromkeys(neuron for _, _, neuron in settings))
+    found = run_trials(
+        [Job(T, neuron) for neuron in tried],
+        dataset,
+        model_name,
+        config,
+        run,
+        encoder,
+        workers,
+        f"neurons of {model_name} on {dataset.name}",
+    )
+    trials = dict(zip(tried, found, strict=True))
     source = provenance(
         seed=config.seed,
         config=plain(asdict(config))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from spikedim import progress
 from spikedim.data import Dataset
 from spikedim.errors import ConfigError
 from spikedim.neurons import LIFParams
@@ -17,9 +16,10 @@ from spikedim.provenance import Provenance, provenance
 from spikedim.results import Estimate, Result, Table, number, plain, points_of
 from spikedim.storage import Run
 from spikedim.training.config import TrainConfig, check_timesteps
+from spikedim.training.parallel import Job, run_trials
 from spikedim.training.tables import write_parquet
 from spikedim.training.timestep import describe, t_star
-from spikedim.training.trial import Trial, run_trial
+from spikedim.training.trial import Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -147,6 +147,7 @@ def sweep_timesteps(
     mode: Mode = "train",
     neuron: LIFParams | None = None,
     encoder: str = "direct",
+    workers: int = 1,
 ) -> TimestepSweep:
     """Measure accuracy at several T on the test split and find T*.
 
@@ -165,6 +166,7 @@ def sweep_timesteps(
             reads the answer after each smaller T.
         neuron: parameters of every neuron; ``None`` keeps the model's.
         encoder: ``"direct"``, ``"bernoulli"`` or ``"latency"``.
+        workers: trainings at once, each in a process of its own; the numbers stay the same.
 
     Raises:
         ConfigError: empty or repeated grid, T < 1, unknown mode or encoder, or ``latency`` with
@@ -183,11 +185,17 @@ def sweep_timesteps(
         )
     dataset.split("test")
     trained = grid if mode == "train" else grid[-1:]
-    trials: dict[int, Trial] = {}
-    with progress.task(f"sweep {model_name} on {dataset.name}", sum(trained)) as bar:
-        for T in trained:
-            trials[T] = run_trial(dataset, model_name, T, config, run, neuron, encoder)
-            bar.advance(T, f"T={T}: {number(trials[T].accuracy[-1].value)} %")
+    found = run_trials(
+        [Job(T, neuron) for T in trained],
+        dataset,
+        model_name,
+        config,
+        run,
+        encoder,
+        workers,
+        f"sweep {model_name} on {dataset.name}",
+    )
+    trials = dict(zip(trained, found, strict=True))
     points = tuple(_point(trials[T if mode == "train" else grid[-1]], T, run.path) for T in grid)
     answer = t_star({p.T: p.correct for p in points}, tolerance, seed=config.seed)
     source = provenance(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spikedim.data import Dataset
-from spikedim.models import create_model
+from spikedim.models import create_model, model_entry
 from spikedim.neurons import LIFParams
 from spikedim.results import Estimate
 from spikedim.storage import Run, digest
@@ -61,6 +61,7 @@ def run_trial(
     Raises:
         DataError, ModelError, StorageError: as :func:`spikedim.training.fit`.
     """
+    neuron = model_entry(model_name).config.neuron if neuron is None else neuron
     what = [model_name, T, config, neuron, encoder, dataset.fingerprint]
     key = f"{model_name}-T{T}-{digest([repr(item) for item in what])}"
     key = re.sub(r"[^\w.-]", "_", key)

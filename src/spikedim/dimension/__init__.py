@@ -1,0 +1,64 @@
+"""Effective dimension of data and representations: spectra, estimators, intervals.
+
+``measure(x)`` gives every estimate with an interval; ``spectrum(x)`` the eigenvalues behind them;
+``participation_ratio(x)`` one number without eigenvalues; ``SpectrumStream`` and the sketches
+data that do not fit memory; ``growth_curve``, ``per_class`` and ``per_neighbourhood`` the detail.
+"""
+
+from spikedim.dimension.estimators import (
+    Estimator,
+    estimator,
+    get_estimator,
+    list_estimators,
+    pca_count,
+    pca_quantile,
+    ridge_dimension,
+)
+from spikedim.dimension.growth import GrowthCurve, growth_curve
+from spikedim.dimension.local import (
+    ClassDimensions,
+    LocalDimensions,
+    per_class,
+    per_neighbourhood,
+)
+from spikedim.dimension.measure import DimensionReport, measure, published_protocol
+from spikedim.dimension.sketch import (
+    FrequentDirections,
+    merge_sketches,
+    randomised_spectrum,
+    sketch_spectrum,
+)
+from spikedim.dimension.spectrum import Spectrum, memory_needed, spectrum
+from spikedim.dimension.streaming import SpectrumStream
+from spikedim.dimension.traces import Traces, participation_ratio, stochastic_traces, traces
+
+__all__ = [
+    "ClassDimensions",
+    "DimensionReport",
+    "Estimator",
+    "FrequentDirections",
+    "GrowthCurve",
+    "LocalDimensions",
+    "Spectrum",
+    "SpectrumStream",
+    "Traces",
+    "estimator",
+    "get_estimator",
+    "growth_curve",
+    "list_estimators",
+    "measure",
+    "memory_needed",
+    "merge_sketches",
+    "participation_ratio",
+    "pca_count",
+    "pca_quantile",
+    "per_class",
+    "per_neighbourhood",
+    "published_protocol",
+    "randomised_spectrum",
+    "ridge_dimension",
+    "sketch_spectrum",
+    "spectrum",
+    "stochastic_traces",
+    "traces",
+]

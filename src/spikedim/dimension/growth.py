@@ -1,0 +1,164 @@
+"""Effective dimension against the number of samples, extrapolated to infinitely many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import optimize, stats
+
+from spikedim.dimension.arrays import as_samples
+from spikedim.dimension.estimators import get_estimator
+from spikedim.dimension.intervals import LIMIT, Resampler, curve_of
+from spikedim.dimension.moments import Array
+from spikedim.errors import ConfigError
+from spikedim.progress import task
+from spikedim.results import Estimate, Result, Table
+
+
+@dataclass(frozen=True)
+class GrowthCurve(Result):
+    """d_eff(n) on random subsets and the fit θ(n) = θ_∞ − a/√n − b/n with a, b of one sign.
+
+    Args:
+        estimator: key of the estimator.
+        sizes: numbers of samples, ascending.
+        values: mean over the subsets of each size.
+        spread: standard deviation over them.
+        limit: θ_∞ with an interval from the subsets.
+        slope, curvature: a and b of the fit.
+        limited: the value at the largest n is more than 3 % from θ_∞.
+    """
+
+    estimator: str
+    sizes: Array
+    values: Array
+    spread: Array
+    limit: Estimate
+    slope: float
+    curvature: float
+    limited: bool
+
+    def fit(self, n: Any) -> Array:
+        """The fitted curve at ``n`` samples."""
+        n = np.asarray(n, np.float64)
+        return np.asarray(self.limit.value - self.slope / np.sqrt(n) - self.curvature / n)
+
+    def tables(self) -> list[Table]:
+        """One row per sample size, the extrapolated limit last."""
+        rows: list[Sequence[Any]] = [
+            (int(n), float(v), float(s))
+            for n, v, s in zip(self.sizes, self.values, self.spread, strict=True)
+        ]
+        rows.append(("∞ (fit)", self.limit.value, str(self.limit)))
+        notes = ("limited by n: the largest sample is not enough",) if self.limited else ()
+        columns = ("n", self.estimator, "s.d. over subsets")
+        return [Table(f"{self.estimator} against the number of samples", columns, rows, notes)]
+
+    def plot(self, ax: Any = None) -> Any:
+        """Measured values, fit and extrapolated band; returns the matplotlib axes."""
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            _, ax = plt.subplots(figsize=(5, 3.5), layout="constrained")
+        n = np.geomspace(self.sizes[0], 10 * self.sizes[-1], 200)
+        ax.plot(n, self.fit(n), color="#1f5a93", lw=1.4, label="fit")
+        ax.errorbar(self.sizes, self.values, self.spread, fmt="o", ms=4, color="#b8321f",
+                    label="subsets")  # fmt: skip
+        if self.limit.low is not None and self.limit.high is not None:
+            ax.axhspan(self.limit.low, self.limit.high, color="#1f5a93", alpha=0.15, lw=0)
+        ax.set(xscale="log", xlabel="samples n", ylabel=self.estimator)
+        ax.legend(fontsize=8, frameon=False)
+        return ax
+
+
+def growth_curve(
+    x: Any,
+    estimator: str = "pca95",
+    center: bool = True,
+    *,
+    sizes: Sequence[int] | None = None,
+    repeats: int = 5,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> GrowthCurve:
+    """Measure d_eff on random subsets of growing size and extrapolate to n → ∞.
+
+    Args:
+        x: samples ``[n, d...]``.
+        estimator: key of a spectral estimator; pcaQQ is measured as a real-valued count.
+        center: subtract the mean of each subset.
+        sizes: subset sizes; six from n/32 to n by default.
+        repeats: subsets per size (disjoint where they fit).
+        confidence: of the interval of the limit.
+        seed: of the subsets.
+
+    Raises:
+        DataError: fewer than 16 samples.
+        ConfigError: sizes outside [4, n], fewer than 3 of them, or no spectral estimator.
+    """
+    item = get_estimator(estimator)
+    if item.needs != "spectrum":
+        raise ConfigError(f"estimator {estimator!r} does not read a spectrum")
+    samples = as_samples(x, 16)
+    n = samples.n
+    if sizes is None:
+        sizes = [n // k for k in (32, 16, 8, 4, 2, 1) if n // k >= 4]
+    sizes = sorted(set(sizes))
+    if len(sizes) < 3 or sizes[0] < 4 or sizes[-1] > n or repeats < 2:
+        raise ConfigError(
+            f"sizes={list(sizes)}, repeats={repeats}; expected at least 3 sizes between 4 and "
+            f"{n} and at least 2 repeats"
+        )
+    curve = curve_of(item)
+    source = Resampler.of(samples, center)
+    draws = np.empty((repeats, len(sizes)))
+    rng = np.random.default_rng(seed)
+    with task("growth curve", repeats * len(sizes)) as progress:
+        for place, size in enumerate(sizes):
+            order, start = rng.permutation(n), 0
+            for turn in range(repeats if size < n else 1):
+                if start + size > n:
+                    order, start = rng.permutation(n), 0
+                chosen = np.sort(order[start : start + size])
+                start += size
+                draws[turn, place] = curve(source.subset(chosen))
+                progress.advance()
+            if size == n:
+                draws[1:, place] = draws[0, place]
+    values, spread = draws.mean(axis=0), draws.std(axis=0, ddof=1)
+    numbers = np.asarray(sizes, np.float64)
+    limit, slope, curvature = fit_growth(numbers, values)
+    limits = np.array([fit_growth(numbers, row)[0] for row in draws])
+    reach = float(stats.t.ppf(0.5 + confidence / 2, repeats - 1) * limits.std(ddof=1))
+    reach = float(np.hypot(reach, limit - _plain_limit(numbers, values)))
+    top = float(samples.d)
+    found = Estimate(
+        limit, max(limit - reach, 0.0), min(limit + reach, top), n, "", confidence,
+        f"fit over {len(sizes)} sizes, {repeats} subsets each",
+    )  # fmt: skip
+    limited = bool(abs(limit - values[-1]) > LIMIT * max(values[-1], 1.0))
+    return GrowthCurve(estimator, numbers, values, spread, found, slope, curvature, limited)
+
+
+def fit_growth(sizes: Array, values: Array) -> tuple[float, float, float]:
+    """θ_∞, a, b of θ(n) = θ_∞ − a/√n − b/n, by least squares with a and b of the same sign.
+
+    Relative weights grow with n, where the two-term form holds best.
+    """
+    sign = 1.0 if values[-1] >= values[0] else -1.0
+    weight = np.sqrt(sizes)
+    design = np.stack([np.ones_like(sizes), -sign / np.sqrt(sizes), -sign / sizes], axis=1)
+    found = optimize.lsq_linear(
+        design * weight[:, None], values * weight, bounds=([-np.inf, 0, 0], np.inf)
+    )
+    limit, a, b = (float(v) for v in found.x)
+    return limit, sign * a, sign * b
+
+
+def _plain_limit(sizes: Array, values: Array) -> float:
+    """Extrapolation from the two largest sizes as if the bias were b/n alone."""
+    (m, n), (low, high) = sizes[-2:], values[-2:]
+    return float(high + (high - low) * m / (n - m))

@@ -1,0 +1,145 @@
+"""The covariance matrix as a product with few vectors, never formed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from spikedim.dimension.arrays import Float, Samples
+from spikedim.dimension.moments import SINGLE_RANGE, TOO_LARGE, Array, provisional_mean
+from spikedim.errors import DataError
+
+
+@dataclass(frozen=True)
+class CovarianceOperator:
+    """C = Σ(x−μ)(x−μ)ᵀ/divisor applied block by block; data are read once per product.
+
+    Args:
+        samples: the data.
+        mean: μ, [d]; zero when uncentred.
+        divisor: n − 1 centred, n uncentred.
+        total: tr C.
+    """
+
+    samples: Samples
+    mean: Array
+    divisor: int
+    total: float
+
+    @property
+    def dtype(self) -> Any:
+        """Precision of the products: float32 where the data fit it."""
+        return np.float32 if self.samples.single else np.float64
+
+    def apply(self, vectors: Float) -> Array:
+        """C·vectors for ``vectors`` [d, k], float64 [d, k]."""
+        if self.samples.sparse:
+            x = self.samples.array
+            inner = x @ vectors - self.mean @ vectors
+            outer = x.T @ inner - np.outer(self.mean, inner.sum(axis=0))
+            return np.asarray(outer / self.divisor)
+        dtype = self.dtype
+        vectors = np.ascontiguousarray(vectors, dtype)
+        mean = self.mean.astype(dtype)
+        out = np.zeros(vectors.shape)
+        most = max(thin_rows(self.samples), 4 * vectors.shape[1])
+        for start, stop in self.samples.row_blocks(8, most):
+            z = self.samples.rows(start, stop, dtype) - mean
+            out += z.T @ (z @ vectors)
+        return out / self.divisor
+
+
+def thin_rows(samples: Samples) -> int:
+    """Rows of a block that stays in the processor's cache while it meets few vectors."""
+    return max(16, (4 << 20) // (8 * samples.d))
+
+
+def covariance_operator(samples: Samples, center: bool) -> tuple[CovarianceOperator, Array]:
+    """The operator and ‖x − μ‖² of every sample, [n]; the data are read twice.
+
+    Raises:
+        DataError: a value is NaN or infinite, or too large to be squared.
+    """
+    n = samples.n
+    divisor = n - 1 if center else n
+    if samples.sparse:
+        x = samples.array
+        squares = np.asarray(x.multiply(x).sum(axis=1)).ravel()
+        mean = np.asarray(x.mean(axis=0)).ravel() if center else np.zeros(samples.d)
+        norms = squares - 2 * (x @ mean) + mean @ mean
+        return CovarianceOperator(samples, mean, divisor, float(norms.sum()) / divisor), norms
+    look = first_look(samples, center)
+    norms = np.empty(n)
+    mean = look.operator.mean
+    for start, stop in samples.row_blocks(8, thin_rows(samples)):
+        z = samples.rows(start, stop, look.operator.dtype) - mean.astype(look.operator.dtype)
+        norms[start:stop] = np.einsum("ij,ij->i", z, z)
+    return look.operator, norms
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """What one pass gives: the operator, C·vectors, and sums for Σ‖x − μ‖⁴.
+
+    ``offset`` is μ less the shift of the pass; with C·offset the fourth moment follows exactly.
+    """
+
+    operator: CovarianceOperator
+    image: Array
+    offset: Array
+    norm: float
+    norm2: float
+    norm_z: Array
+
+    def fourth(self, image_of_offset: Array) -> float:
+        """Σ‖x − μ‖⁴ from C·offset."""
+        n, t = self.operator.samples.n, self.offset
+        c = float(t @ t)
+        along = self.operator.divisor * float(t @ image_of_offset) + n * c * c
+        return (
+            self.norm2 + 4 * along + 2 * c * self.norm - 3 * n * c * c - 4 * float(t @ self.norm_z)
+        )
+
+
+def first_look(samples: Samples, center: bool, vectors: Float | None = None) -> FirstLook:
+    """Mean, total variance and C·vectors of dense samples, all from one pass over the data.
+
+    Raises:
+        DataError: a value is NaN or infinite, or too large to be squared.
+    """
+    n, d = samples.n, samples.d
+    dtype: Any = np.float32 if samples.single else np.float64
+    vectors = np.zeros((d, 0)) if vectors is None else vectors
+    probes = np.ascontiguousarray(vectors, dtype)
+    total, norm_z, image = np.zeros(d), np.zeros(d), np.zeros(vectors.shape)
+    norm = norm2 = 0.0
+    shift = np.zeros(d)
+    for start, stop in samples.row_blocks(8, thin_rows(samples)):
+        block = samples.rows(start, stop, dtype)
+        if start == 0:
+            samples.check_finite(block[:256], 0)
+            shift = provisional_mean(block[:256], samples.integer) if center else shift
+            low = shift.astype(dtype)
+        z = block - low
+        a = np.einsum("ij,ij->i", z, z)
+        peak = float(a.max())
+        if not np.isfinite(a).all():
+            samples.check_finite(block, start)
+        if samples.single and peak != 0 and not SINGLE_RANGE[0] < peak < SINGLE_RANGE[1]:
+            return first_look(replace(samples, single=False), center, vectors)
+        total += np.ones(len(z), dtype) @ z
+        norm += float(a.sum(dtype=np.float64))
+        norm2 += float(np.square(a, dtype=np.float64).sum())
+        norm_z += a @ z
+        if probes.shape[1]:
+            image += z.T @ (z @ probes)
+    if not np.isfinite(norm2):
+        raise DataError(TOO_LARGE)
+    divisor = n - 1 if center else n
+    offset = total / n if center else np.zeros(d)
+    image -= n * np.outer(offset, offset @ vectors)
+    variance = max(norm - n * float(offset @ offset), 0.0) / divisor
+    operator = CovarianceOperator(samples, shift + offset, divisor, variance)
+    return FirstLook(operator, image / divisor, offset, norm, norm2, norm_z)

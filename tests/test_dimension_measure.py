@@ -1,0 +1,350 @@
+import doctest
+import gzip
+
+import matplotlib
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from numpy.testing import assert_allclose
+from scipy import stats
+
+import spikedim.dimension as floor
+from spikedim.dimension import (
+    estimator,
+    get_estimator,
+    growth_curve,
+    list_estimators,
+    measure,
+    pca_count,
+    pca_quantile,
+    per_class,
+    per_neighbourhood,
+    published_protocol,
+    ridge_dimension,
+    spectrum,
+)
+from spikedim.dimension.coverage import cover, coverage, draw, main, true_eigenvalues
+from spikedim.dimension.estimators import corrected_traces
+from spikedim.dimension.growth import fit_growth
+from spikedim.dimension.intervals import INTERVALS, extrapolation
+from spikedim.dimension.spectrum import Spectrum
+from spikedim.errors import ConfigError, DataError
+
+matplotlib.use("Agg")
+
+
+def of(values, n=1000):
+    values = np.asarray(values, float)
+    return Spectrum(values, n, len(values), True, float(values.sum()))
+
+
+def test_estimators_on_known_spectra():
+    flat, single = of(np.ones(20)), of([5.0, 0, 0])
+    for key in ("pr", "stable_rank", "entropy_rank"):
+        assert_allclose(get_estimator(key).function(flat), 20)
+        assert_allclose(get_estimator(key).function(single), 1)
+    assert pca_count(flat) == 19
+    assert pca_count(flat, 0.951) == 20
+    assert_allclose(pca_quantile(flat, 0.33), 6.6)
+    assert get_estimator("pca99.5").function(flat) == 20
+    assert_allclose(ridge_dimension(of([3.0, 1.0]), 1.0), 0.75 + 0.5)
+    assert_allclose(ridge_dimension(flat, 0.0), 20)
+    geometric = of([4.0, 2.0, 1.0])
+    assert_allclose(get_estimator("pr").function(geometric), 49 / 21)
+    p = np.array([4, 2, 1]) / 7
+    assert_allclose(get_estimator("entropy_rank").function(geometric), np.exp(stats.entropy(p)))
+
+
+@pytest.mark.parametrize("centered", [True, False])
+def test_corrected_traces_equal_their_u_statistics(centered):
+    """The closed form against sums over all distinct index tuples."""
+    from itertools import permutations
+
+    n = 6
+    x = np.random.default_rng(0).gamma(1.0, 1.0, (n, 3))
+    z = x - x.mean(0) if centered else x
+    degrees = n - 1 if centered else n
+    s = z.T @ z / degrees
+    fourth = float(((z**2).sum(1) ** 2).sum())
+    found = corrected_traces(n, np.trace(s), (s * s).sum(), fourth, centered)
+    if centered:
+        quads = list(permutations(range(n), 4))
+        pairs = [(x[i] - x[j], x[k] - x[m]) for i, j, k, m in quads]
+        first = np.mean([(u @ u) * (v @ v) / 4 for u, v in pairs])
+        second = np.mean([(u @ v) ** 2 / 4 for u, v in pairs])
+    else:
+        pairs = list(permutations(range(n), 2))
+        first = np.mean([(x[i] @ x[i]) * (x[j] @ x[j]) for i, j in pairs])
+        second = np.mean([(x[i] @ x[j]) ** 2 for i, j in pairs])
+    assert_allclose(found, (first, second), rtol=1e-10)
+
+
+def test_corrected_ratio_removes_the_sample_size_bias():
+    values = true_eigenvalues("power-law", 100)
+    truth = values.sum() ** 2 / (values @ values)
+    rng = np.random.default_rng(0)
+    reports = [
+        measure(draw(values, 40, rng), ["pr", "pr_corrected"], interval="none") for _ in range(200)
+    ]
+    naive = np.mean([r["pr"].value for r in reports])
+    fixed = 1 / np.mean([1 / r["pr_corrected"].value for r in reports])
+    assert naive < 0.75 * truth
+    assert abs(fixed / truth - 1) < 0.05
+
+
+def test_report_is_complete_reproducible_and_renders():
+    x = draw(true_eigenvalues("power-law", 30), 300, np.random.default_rng(0))
+    report = measure(x, seed=4)
+    assert list(report.estimates) == [
+        "pca95", "pr", "pr_corrected", "stable_rank", "entropy_rank", "ridge", "two_nn", "mle",
+    ]  # fmt: skip
+    assert report.to_dict() == measure(x, seed=4).to_dict()
+    assert (report.n, report.d, report.centered) == (300, 30, True)
+    for e in report.estimates.values():
+        assert e.low <= e.high
+        assert e.n == 300
+    assert "pca95" in str(report)
+    assert "<table>" in report._repr_html_()
+    ax = report.plot()
+    assert len(ax.get_legend_handles_labels()[0]) == 6
+    assert "rank 30" in str(report.spectrum)
+    report.spectrum.plot()
+    assert "pca90" in measure(x, quantile=0.9, interval="none").estimates
+
+
+@pytest.mark.parametrize("interval", [i for i in INTERVALS if i != "none"])
+@pytest.mark.parametrize("n", [60, 800])
+def test_every_interval_holds_the_population_value_when_n_suffices(interval, n):
+    d = 80 if n == 60 else 10
+    values = true_eigenvalues("power-law", d) ** (2 if n == 60 else 1)
+    truth = of(values)
+    keys = ["pr", "stable_rank", "pr_corrected"] + (["pca80"] if n == 800 else [])
+    inside = total = 0
+    for seed in range(8):
+        x = draw(values, n, np.random.default_rng(seed))
+        report = measure(x, keys, interval=interval, seed=seed)
+        for key in keys:
+            want = get_estimator("pr" if key == "pr_corrected" else key).function(truth)
+            e = report[key]
+            assert e.confidence == 0.95
+            inside += e.low <= want <= e.high
+            total += 1
+    assert inside >= 0.8 * total
+
+
+def test_counts_warn_when_samples_are_too_few_and_not_otherwise():
+    values = true_eigenvalues("power-law", 100)
+    rng = np.random.default_rng(0)
+    few = measure(draw(values, 80, rng), ["pca95"])
+    assert any("pca95 is limited by n" in w for w in few.warnings)
+    quick = measure(draw(values, 80, rng), ["pca95", "pr"], interval="none")
+    assert any("limited by n" in w for w in quick.warnings)
+    many = measure(draw(values[:20], 4000, rng), ["pca95", "pr"])
+    assert many.warnings == ()
+    naive = measure(draw(np.ones(100), 30, rng), ["pr"])
+    assert any("see pr_corrected" in w for w in naive.warnings)
+
+
+@pytest.mark.parametrize("shape", ["isotropic", "power-law", "spiked"])
+def test_coverage_of_the_corrected_ratio(shape):
+    for n, d in ((40, 150), (400, 40)):
+        cell = cover(shape, n, d, 80, estimators=("pr_corrected",))
+        assert 0.86 <= cell.pr_covered <= 1.0
+        assert cell.pr_width < 1.2
+
+
+def test_coverage_of_counts_where_they_are_not_limited():
+    cell = cover("power-law", 3000, 20, 12)
+    assert cell.pca_warned == 0
+    assert cell.pca_covered >= 0.8
+    assert cover("spiked", 60, 50, 5).pca_warned == 1
+
+
+def test_coverage_command_writes_its_table(tmp_path, capsys):
+    out = tmp_path / "coverage.md"
+    main(["--repetitions", "2", "--out", str(out), "--ratios", "3", "--shapes", "isotropic"])
+    text = out.read_text()
+    assert text.count("\n| isotropic") == 1
+    assert "2 repetitions" in text
+    with pytest.raises(ConfigError, match="shape"):
+        true_eigenvalues("round", 3)
+
+
+@pytest.mark.slow
+def test_coverage_table():
+    """The table of docs/coverage.md (same seed): 90 to 99 % within its Monte Carlo error."""
+    table = coverage(repetitions=500)
+    error = 2 * np.sqrt(0.05 * 0.95 / 500)
+    for cell in table.cells:
+        assert 0.90 - error / 2 <= cell.pr_covered <= 0.99 + error / 2, cell
+        if cell.pca_warned < 0.5:
+            assert cell.pca_covered >= 0.90, cell
+        if cell.n <= 3 * cell.d:
+            assert cell.pca_warned > 0.9, cell
+
+
+def test_user_estimators_take_part():
+    @estimator("above_mean_test")
+    def above_mean(spectrum):
+        """Kaiser's rule."""
+        return float((spectrum.eigenvalues > spectrum.total_variance / spectrum.d).sum())
+
+    @estimator("samples_test", needs="samples")
+    def widest(x, rng):
+        """Feature with the largest range."""
+        return float(np.argmax(np.ptp(x, axis=0)))
+
+    x = np.random.default_rng(0).standard_normal((100, 5)) * [1, 1, 9, 1, 1]
+    report = measure(x, ["above_mean_test", "samples_test"])
+    assert report["above_mean_test"].value == 1
+    assert report["samples_test"].value == 2
+    assert "above_mean_test" in [e.key for e in list_estimators()]
+    with pytest.raises(ConfigError, match="registered already"):
+        estimator("pr")(lambda s: 0.0)
+    with pytest.raises(ConfigError, match="reserved"):
+        estimator("pca80")
+    with pytest.raises(ConfigError, match="needs"):
+        estimator("a", needs="labels")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"estimators": ["pca100"]},
+        {"estimators": ["nope"]},
+        {"interval": "magic"},
+        {"quantile": 1.5},
+        {"confidence": 0},
+    ],
+)
+def test_bad_arguments_are_refused(arguments):
+    with pytest.raises(ConfigError):
+        measure(np.eye(5), **arguments)
+    with pytest.raises(ConfigError):
+        ridge_dimension(of([1.0]), float("nan"))
+
+
+def test_intrinsic_dimensions_of_a_curved_surface():
+    rng = np.random.default_rng(0)
+    u = rng.uniform(0, 1, (1500, 2))
+    x = np.stack([u[:, 0], u[:, 1], np.sin(3 * u[:, 0]), u[:, 0] * u[:, 1]], axis=1)
+    report = measure(x, ["two_nn", "mle", "pr"], interval="none")
+    assert abs(report["two_nn"].value - 2) < 0.25
+    assert abs(report["mle"].value - 2) < 0.25
+    line = measure(u[:, :1], ["two_nn", "mle"])
+    assert abs(line["two_nn"].value - 1) < 0.2
+    wide = measure(np.tile(x[:300], (1, 40_000)), ["two_nn"], interval="none")
+    assert wide["two_nn"].n == 209
+    capped = measure(rng.standard_normal((5200, 2)), ["mle"], interval="none")
+    assert any("5,000 of 5,200" in w for w in capped.warnings)
+
+
+def test_published_protocol_on_subsamples():
+    x = draw(true_eigenvalues("power-law", 40), 500, np.random.default_rng(0))
+    found = published_protocol(x)
+    assert found.n == 400
+    assert found.low <= found.value <= found.high
+    assert abs(found.value - pca_count(spectrum(x))) < 3
+    assert published_protocol(x, seed=0) == found
+    with pytest.raises(ConfigError, match="repeats"):
+        published_protocol(x, repeats=1)
+    with pytest.raises(ConfigError, match="quantile"):
+        published_protocol(x, quantile=0)
+
+
+def test_growth_curve_extrapolates():
+    values = true_eigenvalues("power-law", 30)
+    truth = pca_quantile(of(values))
+    curve = growth_curve(draw(values, 3000, np.random.default_rng(1)))
+    assert (np.diff(curve.values) > 0).all()
+    assert not curve.limited
+    assert curve.limit.low <= truth <= curve.limit.high
+    assert_allclose(curve.fit(curve.sizes[-1]), curve.values[-1], rtol=0.02)
+    assert "∞" in str(curve)
+    curve.plot()
+    short = growth_curve(draw(values, 40, np.random.default_rng(1)))
+    assert short.limited
+    sizes = np.array([10.0, 40, 160, 640])
+    assert_allclose(fit_growth(sizes, 20 - 6 / np.sqrt(sizes) - 30 / sizes), (20, 6, 30), rtol=1e-6)
+    assert_allclose(extrapolation(np.ones(2), np.array([2, np.sqrt(2)])), [1, 1 + np.sqrt(2)])
+    with pytest.raises(ConfigError, match="sizes"):
+        growth_curve(np.zeros((50, 2)), sizes=[5, 10])
+    with pytest.raises(ConfigError, match="spectrum"):
+        growth_curve(np.zeros((50, 2)), "mle")
+
+
+def test_dimension_per_class_and_per_neighbourhood():
+    rng = np.random.default_rng(0)
+    flat = rng.standard_normal((400, 10)) * np.r_[np.ones(3), np.zeros(7)]
+    full = rng.standard_normal((400, 10)) + 50
+    x, labels = np.vstack([flat, full]), np.repeat(["flat", "full"], 400)
+    found = per_class(x, labels)
+    assert_allclose(found.estimates["flat"].value, 3, rtol=0.05)
+    assert_allclose(found.estimates["full"].value, 10, rtol=0.05)
+    assert found.estimates["flat"].high < found.estimates["full"].low
+    assert "flat" in str(found)
+    found.plot()
+    near = per_neighbourhood(x, 50, limit=200)
+    low = near.values[near.index < 400]
+    assert low.mean() < 4 < near.values[near.index >= 400].mean()
+    assert near.mean.low < near.mean.value < near.mean.high
+    assert "median" in str(near)
+    near.plot()
+    with pytest.raises(DataError, match="labels"):
+        per_class(x, labels[:-1])
+    with pytest.raises(DataError, match="class"):
+        per_class(x[:401], labels[:401])
+    with pytest.raises(DataError, match="fewer"):
+        per_neighbourhood(x[:20], 50)
+    with pytest.raises(ConfigError, match="neighbours"):
+        per_neighbourhood(x, 2)
+    with pytest.raises(ConfigError, match="spectrum"):
+        per_class(x, labels, "two_nn")
+
+
+def test_sparse_text_is_measured_without_densifying(shared):
+    import tracemalloc
+
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    with gzip.open(shared / "data" / "sst2.tsv.gz", "rt", encoding="utf-8") as handle:
+        lines = [line.rstrip("\n") for line in handle][1:1501]
+    x = TfidfVectorizer().fit_transform(lines)
+    assert sp.issparse(x)
+    tracemalloc.start()
+    report = measure(x, ["pr", "pr_corrected"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.75 * 8 * x.shape[0] * x.shape[1] + (64 << 20)
+    assert report["pr_corrected"].low <= report["pr_corrected"].value
+
+
+def test_the_floor_stands_alone():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, spikedim.dimension as d; "
+        "heavy = {'torch', 'sklearn', 'skdim', 'matplotlib', 'plotly', 'lightning'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["measure", "traces", "streaming"])
+def test_docstring_examples(name):
+    import importlib
+
+    module = importlib.import_module(f"{floor.__name__}.{name}")
+    assert doctest.testmod(module).failed == 0
+
+
+@pytest.mark.parametrize("shape", ["power-law", "spiked"])
+def test_corrected_ratio_agrees_with_an_independent_package(shape):
+    package = pytest.importorskip("dimensionality")
+    x = draw(true_eigenvalues(shape, 80), 60, np.random.default_rng(0))
+    want = float(package.participation_ratio(x, return_all=True)["row"])
+    found = measure(x, ["pr_corrected"])["pr_corrected"]
+    assert found.low <= want <= found.high
+    assert_allclose(found.value, want, rtol=1e-6)
