@@ -208,13 +208,31 @@ class Sample(Result):
 def test_result_renders_everywhere():
     sample = Sample("<b>", Estimate(96.125, 94.0, 98.0, 360, "%", method="Wilson"))
     assert sample.to_dict()["score"]["n"] == 360
-    assert "96.12 [94, 98] %" in str(sample)
+    assert "96.1 [94.0, 98.0] %" in str(sample)
     assert "&lt;b&gt;" in sample._repr_html_()
     assert Table("t", ("a",), [(None,), (True,), (float("nan"),)]).cells() == [
         ["–"],
         ["yes"],
         ["n/a"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        (Estimate(96.125, 94.037, 98.21, unit="%"), "96.1 [94.0, 98.2] %"),
+        (Estimate(7087.3, 6856.1, 7318.2, unit="spikes"), "7,090 [6,860, 7,320] spikes"),
+        (Estimate(3, 3, 4), "3 [3, 4]"),
+        (Estimate(2, 2, None, unit="timesteps"), "2 [2 or more] timesteps"),
+        (Estimate(5.172e-4, 5.032e-4, 5.313e-4, unit="mJ"), "0.517 [0.503, 0.531] µJ"),
+        (Estimate(81.2, unit="mJ"), "81.2 mJ"),
+        (Estimate(float("nan")), "n/a"),
+        (Estimate(1.0, -float("inf"), float("inf")), "1 [-∞, ∞]"),
+        (Estimate(5.0, 5.0, 5.0), "5 [5, 5]"),
+    ],
+)
+def test_estimates_read_well(estimate, text):
+    assert str(estimate) == text
 
 
 def test_provenance_records_versions_and_command():

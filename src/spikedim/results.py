@@ -36,12 +36,11 @@ class Estimate:
 
     def __str__(self) -> str:
         factor, unit = _readable_unit(self.value, self.unit)
-        text = number(self.value * factor)
-        if self.low is not None and self.high is not None:
-            text += f" [{number(self.low * factor)}, {number(self.high * factor)}]"
-        elif self.low is not None:
-            text += f" [{number(self.low * factor)} or more]"
-        return f"{text} {unit}".rstrip()
+        shown = [None if v is None else v * factor for v in (self.value, self.low, self.high)]
+        value, low, high = _rounded(shown)
+        if low is not None:
+            value = f"{value} [{low}, {high}]" if high is not None else f"{value} [{low} or more]"
+        return f"{value} {unit}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -173,6 +172,19 @@ def _readable_unit(value: float, unit: str) -> tuple[float, str]:
     if unit == "mJ" and 0 < abs(value) < 0.1:
         return (1e3, "µJ") if abs(value) >= 1e-4 else (1e6, "nJ")
     return 1.0, unit
+
+
+def _rounded(estimate: list[float | None]) -> list[str | None]:
+    """Value and bounds as text, to the two leading digits of the interval's half-width."""
+    _, low, high = estimate
+    spread = 0.0 if low is None or high is None else (high - low) / 2
+    known = [v for v in estimate if v is not None]
+    if not (all(map(math.isfinite, known)) and 0 < spread < 1e7) or all(v == int(v) for v in known):
+        return [None if v is None else number(v) for v in estimate]
+    decimals = 1 - math.floor(math.log10(spread))
+    if not -6 <= decimals <= 6:
+        return [None if v is None else number(v) for v in estimate]
+    return [None if v is None else f"{round(v, decimals):,.{max(0, decimals)}f}" for v in estimate]
 
 
 def _cell(value: Any) -> str:

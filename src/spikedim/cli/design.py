@@ -65,6 +65,9 @@ def design(
             "neurons": neurons and verify,
             "checkpoint": str(checkpoint) if checkpoint else None,
         }
+        workers = workers or job.workers
+        if verify:
+            job.announce(timesteps, workers)
         with job.run("design", settings, out) as run:
             plan = plan_for(
                 job.dataset,
@@ -76,7 +79,7 @@ def design(
                 config=job.config,
                 checkpoint=checkpoint,
                 seed=seed,
-                workers=workers or job.workers,
+                workers=workers,
                 run=run,
             )
             page = write_report(plan, run.file("report.html"))

@@ -18,6 +18,7 @@ from spikedim.training import (
     budget,
     default_config,
     default_workers,
+    predict_seconds,
     resolve_device,
 )
 from spikedim.training.budget import CPU_MACS
@@ -45,6 +46,17 @@ class Job:
             num_classes=self.dataset.num_classes,
             input_shape=self.dataset.input_shape,
             seed=self.config.seed,
+        )
+
+    def announce(self, timesteps: Sequence[int], workers: int) -> None:
+        """Say how long training at every one of ``timesteps`` will take about here."""
+        seconds = predict_seconds(self.network(), self.dataset, timesteps, self.config)
+        # Trainings run side by side, but none is split.
+        longest = max(timesteps) / sum(timesteps)
+        minutes = seconds * max(longest, 1 / workers) / 60
+        say(
+            f"Training {self.model} on {self.dataset.name} at T = "
+            f"{', '.join(map(str, timesteps))}: about {max(1, round(minutes))} min here."
         )
 
     def run(self, verb: str, settings: Mapping[str, Any], out: Path | None) -> Run:
@@ -99,7 +111,8 @@ def prepare(
         max_train_samples=train_samples or None,
         max_test_samples=test_samples or None,
         max_macs=math.inf if free else CPU_MACS,
+        **({} if epochs is None else {"least_epochs": epochs}),
     )
     if note:
-        say(f"{note} (--epochs, --train-samples 0 for everything)")
+        say(f"{note} (change it with --epochs and --train-samples, 0 for all samples)")
     return Job(dataset, model, config)

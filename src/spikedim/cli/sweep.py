@@ -54,6 +54,8 @@ def sweep(
             seed,
             device,
         )
+        workers = workers or job.workers
+        job.announce(timesteps if mode == "train" else timesteps[-1:], workers)
         settings = {"timesteps": timesteps, "mode": mode, "tolerance": tolerance}
         with job.run("sweep", settings, out) as run:
             result = sweep_timesteps(
@@ -64,7 +66,7 @@ def sweep(
                 run,
                 tolerance=tolerance,
                 mode=mode,
-                workers=workers or job.workers,
+                workers=workers,
             )
     emit(result, as_json)
     say(f"Table: {run.file('sweep.parquet')}")

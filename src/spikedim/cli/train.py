@@ -32,6 +32,7 @@ def train(
         job = prepare(
             data, data_root, model, (timesteps,), epochs, train_samples, test_samples, seed, device
         )
+        job.announce((timesteps,), workers=1)
         with job.run("train", {"timesteps": timesteps}, out) as run:
             result = fit(job.network(), job.dataset, job.config, timesteps, run.path)
     emit(result, as_json)

@@ -8,7 +8,7 @@ from typing import Literal
 from spikedim.dimension import DimensionReport
 from spikedim.profiling import Profile
 from spikedim.provenance import Provenance
-from spikedim.results import Estimate, Result, Table
+from spikedim.results import Estimate, Result, Table, number
 from spikedim.theory import TimestepPrediction
 from spikedim.training import NeuronSweep, TimestepSweep
 
@@ -149,7 +149,7 @@ class Plan(Result):
         return next((point for point in self.operating if point.timesteps == timesteps), None)
 
     def tables(self) -> list[Table]:
-        """Answer, operating points, effective dimension and bounds."""
+        """The answer, operating points, neuron settings and bounds, each with its intervals."""
         advice = self.recommendation
         answer = [
             ("timesteps T", advice.timesteps),
@@ -157,18 +157,15 @@ class Plan(Result):
             ("leak β (per step)", advice.beta),
             ("refractory period t_ref (steps)", advice.refractory),
             ("basis", advice.basis),
-            ("published rule", f"T = {self.predictions[0].timesteps} — {self.agreement}"),
+            ("published rule", f"T = {self.predictions[0].timesteps}: {self.agreement}"),
         ]
+        title = f"{self.model.name} on {self.data.name}"
+        neurons = self.neurons.tables() if self.neurons is not None else []
         return [
-            Table(
-                f"{self.model.name} on {self.data.name}",
-                ("setting", "recommendation"),
-                answer,
-                self.verdict,
-            ),
-            self._operating_table(),
-            *self.dimension.tables(),
             self._bounds_table(),
+            *neurons,
+            self._operating_table(),
+            Table(title, ("setting", "recommendation"), answer, self.verdict),
         ]
 
     def _operating_table(self) -> Table:
@@ -191,21 +188,15 @@ class Plan(Result):
 
     def _bounds_table(self) -> Table:
         rows = [
-            (b.name, b.claim, f"{_short(b.value)} {b.unit}", _measured(b), b.assumption)
-            for b in self.bounds
+            (b.name, b.claim, f"{number(b.value, 3)} {b.unit}", _measured(b)) for b in self.bounds
         ]
-        columns = ("lower bound", "claim", "value", "measured", "assumes")
-        return Table("Lower bounds beside the measurement", columns, rows)
-
-
-def _short(value: float) -> str:
-    from spikedim.results import number
-
-    return number(value, 3)
+        columns = ("lower bound", "claim", "value", "measured")
+        note = "What each bound assumes is in the report and in .bounds."
+        return Table("Lower bounds beside the measurement", columns, rows, (note,))
 
 
 def _measured(bound: Bound) -> str:
     if bound.measured is None:
         return "not measured"
     relation = "≥ bound" if bound.respected else "BELOW the bound"
-    return f"{_short(bound.measured)} ({relation})"
+    return f"{number(bound.measured, 3)} ({relation})"

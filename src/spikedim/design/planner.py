@@ -58,7 +58,7 @@ def design(
     neurons: bool = True,
     config: TrainConfig | None = None,
     checkpoint: str | Path | None = None,
-    profile_samples: int = 128,
+    profile_samples: int = 512,
     seed: int = 0,
     workers: int = 1,
     run: Run | None = None,
@@ -231,10 +231,11 @@ def _recommend(
     else:
         choice = _cheapest(neurons, target.tolerance)
         settings[choice.parameter] = type(settings[choice.parameter])(choice.value)
+        tried = sum(not point.base for point in neurons.points) + 1
         reasons.append(
-            f"v_th, β and t_ref: fewest spikes ({choice.spikes_per_sample}) of "
-            f"{len(neurons.points)} measurements at T = {neurons.T}, "
-            f"within {points_of(target.tolerance)} of the best ({choice.accuracy})."
+            f"v_th, β and t_ref: of {tried} settings measured at T = {neurons.T}, the one with the "
+            f"fewest spikes ({choice.spikes_per_sample} per sample) among those within "
+            f"{points_of(target.tolerance)} of the best accuracy; it reaches {choice.accuracy}."
         )
     return Recommendation(sweep.t_star, **settings, basis="measured", reasons=tuple(reasons))
 
