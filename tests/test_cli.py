@@ -154,29 +154,41 @@ def test_sweep_train_and_profile(here, capsys):
     assert [p["T"] for p in json.loads(capsys.readouterr().out)["points"]] == [1, 2]
 
 
-def test_killed_design_resumes_and_repeats_at_most_one_epoch(here):
+def _saved_epochs(folder):
+    """What every checkpoint knows of its finished epochs, their wall time included."""
+    import torch
+
+    files = folder.glob("run/trials/*/last.ckpt")
+    loaded = {path: torch.load(path, weights_only=True) for path in files}
+    return {path: saved["callbacks"]["Keeper"]["history"] for path, saved in loaded.items()}
+
+
+def test_killed_design_loses_at_most_one_epoch_and_leaves_no_orphans(here):
     words = [
         *("design", "--data", "digits", "--model", "spikformer_nano", "--verify", "--no-neurons"),
-        *("--epochs", "6", "--train-samples", "400", "--test-samples", "80", "-T", "1"),
-        *("--out", "run", "--quiet"),
+        *("--epochs", "6", "--train-samples", "400", "--test-samples", "80", "-T", "1,2"),
+        *("--out", "run", "--workers", "2", "--quiet"),
     ]
     command = [sys.executable, "-m", "spikedim", *words]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(here.glob("run/**/last.ckpt")):
-        time.sleep(0.02)
-    time.sleep(0.3)
+    while time.monotonic() < deadline and len(_saved_epochs(here)) < 2:
+        time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    import torch
-
-    (checkpoint,) = here.glob("run/**/last.ckpt")
-    saved = torch.load(checkpoint, weights_only=False)["epoch"] + 1
+    time.sleep(1)  # workers notice within 0.2 s
+    saved = _saved_epochs(here)
+    time.sleep(1)
+    assert _saved_epochs(here) == saved
+    assert len(saved) == 2
     assert not (here / "run" / "results.json").exists()
+
     assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
-    (history,) = (storage.read_json(p)["history"] for p in here.glob("run/**/fit.json"))
-    assert len(history) == 6
-    assert saved >= 1
+    for path, epochs in saved.items():
+        history = storage.read_json(path.with_name("fit.json"))["history"]
+        assert len(history) == 6
+        # Equal to the last digit of the wall time: these epochs were not trained again.
+        assert history[: len(epochs)] == epochs
     assert (here / "run" / "results.json").exists()
 
 
@@ -279,6 +291,38 @@ def test_no_disk_space(finished, capsys, monkeypatch):
 def test_bad_config_file(here, capsys, text, words):
     Path("c.yaml").write_text(text)
     assert words in fails(capsys, "measure", "--config", "c.yaml", "--quiet")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("measure", "--seed", "-1"),
+        ("design", "--epochs", "many"),
+        ("design", "--nonsense"),
+        ("train", "--encoder", "morse"),
+        ("report",),
+        ("nonsense",),
+    ],
+)
+def test_usage_mistakes_are_one_line(here, capsys, words):
+    assert "--help" in fails(capsys, *words)
+
+
+@pytest.mark.parametrize("words", [("--tolerance", "-1"), ("--epsilon", "0")])
+def test_bad_targets_are_refused_before_any_work(here, capsys, words):
+    assert words[0].strip("-") in fails(capsys, "design", "--verify", "--quiet", *words)
+    assert not Path("runs").exists() or not list(Path("runs").rglob("last.ckpt"))
+
+
+def test_interrupt_says_how_to_continue(capsys, monkeypatch):
+    from spikedim import cli
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    assert run("info") == 130
+    assert "same command" in capsys.readouterr().err
 
 
 def test_report_of_nothing(here, capsys):

@@ -123,25 +123,29 @@ def verified(plan) -> Plan:
         2,
         LIFParams(),
         tuple(
-            NeuronPoint(name, value, value != 0.75, percent(k), count, rate, 3.0)
+            NeuronPoint(
+                name, value, value != 0.75, percent(k), count, rate, None, 3.0, Path("x")
+            )
             for name, value, k in tried
         ),
         origin,
+    )
+    operating = tuple(
+        dataclasses.replace(
+            plan.operating[0],
+            timesteps=T,
+            accuracy=percent(k),
+            profile=dataclasses.replace(profile, T=T, gates=gates),
+        )
+        for T, k in hits.items()
     )
     return dataclasses.replace(
         plan,
         verdict=("Use T = 2.", "It agrees."),
         agreement="agrees",
         recommendation=dataclasses.replace(plan.recommendation, timesteps=t_star, basis="measured"),
-        operating=tuple(
-            dataclasses.replace(
-                plan.operating[0],
-                timesteps=T,
-                accuracy=percent(k),
-                profile=dataclasses.replace(profile, T=T, gates=gates),
-            )
-            for T, k in hits.items()
-        ),
+        operating=operating,
+        recommended=operating[1],
         sweep=sweep,
         neurons=neurons,
     )
@@ -213,7 +217,7 @@ def test_verdict_comes_first_and_provenance_last(verified, pages):
         "Firing rate by layer",
         "Energy by convention",
         "Neuron settings tried",
-        "Lower bounds",
+        "The theory beside the measurement",
         "Findings and warnings",
         "Where these numbers come from",
     ]
@@ -251,10 +255,11 @@ def test_faults_come_first_and_alike_ones_share_a_line(pages):
 
 
 def test_accuracy_at_chance_is_said_beside_the_headline(verified, pages):
-    assert "chance" not in Page(pages["verified"]).said
+    assert "most frequent class" not in Page(pages["verified"]).said
     points = tuple(dataclasses.replace(p, accuracy=percent(7)) for p in verified.operating)
-    said = Page(render(dataclasses.replace(verified, operating=points))).said
-    assert "not distinguishable from chance (10\xa0%)".replace("\xa0", " ") in said
+    doubtful = dataclasses.replace(verified, operating=points, recommended=points[1])
+    said = Page(render(doubtful)).said
+    assert "always answering the most frequent class (10 %)" in said
 
 
 def test_recommended_rows_are_highlighted(pages):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from typing import NoReturn
 
 import typer
 
@@ -41,18 +42,30 @@ def main(arguments: list[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    code = 0
     try:
-        app(words, prog_name="spikedim")
+        # Not standalone: usage errors and Ctrl-C come here instead of being printed by the parser.
+        code = app(words, prog_name="spikedim", standalone_mode=False) or 0
     except SpikedimError as error:
         _fail(f"error: {error}", 2, debug)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted: run the same command again to continue where it stopped", 130, debug)
+    except OSError as error:
+        _fail(f"error: {error}; free some space or choose a writable place", 2, debug)
     except Exception as error:
+        usage = getattr(error, "format_message", None)
+        if usage is not None:
+            _fail(f"error: {usage()} (see spikedim {_verb(words)}--help)", 2, debug)
         text = f"internal error: {type(error).__name__}: {error} (add --debug and report this)"
         _fail(text, 1, debug)
+    raise SystemExit(code)
 
 
-def _fail(message: str, code: int, debug: bool) -> None:
+def _verb(words: list[str]) -> str:
+    return f"{words[0]} " if words and not words[0].startswith("-") else ""
+
+
+def _fail(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
     print(" ".join(message.split()), file=sys.stderr)

@@ -43,7 +43,9 @@ def show(
 @app.command()
 def download(
     name: Annotated[str, typer.Argument(help="Name of a public data set, or a URL.")],
-    to: Annotated[Path, typer.Option(help="Folder to put it in.")] = Path("data"),
+    to: Annotated[
+        Path | None, typer.Option(help="Folder to put it in; default the cache folder.")
+    ] = None,
     checksum: Annotated[
         str | None, typer.Option(help="For a URL: expected sha256:HEX or md5:HEX.")
     ] = None,
@@ -54,4 +56,4 @@ def download(
 
     with working(quiet):
         path = fetch(name, to, checksum)
-    say(f"{path}   (use it with --data {path})")
+    say(f"{path}   (use it with --data {name if to is None else path})")

@@ -54,10 +54,10 @@ def design(
     from spikedim.report import write_report
 
     with working(quiet):
+        target = Target(epsilon, tolerance)
         job = prepare(
             data, data_root, model, timesteps, epochs, train_samples, test_samples, seed, device
         )
-        target = Target(epsilon, tolerance)
         settings = {
             "target": asdict(target),
             "verify": verify,

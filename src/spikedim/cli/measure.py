@@ -1,21 +1,69 @@
-"""``spikedim measure``: effective dimension of data."""
+"""``spikedim measure``: effective dimension of data and of the layers of a network."""
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from spikedim.cli import options
 from spikedim.cli.output import emit, save_figure, say, working
+from spikedim.errors import ConfigError, DataError, SpikedimWarning
+from spikedim.results import Result
+
+if TYPE_CHECKING:
+    from spikedim.data import Dataset
+
+NETWORK_SAMPLES = 256
+LARGE = 5000
+NETWORK_ONLY = ("spikes", "potential", "rates")
 
 
 def measure(
     data: options.Data = "digits",
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    representation: Annotated[
+        str | None,
+        typer.Option(
+            "--representation",
+            "-r",
+            help="Of data: pixels, patches, features, tfidf, tokens, events, time_surface. With "
+            "--model: spikes, potential, rates, features. Default by the kind of data; spikes.",
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE of the data representation, e.g. size=8; repeatable."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Measure the layers of this network.")
+    ] = None,
+    checkpoint: options.Checkpoint = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Layers, shell patterns, comma-separated, e.g. 'block.0.*'."),
+    ] = None,
+    timesteps: Annotated[
+        int | None, typer.Option("--timesteps", "-T", help="With --model: timesteps, default 4.")
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="flatten (one vector per sample), samples or mean.")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(help="With --model: mean, flatten, samples or each timestep.")
+    ] = None,
+    per: Annotated[
+        Literal["none", "class", "neighbourhood"],
+        typer.Option(help="One number per class, or around every sample."),
+    ] = "none",
+    growth: Annotated[
+        bool, typer.Option("--growth", help="Against the number of samples, extrapolated.")
+    ] = False,
     estimators: Annotated[
-        str | None, typer.Option(help="Comma-separated estimators; default all of them.")
+        str | None, typer.Option(help="Comma-separated estimators; default all that apply.")
     ] = None,
     quantile: Annotated[
         float, typer.Option(help="Share of the variance PCA-q % must reach, in (0, 1).")
@@ -24,10 +72,11 @@ def measure(
         bool, typer.Option("--center/--no-center", help="Subtract the mean first.")
     ] = True,
     limit: Annotated[
-        int | None, typer.Option(help="At most this many samples (stratified).")
+        int | None,
+        typer.Option(help="At most this many samples (stratified); 256 with --model."),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Write the spectrum with its marks to this PNG/PDF/SVG.")
+        Path | None, typer.Option(help="Write the picture of the result to this PNG/PDF/SVG.")
     ] = None,
     seed: options.Seed = 0,
     data_root: options.DataRoot = None,
@@ -35,23 +84,263 @@ def measure(
     quiet: options.Quiet = False,
     config: options.ConfigFile = None,
 ) -> None:
-    """Measure the effective dimension of a data set: every estimator with its interval.
+    """Measure the effective dimension of data, or of every layer of a network, with intervals.
+
+    Without --checkpoint the network is untrained, its batch norm calibrated on the data.
 
     Example: spikedim measure --data digits --plot spectrum.png
-    """
-    from spikedim.data import load_dataset
-    from spikedim.dimension import measure as measured
 
+    Example: spikedim measure --data cifar10 --model spikformer_tiny -T 4 --time each
+
+    Example: spikedim measure --data cifar10 -r patches --option size=8 --per class
+    """
+    keys = estimators.split(",") if estimators else None
+    how = How(per, growth, keys, quantile, center, seed)
+    how.check()
     with working(quiet):
-        features = load_dataset(data, data_root).features(split, limit, seed)
-        result = measured(
-            features,
-            estimators=estimators.split(",") if estimators else None,
-            center=center,
-            quantile=quantile,
-            seed=seed,
-        )
+        if model is None:
+            only = {
+                "checkpoint": checkpoint,
+                "layers": layers,
+                "timesteps": timesteps,
+                "time": time,
+            }
+            _refuse(only, "needs --model, the network whose layers are measured")
+            chosen = _parsed(option)
+            if tokens is not None:
+                chosen["tokens"] = tokens
+            result = _of_data(data, data_root, split, limit, representation, chosen, how)
+        else:
+            _refuse({"option": option}, "is of data representations; leave it out with --model")
+            network = Network(
+                model,
+                checkpoint,
+                layers,
+                4 if timesteps is None else timesteps,
+                tokens or "flatten",
+                time or "mean",
+            )
+            count = NETWORK_SAMPLES if limit is None else limit
+            result = _of_network(data, data_root, split, count, representation, network, how)
         if plot is not None:
             save_figure(result, plot)
             say(f"Plot: {plot}")
     emit(result, as_json)
+
+
+@dataclass(frozen=True)
+class How:
+    """How vectors are measured."""
+
+    per: str
+    growth: bool
+    keys: list[str] | None
+    quantile: float
+    center: bool
+    seed: int
+
+    @property
+    def pca(self) -> str:
+        """Key of the PCA count at the chosen quantile."""
+        return f"pca{100 * self.quantile:g}"
+
+    @property
+    def whole(self) -> bool:
+        """One measurement of all vectors, not per class, neighbourhood or sample size."""
+        return self.per == "none" and not self.growth
+
+    def check(self) -> None:
+        """Refuse options that contradict each other."""
+        if not 0 < self.quantile < 1:
+            raise ConfigError(f"quantile={self.quantile}; expected a fraction between 0 and 1")
+        if self.growth and self.per != "none":
+            raise ConfigError(f"--growth and --per {self.per} are two measurements; choose one")
+        if not self.whole and self.keys and len(self.keys) > 1:
+            verb = "--growth" if self.growth else f"--per {self.per}"
+            raise ConfigError(f"{verb} measures one estimator, {len(self.keys)} were given")
+
+    def one(self, default: str) -> str:
+        """The one estimator of a finer measurement."""
+        return self.keys[0] if self.keys else default
+
+
+@dataclass(frozen=True)
+class Network:
+    """Which layers of which network, and how their axes become vectors."""
+
+    name: str
+    checkpoint: Path | None
+    layers: str | None
+    timesteps: int
+    tokens: str
+    time: str
+
+
+def _of_data(
+    data: str,
+    root: Path | None,
+    split: str,
+    limit: int | None,
+    representation: str | None,
+    chosen: dict[str, Any],
+    how: How,
+) -> Result:
+    from spikedim.data import load_dataset
+    from spikedim.data.representations import represented
+    from spikedim.dimension import measure as measured
+    from spikedim.dimension.clusters import default_spectral, measure_clustered
+
+    if representation in NETWORK_ONLY:
+        raise ConfigError(f"--representation {representation} is of a network; add --model NAME")
+    dataset = load_dataset(data, root)
+    made = represented(dataset, representation, split, limit, how.seed, **chosen)
+    for note in made.notes:
+        warnings.warn(note, SpikedimWarning, stacklevel=1)
+    if not how.whole:
+        if made.sample is not None:
+            raise ConfigError(
+                f"--{'growth' if how.growth else 'per ' + how.per} needs one vector per sample; "
+                "add --tokens flatten or --tokens mean"
+            )
+        return _finer(made.x, _labels(dataset, split, limit, how), how)
+    if made.sample is None:
+        side = min(made.x.shape)
+        if side > LARGE:
+            text = f"no intervals: each needs many {side:,} x {side:,} decompositions; "
+            warnings.warn(f"{text}--limit 2000 gives them", SpikedimWarning, stacklevel=1)
+        interval = "auto" if side <= LARGE else "none"
+        return measured(
+            made.x, how.keys, how.center, how.quantile, seed=how.seed, interval=interval
+        )
+    keys = how.keys or [how.pca if key == "pca95" else key for key in default_spectral()]
+    return measure_clustered(made.x, made.sample, keys, how.center, seed=how.seed)
+
+
+def _of_network(
+    data: str,
+    root: Path | None,
+    split: str,
+    limit: int,
+    representation: str | None,
+    network: Network,
+    how: How,
+) -> Result:
+    from spikedim.data import load_dataset
+    from spikedim.design.layers import ESTIMATORS, layer_dimensions
+    from spikedim.models import calibrate_batchnorm, create_model, load_checkpoint
+    from spikedim.models.features import (
+        QUANTITIES,
+        batch_axis,
+        checked_axes,
+        representations,
+        select_layers,
+    )
+
+    what = representation or "spikes"
+    if what not in QUANTITIES:
+        raise ConfigError(
+            f"--representation {what} is of data; with --model choose {', '.join(QUANTITIES)}"
+        )
+    axes = checked_axes(what, network.tokens, network.time)
+    T = network.timesteps
+    dataset = load_dataset(data, root)
+    x = _inputs(dataset, split, limit, T, how.seed)
+    model = create_model(
+        network.name,
+        num_classes=dataset.num_classes or None,
+        input_shape=dataset.input_shape,
+        seed=how.seed,
+    )
+    select_layers(model, what, network.layers)
+    if network.checkpoint is not None:
+        load_checkpoint(model, network.checkpoint)
+    else:
+        batches = _inputs(dataset, "train", NETWORK_SAMPLES, T, how.seed)
+        calibrate_batchnorm(model, batches.split(64, batch_axis(batches)), T)
+    common: dict[str, Any] = {"layers": network.layers, "tokens": axes.tokens, "time": axes.time}
+    if how.whole:
+        keys = how.keys or [how.pca if key == "pca95" else key for key in ESTIMATORS]
+        return layer_dimensions(model, x, T, what, keys, center=how.center, seed=how.seed, **common)
+    if "samples" in (axes.tokens, axes.time) or axes.time == "each":
+        verb = "growth" if how.growth else f"per {how.per}"
+        raise ConfigError(
+            f"--{verb} needs one vector per sample; use --tokens flatten or mean and --time mean "
+            "or flatten"
+        )
+    found = representations(model, x, T, what, **common)
+    if len(found) != 1:
+        raise ConfigError(
+            f"--{'growth' if how.growth else 'per ' + how.per} measures one layer, --layers "
+            f"chooses {len(found)}; name one, e.g. --layers {next(iter(found))}"
+        )
+    return _finer(next(iter(found.values())), _labels(dataset, split, limit, how), how)
+
+
+def _finer(x: Any, labels: Any, how: How) -> Result:
+    """Per class, per neighbourhood, or against the number of samples."""
+    from spikedim.dimension import growth_curve, per_class, per_neighbourhood
+
+    if how.growth:
+        return growth_curve(x, how.one(how.pca), how.center, seed=how.seed)
+    if how.per == "class":
+        key = how.one("pr_corrected")
+        return per_class(x, labels, key, how.center, seed=how.seed)
+    if hasattr(x, "tocsr"):
+        raise ConfigError(
+            "--per neighbourhood needs dense vectors, which a bag of n-grams is too large for; "
+            "use --representation tokens, or --per class"
+        )
+    if not how.center:
+        raise ConfigError("--per neighbourhood is centred on every neighbourhood; no --no-center")
+    neighbours = min(100, max(5, len(x) // 4))
+    return per_neighbourhood(x, neighbours, how.one("pr_corrected"), seed=how.seed)
+
+
+def _inputs(dataset: Dataset, split: str, limit: int, T: int, seed: int) -> Any:
+    """Network input: images [N, C, H, W] or event frames [T, N, 2, H, W]."""
+    if dataset.kind == "events":
+        return dataset.frames(T, split, limit, seed)[0]
+    if dataset.kind != "image":
+        raise DataError(
+            f"data set {dataset.name} holds {dataset.kind}; --model needs images or events"
+        )
+    return dataset.tensors(split, limit, seed)[0]
+
+
+def _labels(dataset: Dataset, split: str, limit: int | None, how: How) -> Any:
+    """Class name of every sample, where classes are asked for."""
+    import numpy as np
+
+    if how.per != "class":
+        return None
+    labels = dataset.split(split).limited(limit, how.seed).labels
+    if labels is None:
+        raise DataError(f"data set {dataset.name} has no labels; --per class needs them")
+    # numbered, so that classes keep their order
+    places = len(str(dataset.num_classes - 1))
+    names = [f"{k:0{places}d} {name}" for k, name in enumerate(dataset.class_names)]
+    if dataset.class_names == tuple(map(str, range(dataset.num_classes))):
+        names = [f"{k:0{places}d}" for k in range(dataset.num_classes)]
+    return np.array(names)[labels]
+
+
+def _parsed(words: list[str] | None) -> dict[str, Any]:
+    """``NAME=VALUE`` words; values are read as YAML, so numbers are numbers."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for word in words or ():
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--option {word!r}: expected NAME=VALUE, e.g. size=8")
+        try:
+            found[name.strip().replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--option {word!r}: the value cannot be read") from error
+    return found
+
+
+def _refuse(given: dict[str, Any], why: str) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"--{name} {value} {why}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
@@ -67,8 +67,8 @@ Timesteps = Annotated[
     ),
 ]
 OneT = Annotated[int, typer.Option("--timesteps", "-T", help="Number of timesteps T.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")]
 Out = Annotated[
@@ -84,6 +84,10 @@ TrainSamples = Annotated[
 ]
 TestSamples = Annotated[
     int | None, typer.Option(help="At most this many test samples (stratified); 0 for all.")
+]
+Encoder = Annotated[
+    Literal["direct", "bernoulli", "latency"],
+    typer.Option(help="How images become input: repeated values, Bernoulli or latency spikes."),
 ]
 Workers = Annotated[
     int | None,

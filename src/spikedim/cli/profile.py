@@ -25,6 +25,7 @@ def profile(
         Path | None, typer.Option(help="Write firing rates by layer to this PNG/PDF/SVG.")
     ] = None,
     seed: options.Seed = 0,
+    device: options.Device = "auto",
     data_root: options.DataRoot = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -39,6 +40,7 @@ def profile(
     from spikedim.data import load_dataset
     from spikedim.models import calibrate_batchnorm, create_model, load_checkpoint
     from spikedim.profiling import profile as profiled
+    from spikedim.training import resolve_device
 
     with working(quiet):
         dataset = load_dataset(data, data_root)
@@ -51,6 +53,8 @@ def profile(
         else:
             images, _ = dataset.tensors("train", limit=256, seed=seed)
             calibrate_batchnorm(network, images.split(64), timesteps)
+        place = resolve_device(device)
+        network, x = network.to(place), x.to(place)
         result = profiled(network, x, timesteps, conventions=convention or None)
         if plot is not None:
             save_figure(result, plot)

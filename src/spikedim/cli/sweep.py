@@ -23,6 +23,7 @@ def sweep(
     tolerance: Annotated[
         float, typer.Option(help="Accuracy that may be lost, in percentage points.")
     ] = 1.0,
+    encoder: options.Encoder = "direct",
     epochs: options.Epochs = None,
     train_samples: options.TrainSamples = None,
     test_samples: options.TestSamples = None,
@@ -56,7 +57,12 @@ def sweep(
         )
         workers = workers or job.workers
         job.announce(timesteps if mode == "train" else timesteps[-1:], workers)
-        settings = {"timesteps": timesteps, "mode": mode, "tolerance": tolerance}
+        settings = {
+            "timesteps": timesteps,
+            "mode": mode,
+            "tolerance": tolerance,
+            "encoder": encoder,
+        }
         with job.run("sweep", settings, out) as run:
             result = sweep_timesteps(
                 job.dataset,
@@ -66,6 +72,7 @@ def sweep(
                 run,
                 tolerance=tolerance,
                 mode=mode,
+                encoder=encoder,
                 workers=workers,
             )
     emit(result, as_json)

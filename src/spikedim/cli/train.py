@@ -10,6 +10,7 @@ def train(
     data: options.Data = "digits",
     model: options.Model = "spikformer_tiny",
     timesteps: options.OneT = 4,
+    encoder: options.Encoder = "direct",
     epochs: options.Epochs = None,
     train_samples: options.TrainSamples = None,
     test_samples: options.TestSamples = None,
@@ -33,7 +34,7 @@ def train(
             data, data_root, model, (timesteps,), epochs, train_samples, test_samples, seed, device
         )
         job.announce((timesteps,), workers=1)
-        with job.run("train", {"timesteps": timesteps}, out) as run:
-            result = fit(job.network(), job.dataset, job.config, timesteps, run.path)
+        with job.run("train", {"timesteps": timesteps, "encoder": encoder}, out) as run:
+            result = fit(job.network(), job.dataset, job.config, timesteps, run.path, encoder)
     emit(result, as_json)
     say(f"Weights: {result.weights}")

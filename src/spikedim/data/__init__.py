@@ -7,6 +7,13 @@ from spikedim.data.download import PUBLIC_SETS, PublicSet, RemoteFile, download
 from spikedim.data.encoders import ENCODERS, encode
 from spikedim.data.events import Events
 from spikedim.data.formats import LAYOUTS, Layout
+from spikedim.data.representations import (
+    Represented,
+    list_representations,
+    represent,
+    representation,
+    represented,
+)
 
 __all__ = [
     "ENCODERS",
@@ -20,10 +27,15 @@ __all__ = [
     "Layout",
     "PublicSet",
     "RemoteFile",
+    "Represented",
     "Split",
     "download",
     "encode",
     "list_datasets",
+    "list_representations",
     "load_dataset",
     "make_dataset",
+    "represent",
+    "representation",
+    "represented",
 ]

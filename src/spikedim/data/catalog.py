@@ -62,8 +62,8 @@ def load_dataset(
             set (:func:`list_datasets`), ``"hf:NAME"``, or the path of a file or folder in any of
             the formats of :data:`spikedim.data.LAYOUTS`. A name wins over a path; write ``./NAME``
             for a path of the same name.
-        root: folder of the reference samples (default: SPIKEDIM_DATA) or of the downloads
-            (default: the cache folder).
+        root: folder of the reference samples (default: SPIKEDIM_DATA); downloads are looked for
+            there and in the cache folder.
         size: side of the images, for image folders of mixed sizes only.
 
     Returns:
@@ -136,7 +136,7 @@ def list_datasets(root: str | Path | None = None) -> list[DatasetEntry]:
 
 
 def _how_to_download(name: str) -> str:
-    return f"fetch it with spikedim.data.download({name!r})"
+    return f"fetch it with: spikedim data download {name}"
 
 
 def _known(name: str) -> str:

@@ -125,8 +125,9 @@ def default_root() -> Path:
 
 
 def location(name: str, root: Path | None = None) -> Path:
-    """Folder of the public set ``name``; it exists only once it is complete."""
-    return (root if root is not None else default_root()) / name
+    """Folder of the public set ``name``, below ``root`` or in the cache, where it is complete."""
+    places = [place / name for place in (root, default_root()) if place is not None]
+    return next((place for place in places if place.exists()), places[0])
 
 
 def download(name_or_url: str, root: str | Path | None = None, checksum: str | None = None) -> Path:
@@ -176,7 +177,7 @@ def download(name_or_url: str, root: str | Path | None = None, checksum: str | N
 
 
 def _download_set(public: PublicSet, root: Path) -> Path:
-    target = location(public.name, root)
+    target = root / public.name
     with _writing(target):
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{public.name}.lock"):

@@ -1,5 +1,8 @@
-"""The main job: ``design(dataset, model) -> Plan``."""
+"""The main job: ``design(dataset, model) -> Plan``; and ``explain_published(datasets)``."""
 
+from spikedim.design.explain import explain_published
+from spikedim.design.explanation import Explanation
+from spikedim.design.layers import LayerDimension, LayerDimensions, layer_dimensions
 from spikedim.design.plan import (
     Agreement,
     Bound,
@@ -18,10 +21,15 @@ __all__ = [
     "Agreement",
     "Bound",
     "DataSummary",
+    "Explanation",
+    "LayerDimension",
+    "LayerDimensions",
     "ModelSummary",
     "Operating",
     "Plan",
     "Recommendation",
     "Target",
     "design",
+    "explain_published",
+    "layer_dimensions",
 ]

@@ -25,76 +25,85 @@ def lower_bounds(
     Args:
         model: tokens n and channels d of the representation.
         spectrum: covariance spectrum of the inputs.
-        pixels: inputs in [0, 1], shape [samples, components].
+        pixels: inputs of any range, shape [samples, components].
         d_eff: effective dimension that enters the input-dependent bound.
-        epsilon: relative error as a fraction.
+        epsilon: target error as a fraction.
         profile: measured spikes at the recommended T.
     """
-    spikes, timesteps = profile.spikes_per_sample.value, profile.T
-    rate = spikes / (timesteps * sum(layer.neurons for layer in profile.layers))
-    published = f"ε = {epsilon:g} (fraction), L_f = {LIPSCHITZ:g}"
-    bounds = [
-        Bound(
-            "published worst case L_f²·n·d/ε²",
+    spikes = profile.spikes_per_sample.value
+    rate = spikes / (profile.T * sum(layer.neurons for layer in profile.layers))
+    printed = f"ε = {epsilon:g} as printed, no unit; L_f = {LIPSCHITZ:g} assumed"
+    n, d = model.tokens, model.channels
+    spike_bounds = (
+        (
+            "worst case L_f²·n·d/ε²",
             "BOUND-WORST",
-            theory.spikes_worst_case(model.tokens, model.channels, epsilon, LIPSCHITZ),
-            "spikes per sample",
-            spikes,
-            f"{published}; n = {model.tokens} tokens, d = {model.channels} channels",
+            theory.spikes_worst_case(n, d, epsilon, LIPSCHITZ),
+            f"{printed}; n = {n} tokens, d = {d} channels",
         ),
-        Bound(
-            "published input-dependent L_f²·d_eff/ε²",
+        (
+            "input-dependent L_f²·d_eff/ε²",
             "BOUND-INPUT",
             theory.spikes_input_dependent(d_eff, epsilon, LIPSCHITZ),
-            "spikes per sample",
-            spikes,
-            f"{published}; d_eff = {d_eff:g}",
+            f"{printed}; d_eff = {d_eff:g}",
         ),
-        Bound(
+        (
             "input-dependent as the T rule implies, L_f²·n·d_eff/ε²",
             "BOUND-INPUT",
-            theory.spikes_input_dependent(d_eff, epsilon, LIPSCHITZ, model.tokens),
-            "spikes per sample",
-            spikes,
-            f"{published}; d_eff = {d_eff:g}, n = {model.tokens}",
+            theory.spikes_input_dependent(d_eff, epsilon, LIPSCHITZ, n),
+            f"{printed}; d_eff = {d_eff:g}, n = {n}",
         ),
+    )
+    bounds = [
+        Bound(name, claim, "published lower bound", value, "spikes per sample", spikes, assumption)
+        for name, claim, value, assumption in spike_bounds
     ]
-    if 0 < rate < 1:
-        filled = theory.water_filling(
-            spectrum.eigenvalues, epsilon**2 * float(np.sum(spectrum.eigenvalues))
-        )
+    variance = float(np.sum(spectrum.eigenvalues))
+    if 0 < rate < 1 and variance > 0:
+        filled = theory.water_filling(spectrum.eigenvalues, epsilon**2 * variance)
         bounds.append(
             Bound(
-                "measured spectrum: water-filling bits at H_b(r)/r bits per spike",
+                "water-filling bits of the measured spectrum at H_b(r)/r bits per spike",
                 "BOUND-BITS",
+                "Gaussian reference",
                 theory.spikes_for_bits(filled.bits, rate),
                 "spikes per sample",
                 spikes,
-                f"Gaussian input kept to relative RMS error {epsilon:g} ({filled.bits:,.0f} bits); "
-                f"r = {rate:.3f}; a classifier may discard most of it",
+                f"Gaussian input of this covariance kept to {epsilon:.0%} of its RMS deviation "
+                f"({filled.bits:,.0f} bits); r = {rate:.3f}; a classifier may discard most of it",
             )
         )
-    scale = float(np.sqrt((pixels**2).sum(axis=1).mean()))
-    bounds += [
-        Bound(
-            "Bernoulli rate code (L_f²/ε²)·Σx(1-x)",
-            "BOUND-CODE",
-            float(
-                np.mean([theory.timesteps_bernoulli(row, epsilon * scale) for row in pixels[:64]])
+    rates = _unit_range(pixels)
+    norm = float(np.sqrt((rates**2).sum(axis=1).mean()))
+    if norm > 0:
+        error = epsilon * norm
+        decoded = f"input, scaled to [0, 1], decoded to {epsilon:.0%} of its RMS norm from"
+        bernoulli = np.mean([theory.timesteps_bernoulli(row, error) for row in rates])
+        count = theory.timesteps_deterministic(rates.shape[1], error)
+        bounds += [
+            Bound(
+                "Bernoulli rate code Σx(1-x)/δ²",
+                "BOUND-CODE",
+                "code requirement",
+                float(bernoulli),
+                "timesteps",
+                profile.T,
+                f"{decoded} Bernoulli spikes (necessary); this network is fed real values instead",
             ),
-            "timesteps",
-            timesteps,
-            f"input decoded to relative RMS error {epsilon:g} from Bernoulli spikes; this network "
-            "is fed the real-valued input instead",
-        ),
-        Bound(
-            "deterministic code L_f·√m/ε",
-            "BOUND-CODE",
-            theory.timesteps_deterministic(pixels.shape[1], epsilon * scale),
-            "timesteps",
-            timesteps,
-            f"input decoded to relative RMS error {epsilon:g} from integrate-and-fire spikes, "
-            f"m = {pixels.shape[1]}",
-        ),
-    ]
+            Bound(
+                "deterministic integrate-and-fire code √m/δ",
+                "BOUND-CODE",
+                "code requirement",
+                count,
+                "timesteps",
+                profile.T,
+                f"{decoded} integrate-and-fire spikes (sufficient), m = {rates.shape[1]}",
+            ),
+        ]
     return tuple(bounds)
+
+
+def _unit_range(pixels: np.ndarray) -> np.ndarray:
+    """Pixels mapped to [0, 1] by their common range: firing probabilities of a rate code."""
+    low, high = float(pixels.min()), float(pixels.max())
+    return np.clip((pixels - low) / (high - low), 0, 1) if high > low else np.zeros_like(pixels)

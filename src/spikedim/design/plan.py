@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from spikedim.dimension import DimensionReport
+from spikedim.errors import ConfigError
 from spikedim.profiling import Profile
 from spikedim.provenance import Provenance
 from spikedim.results import Estimate, Result, Table, number
@@ -23,15 +25,30 @@ class Target:
     Attributes:
         epsilon: target error of the published timestep rule, in percentage points.
         tolerance: accuracy that may be lost against the plateau, in percentage points.
+
+    Raises:
+        ConfigError: a value out of its domain.
     """
 
     epsilon: float = 5.0
     tolerance: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
+            raise ConfigError(f"epsilon={self.epsilon} must be above 0 percentage points, e.g. 5")
+        if not (math.isfinite(self.tolerance) and 0 <= self.tolerance < 100):
+            raise ConfigError(
+                f"tolerance={self.tolerance} must be 0 or more percentage points, e.g. 1"
+            )
+
 
 @dataclass(frozen=True)
 class DataSummary:
-    """The data set behind a plan."""
+    """The data set behind a plan.
+
+    ``majority`` is the share of the most frequent class among the test labels: the accuracy of a
+    constant answer.
+    """
 
     name: str
     kind: str
@@ -39,6 +56,7 @@ class DataSummary:
     test_samples: int
     input_shape: tuple[int, ...]
     classes: int
+    majority: float
     source: str
     fingerprint: str
 
@@ -54,28 +72,36 @@ class ModelSummary:
     state: str
 
 
+#: What a figure says about the measurement beside it.
+BoundKind = Literal["published lower bound", "Gaussian reference", "code requirement"]
+
+
 @dataclass(frozen=True)
 class Bound:
-    """A lower bound beside the measurement it speaks about.
+    """A figure of the theory beside the measurement it speaks about.
 
     Attributes:
         name, claim: what it is and its claim id.
-        value: the bound, in ``unit``.
-        measured: the measured quantity in the same unit; ``None`` where nothing was measured.
+        kind: only a published lower bound claims to hold for every network. The Gaussian
+            reference is the rate of a Gaussian source with the measured spectrum, which bounds
+            other sources from above. A code requirement holds for networks that use that code.
+        value: the figure, in ``unit``.
+        measured: the measured quantity in the same unit.
         assumption: what the number assumes.
     """
 
     name: str
     claim: str
+    kind: BoundKind
     value: float
     unit: str
-    measured: float | None
+    measured: float
     assumption: str
 
     @property
     def respected(self) -> bool | None:
-        """Whether the measurement is at or above the bound; ``None`` where not measured."""
-        return None if self.measured is None else self.measured >= self.value
+        """Whether the measurement obeys a published lower bound; ``None`` for other kinds."""
+        return self.measured >= self.value if self.kind == "published lower bound" else None
 
 
 @dataclass(frozen=True)
@@ -86,11 +112,13 @@ class Operating:
         timesteps: T.
         accuracy: test accuracy in percent; ``None`` where the network was not trained.
         profile: spikes, operations and energy at this T.
+        setting: what differs from the network's own neurons, e.g. ``"threshold = 1.5"``.
     """
 
     timesteps: int
     accuracy: Estimate | None
     profile: Profile
+    setting: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,7 +151,8 @@ class Plan(Result):
         data, model, target: what was asked.
         dimension: effective dimension of the data, all estimators.
         predictions: the published rule in both readings of ε; the first is the usable one.
-        operating: spikes and energy per T, in order of T.
+        operating: spikes and energy per T with the network's own neurons, in order of T.
+        recommended: the operating point of the recommended settings, neurons included.
         bounds: lower bounds beside the measurement at the recommended T.
         sweep: measured accuracy against T (``None`` without verification).
         neurons: measured neuron settings at the recommended T (``None`` where not swept).
@@ -139,14 +168,11 @@ class Plan(Result):
     dimension: DimensionReport
     predictions: tuple[TimestepPrediction, ...]
     operating: tuple[Operating, ...]
+    recommended: Operating
     bounds: tuple[Bound, ...]
     sweep: TimestepSweep | None
     neurons: NeuronSweep | None
     provenance: Provenance
-
-    def at(self, timesteps: int) -> Operating | None:
-        """The operating point measured at ``timesteps``, if any."""
-        return next((point for point in self.operating if point.timesteps == timesteps), None)
 
     def tables(self) -> list[Table]:
         """The answer, operating points, neuron settings and bounds, each with its intervals."""
@@ -188,15 +214,16 @@ class Plan(Result):
 
     def _bounds_table(self) -> Table:
         rows = [
-            (b.name, b.claim, f"{number(b.value, 3)} {b.unit}", _measured(b)) for b in self.bounds
+            (b.name, b.kind, f"{number(b.value, 3)} {b.unit}", _measured(b)) for b in self.bounds
         ]
-        columns = ("lower bound", "claim", "value", "measured")
-        note = "What each bound assumes is in the report and in .bounds."
-        return Table("Lower bounds beside the measurement", columns, rows, (note,))
+        columns = ("figure of the theory", "kind", "value", "measured")
+        note = (
+            f"Published forms as printed, with ε = {self.target.epsilon / 100:g} and an assumed "
+            "L_f = 1; every assumption is in the report and in .bounds."
+        )
+        return Table("The theory beside the measurement", columns, rows, (note,))
 
 
 def _measured(bound: Bound) -> str:
-    if bound.measured is None:
-        return "not measured"
-    relation = "≥ bound" if bound.respected else "BELOW the bound"
-    return f"{number(bound.measured, 3)} ({relation})"
+    marks = {True: " (respects it)", False: " (BELOW it)", None: ""}
+    return number(bound.measured, 3) + marks[bound.respected]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from spikedim.data import Dataset
@@ -24,7 +26,7 @@ from spikedim.models import SpikingModel, calibrate_batchnorm, create_model, loa
 from spikedim.neurons import LIFParams
 from spikedim.profiling import profile
 from spikedim.provenance import provenance
-from spikedim.results import points_of
+from spikedim.results import number, points_of
 from spikedim.storage import Run, write_json
 from spikedim.theory import TimestepPrediction, timestep_rule
 from spikedim.training import (
@@ -136,8 +138,21 @@ def design(
     else:
         state = f"untrained, batch norm calibrated on {_CALIBRATION_SAMPLES} samples"
 
-    operating = _operating(network, dataset, sweep, predictions[0], checkpoint, profile_samples)
-    advice = _recommend(network, sweep, neuron_sweep, predictions[0], target)
+    x, _ = dataset.tensors("train" if dataset.test is None else "test", limit=profile_samples)
+    if sweep is None:
+        T = min(int(predictions[0].timesteps.value), _MOST_UNVERIFIED)
+        if checkpoint is None:
+            images, _ = dataset.tensors("train", limit=_CALIBRATION_SAMPLES)
+            calibrate_batchnorm(network, torch.split(images, 64), T)
+        operating: tuple[Operating, ...] = (Operating(T, None, profile(network, x, T)),)
+        choice, recommended = None, operating[0]
+    else:
+        operating = _operating(network, sweep, x)
+        choice = None if neuron_sweep is None else _cheapest(neuron_sweep, target.tolerance)
+        recommended = next(p for p in operating if p.timesteps == sweep.t_star.value)
+        if choice is not None and not choice.base:
+            recommended = _chosen(network, choice, recommended.timesteps, x)
+    advice = _recommend(network.config.neuron, sweep, neuron_sweep, choice, predictions[0], target)
     summary = ModelSummary(
         model,
         sum(p.numel() for p in network.parameters()),
@@ -145,11 +160,10 @@ def design(
         network.config.embed_dim,
         state,
     )
-    point = next((p for p in operating if p.timesteps == advice.timesteps.value), operating[-1])
     data = _data_summary(dataset)
-    agreed = agreement(predictions[0], sweep, dataset.num_classes)
+    agreed = agreement(predictions[0], sweep, data.majority)
     plan = Plan(
-        verdict=verdict(advice, predictions[0], agreed, sweep, point, target, model, data),
+        verdict=verdict(advice, predictions[0], agreed, sweep, recommended, target, model, data),
         agreement=agreed,
         recommendation=advice,
         data=data,
@@ -158,13 +172,14 @@ def design(
         dimension=dimension,
         predictions=predictions,
         operating=operating,
+        recommended=recommended,
         bounds=lower_bounds(
             summary,
             dimension.spectrum,
-            dataset.features("train", limit=256, seed=seed),
+            dataset.features("train", limit=_CALIBRATION_SAMPLES, seed=seed),
             d_eff.value,
             target.epsilon / 100,
-            point.profile,
+            recommended.profile,
         ),
         sweep=sweep,
         neurons=neuron_sweep,
@@ -181,38 +196,45 @@ def design(
 
 
 def _operating(
-    network: SpikingModel,
-    dataset: Dataset,
-    sweep: TimestepSweep | None,
-    prediction: TimestepPrediction,
-    checkpoint: str | Path | None,
-    samples: int,
+    network: SpikingModel, sweep: TimestepSweep, x: torch.Tensor
 ) -> tuple[Operating, ...]:
-    """Profile the trained network of every T, or the given one at the predicted T."""
-    split = "train" if dataset.test is None else "test"
-    x, _ = dataset.tensors(split, limit=samples)
-    if sweep is not None:
-        points = []
-        for point in sweep.points:
-            load_checkpoint(network, point.checkpoint)
-            points.append(Operating(point.T, point.accuracy, profile(network, x, point.T)))
-        return tuple(points)
-    T = min(int(prediction.timesteps.value), _MOST_UNVERIFIED)
-    if checkpoint is None:
-        images, _ = dataset.tensors("train", limit=_CALIBRATION_SAMPLES)
-        calibrate_batchnorm(network, torch.split(images, 64), T)
-    return (Operating(T, None, profile(network, x, T)),)
+    """Profile the trained network of every T."""
+    points = []
+    for point in sweep.points:
+        load_checkpoint(network, point.checkpoint)
+        points.append(Operating(point.T, point.accuracy, profile(network, x, point.T)))
+    return tuple(points)
+
+
+def _chosen(network: SpikingModel, choice: NeuronPoint, T: int, x: torch.Tensor) -> Operating:
+    """Profile the network trained with the chosen neuron setting."""
+    own = network.config.neuron
+    network.set_neurons(**{choice.parameter: _typed(own, choice)})
+    load_checkpoint(network, choice.checkpoint)
+    point = Operating(
+        T,
+        choice.accuracy,
+        profile(network, x, T),
+        f"{choice.parameter} = {number(choice.value)}",
+    )
+    network.set_neurons(**{choice.parameter: getattr(own, choice.parameter)})
+    return point
+
+
+def _typed(neuron: LIFParams, choice: NeuronPoint) -> Any:
+    """The chosen value in the type of the parameter: a refractory period is a whole number."""
+    return type(getattr(neuron, choice.parameter))(choice.value)
 
 
 def _recommend(
-    network: SpikingModel,
+    own: LIFParams,
     sweep: TimestepSweep | None,
     neurons: NeuronSweep | None,
+    choice: NeuronPoint | None,
     prediction: TimestepPrediction,
     target: Target,
 ) -> Recommendation:
-    default: LIFParams = network.config.neuron
-    settings = {name: getattr(default, name) for name in NEURON_GRID}
+    settings: dict[str, Any] = {name: getattr(own, name) for name in NEURON_GRID}
     if sweep is None:
         return Recommendation(
             prediction.timesteps,
@@ -226,28 +248,38 @@ def _recommend(
     reasons = [
         f"T: smallest T within {points_of(target.tolerance)} of the plateau {sweep.plateau}.",
     ]
-    if neurons is None:
+    if neurons is None or choice is None:
         reasons.append("v_th, β and t_ref: the network's own; no others were tried.")
     else:
-        choice = _cheapest(neurons, target.tolerance)
-        settings[choice.parameter] = type(settings[choice.parameter])(choice.value)
+        settings[choice.parameter] = _typed(own, choice)
         tried = sum(not point.base for point in neurons.points) + 1
         reasons.append(
-            f"v_th, β and t_ref: of {tried} settings measured at T = {neurons.T}, the one with the "
+            f"v_th, β and t_ref: of {tried} settings trained at T = {neurons.T}, the one with the "
             f"fewest spikes ({choice.spikes_per_sample} per sample) among those within "
-            f"{points_of(target.tolerance)} of the best accuracy; it reaches {choice.accuracy}."
+            f"{points_of(target.tolerance)} of the best accuracy on held-out training samples; "
+            f"it reaches {choice.accuracy} on the test set."
         )
     return Recommendation(sweep.t_star, **settings, basis="measured", reasons=tuple(reasons))
 
 
 def _cheapest(neurons: NeuronSweep, tolerance: float) -> NeuronPoint:
-    """The measured setting with the fewest spikes within ``tolerance`` points of the best one."""
-    best = max(point.accuracy.value for point in neurons.points)
-    good = [point for point in neurons.points if point.accuracy.value >= best - tolerance]
+    """The setting with the fewest spikes within ``tolerance`` points of the best one.
+
+    Accuracies are those on held-out training samples, so that the test accuracy of the chosen
+    setting is not the luckiest of several; without held-out samples there is only the test set.
+    """
+
+    def score(point: NeuronPoint) -> float:
+        return (point.held_out or point.accuracy).value
+
+    best = max(score(point) for point in neurons.points)
+    good = [point for point in neurons.points if score(point) >= best - tolerance]
     return min(good, key=lambda point: point.spikes_per_sample.value)
 
 
 def _data_summary(dataset: Dataset) -> DataSummary:
+    labels = (dataset.test or dataset.train).labels
+    assert labels is not None
     return DataSummary(
         dataset.name,
         dataset.kind,
@@ -255,6 +287,7 @@ def _data_summary(dataset: Dataset) -> DataSummary:
         0 if dataset.test is None else len(dataset.test),
         dataset.input_shape,
         dataset.num_classes,
+        float(np.bincount(labels).max() / len(labels)),
         dataset.source,
         dataset.fingerprint,
     )

@@ -8,23 +8,24 @@ from spikedim.theory import TimestepPrediction
 from spikedim.training import TimestepSweep
 
 
-def learned(sweep: TimestepSweep, classes: int) -> bool:
-    """Whether the accuracy plateau lies above chance, 100/classes percent."""
+def learned(sweep: TimestepSweep, majority: float) -> bool:
+    """Whether the plateau lies above what always answering the most frequent class reaches."""
     low = sweep.plateau.value if sweep.plateau.low is None else sweep.plateau.low
-    return low > 100 / classes
+    return low > 100 * majority
 
 
 def agreement(
-    prediction: TimestepPrediction, sweep: TimestepSweep | None, classes: int
+    prediction: TimestepPrediction, sweep: TimestepSweep | None, majority: float
 ) -> Agreement:
     """Compare the published prediction's interval with the interval of the measured T*.
 
-    Overlapping intervals agree. A network at chance, a T* whose interval spans the whole tested
-    grid, or one that is open-ended while the prediction is not below it, decides nothing.
+    Overlapping intervals agree. A network that has not learned, a T* whose interval spans the
+    whole tested grid, or one that is open-ended while the prediction is not below it, decides
+    nothing. ``majority`` is the accuracy of a constant answer, as a fraction.
     """
     if sweep is None:
         return "not measured"
-    if not learned(sweep, classes):
+    if not learned(sweep, majority):
         return "undecided"
     tested = [point.T for point in sweep.points]
     low, high = sweep.t_star.low, sweep.t_star.high
@@ -46,15 +47,21 @@ def verdict(
     prediction: TimestepPrediction,
     agreed: Agreement,
     sweep: TimestepSweep | None,
-    point: Operating | None,
+    point: Operating,
     target: Target,
     model: str,
     data: DataSummary,
 ) -> tuple[str, ...]:
-    """Sentences that answer the question, the headline first."""
-    lines = [_headline(recommendation, sweep, target, model, data)]
-    if point is not None:
-        lines.append(_cost(point))
+    """Sentences that answer the question, the headline first.
+
+    Args:
+        recommendation: the settings to use.
+        prediction, agreed: the published rule, and whether it agrees with the measurement.
+        sweep: accuracy against T, where it was measured.
+        point: what the network does at the recommended settings.
+        target, model, data: what was asked.
+    """
+    lines = [_headline(recommendation, sweep, point, target, model, data), _cost(point)]
     lines.append(_rule(prediction, agreed, sweep, target))
     if sweep is None:
         lines.append("Nothing was trained: add --verify to measure T* on this network and data.")
@@ -69,25 +76,28 @@ def verdict(
 def _headline(
     recommendation: Recommendation,
     sweep: TimestepSweep | None,
+    point: Operating,
     target: Target,
     model: str,
     data: DataSummary,
 ) -> str:
     t = recommendation.timesteps
-    if sweep is None:
+    if sweep is None or point.accuracy is None:
         return (
             f"Published rule: T = {_span(t)} for {data.name}, whatever the network. "
             "Not yet checked by running it."
         )
-    accuracy = sweep.at(int(t.value)).accuracy
-    if not learned(sweep, data.classes):
+    if not learned(sweep, data.majority):
         return (
-            f"No answer: {model} has not learned {data.name} (plateau {sweep.plateau}, chance "
-            f"{number(100 / data.classes)} %); train longer, on more samples, or a larger network."
+            f"No answer: {model} has not learned {data.name} (plateau {sweep.plateau}; always the "
+            f"most frequent class: {number(100 * data.majority)} %). Train longer, on more "
+            "samples, or a larger network."
         )
+    neuron = f" with {point.setting}" if point.setting else ""
     return (
-        f"Use T = {_span(t)}: {model} reaches {accuracy} accuracy on {accuracy.n} test samples of "
-        f"{data.name}, within {points_of(target.tolerance)} of its plateau {sweep.plateau}."
+        f"Use T = {_span(t)}{neuron}: {model} reaches {point.accuracy} accuracy on "
+        f"{point.accuracy.n} test samples of {data.name}; T* is the smallest T within "
+        f"{points_of(target.tolerance)} of the plateau {sweep.plateau}."
     )
 
 

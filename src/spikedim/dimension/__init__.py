@@ -5,6 +5,7 @@
 data that do not fit memory; ``growth_curve``, ``per_class`` and ``per_neighbourhood`` the detail.
 """
 
+from spikedim.dimension.clusters import ClusterStream, measure_clustered
 from spikedim.dimension.estimators import (
     Estimator,
     estimator,
@@ -34,6 +35,7 @@ from spikedim.dimension.traces import Traces, participation_ratio, stochastic_tr
 
 __all__ = [
     "ClassDimensions",
+    "ClusterStream",
     "DimensionReport",
     "Estimator",
     "FrequentDirections",
@@ -47,6 +49,7 @@ __all__ = [
     "growth_curve",
     "list_estimators",
     "measure",
+    "measure_clustered",
     "memory_needed",
     "merge_sketches",
     "participation_ratio",

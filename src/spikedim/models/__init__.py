@@ -4,6 +4,7 @@ from spikedim.models import spikformer_variants as _variants  # noqa: F401  fill
 from spikedim.models.base import Macs, SpikingModel
 from spikedim.models.calibration import calibrate_batchnorm
 from spikedim.models.checkpoint import LoadReport, load_checkpoint, load_model, save_checkpoint
+from spikedim.models.features import Axes, LayerShape, layer_shapes, representations, visit
 from spikedim.models.registry import (
     ModelEntry,
     PublishedResult,
@@ -17,6 +18,8 @@ from spikedim.models.registry import (
 from spikedim.models.spikformer import Spikformer, SpikformerConfig
 
 __all__ = [
+    "Axes",
+    "LayerShape",
     "LoadReport",
     "Macs",
     "ModelEntry",
@@ -27,11 +30,14 @@ __all__ = [
     "build_model",
     "calibrate_batchnorm",
     "create_model",
+    "layer_shapes",
     "list_models",
     "load_checkpoint",
     "load_model",
     "model_entry",
     "register_family",
     "register_model",
+    "representations",
     "save_checkpoint",
+    "visit",
 ]

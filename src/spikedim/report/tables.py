@@ -50,7 +50,8 @@ def operating(plan: Data) -> Grid:
                 *[totals.get(name, "–") for name in conventions],
             ]
         )
-    chosen = (points.index(recommended_point(plan)),)
+    steps = [point["timesteps"] for point in points]
+    chosen = (steps.index(plan["recommended"]["timesteps"]),)
     columns = ["T", "test accuracy", "spikes per sample"]
     columns += [f"energy per sample, {name}" for name in conventions]
     share = coverage(points[0]["profile"]["spikes_per_sample"])
@@ -146,20 +147,21 @@ def bounds(plan: Data) -> Grid | None:
     rows = []
     for bound in plan["bounds"]:
         measured, value = bound["measured"], or_nan(bound["value"])
-        said = "not measured"
-        if measured is not None and bound["value"] is not None:
-            said = f"{number(measured)} ({'at or above' if measured >= value else 'below'})"
+        said = number(measured)
+        if bound["kind"] == "published lower bound":
+            said += f" ({'at or above' if measured >= value else 'below'} it)"
         rows.append(
             [
                 bound["name"],
+                bound["kind"],
                 f"{number(value, 3)} {bound['unit']}",
                 said,
                 bound["assumption"],
                 bound["claim"],
             ]
         )
-    columns = ("lower bound", "bound", "measured", "assumes", "claim")
-    return Grid("Bounds, published and corrected", columns, rows)
+    columns = ("figure of the theory", "kind", "value", "measured", "assumes", "claim")
+    return Grid("Bounds and code requirements", columns, rows)
 
 
 def provenance(plan: Data) -> Grid:
@@ -176,12 +178,6 @@ def provenance(plan: Data) -> Grid:
         *[["note", note] for note in origin.get("notes") or ()],
     ]
     return Grid("Provenance", ("what", "value"), rows)
-
-
-def recommended_point(plan: Data) -> Data:
-    """Operating point of the recommended T, or the nearest that was measured."""
-    wanted = plan["recommendation"]["timesteps"]["value"]
-    return min(plan["operating"], key=lambda point: abs(point["timesteps"] - wanted))
 
 
 def energies(point: Data) -> list[Data]:

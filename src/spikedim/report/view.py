@@ -66,7 +66,7 @@ def context(plan: Data) -> dict[str, Any]:
         KeyError, TypeError, ValueError, IndexError: the data is not that of a plan.
     """
     plan = _readable_energy(plan)
-    point = tables.recommended_point(plan)
+    point = plan["recommended"]
     origin = plan["provenance"]
     return {
         "title": f"{plan['model']['name']} on {plan['data']['name']}",
@@ -125,13 +125,18 @@ def _readable_energy(plan: Data) -> Data:
         energies = {"energy": [scaled(e) for e in profile["energy"]]}
         return {**point, "profile": {**profile, **energies, "dense": scaled(profile["dense"])}}
 
-    return {**plan, "operating": [converted(point) for point in plan["operating"]]}
+    return {
+        **plan,
+        "operating": [converted(point) for point in plan["operating"]],
+        "recommended": converted(plan["recommended"]),
+    }
 
 
 def _tiles(plan: Data, point: Data) -> list[Tile]:
     profile = point["profile"]
     steps = plan["recommendation"]["timesteps"]
     at = f"at T = {point['timesteps']}"
+    at += f", {point['setting']}" if point["setting"] else ""
     tiles = [
         Tile(
             "Timesteps T",
@@ -368,10 +373,11 @@ def _scope(energy: Data) -> Scope:
 def _alarm(plan: Data, point: Data) -> str:
     """Warning that belongs beside the headline; empty where nothing makes it doubtful."""
     said = []
-    chance, accuracy = 100 / plan["data"]["classes"], point["accuracy"]
+    chance, accuracy = 100 * plan["data"]["majority"], point["accuracy"]
     if accuracy is not None and (accuracy["low"] or 0.0) <= chance:
         said.append(
-            f"Accuracy is not distinguishable from chance ({number(chance, 3)} %): the network has "
+            "Accuracy is not distinguishable from always answering the most frequent class "
+            f"({number(chance, 3)} %): the network has "
             "not learned, so neither T nor energy can be judged."
         )
     errors = [gate for gate in point["profile"]["gates"] if gate["severity"] == "error"]

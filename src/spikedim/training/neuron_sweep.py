@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedim.data import Dataset
@@ -34,7 +35,10 @@ class NeuronPoint:
         accuracy: percent, Wilson interval.
         spikes_per_sample: spikes of all neurons over T steps, interval over samples.
         firing_rate: spikes per neuron and step.
+        held_out: accuracy on the samples held out of training, for choosing a setting without
+            looking at the test set; ``None`` where none were held out.
         train_seconds: cost of the training.
+        checkpoint: its weights.
     """
 
     parameter: str
@@ -43,7 +47,9 @@ class NeuronPoint:
     accuracy: Estimate
     spikes_per_sample: Estimate
     firing_rate: Estimate
+    held_out: Estimate | None
     train_seconds: float
+    checkpoint: Path
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,7 @@ def sweep_neurons(
         device=config.device,
     )
     write_parquet(run.file("neurons.parquet"), list(trials.values()), dataset, model_name, source)
-    points = tuple(_point(*setting, origin, trials[setting[2]]) for setting in settings)
+    points = tuple(_point(*setting, origin, trials[setting[2]], run.path) for setting in settings)
     return NeuronSweep(dataset.name, model_name, T, origin, points, source)
 
 
@@ -185,7 +191,7 @@ def _settings(
 
 
 def _point(
-    parameter: str, value: float, neuron: LIFParams, base: LIFParams, trial: Trial
+    parameter: str, value: float, neuron: LIFParams, base: LIFParams, trial: Trial, root: Path
 ) -> NeuronPoint:
     return NeuronPoint(
         parameter=parameter,
@@ -194,5 +200,7 @@ def _point(
         accuracy=trial.accuracy[-1],
         spikes_per_sample=trial.spikes_per_sample[-1],
         firing_rate=trial.firing_rate[-1],
+        held_out=trial.held_out,
         train_seconds=trial.train_seconds,
+        checkpoint=root / trial.weights,
     )
