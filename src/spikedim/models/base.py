@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from numbers import Integral
@@ -149,6 +151,18 @@ class SpikingModel(nn.Module, ABC):
                 "time first); leave T out or cut the input"
             )
         return False, len(x)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` in eval mode for the length of the block and leave every module as found."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def scaled(neuron: LIFParams, ratio: float) -> LIFParams:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedim.errors import ConfigError, ModelError
-from spikedim.models.base import SpikingModel
+from spikedim.models.base import SpikingModel, evaluating
 from spikedim.neurons import LIF
 from spikedim.progress import track
 
@@ -146,7 +146,7 @@ def visit(
     steps = _timesteps(model, x, T)
     images = {name for name, module in modules.items() if isinstance(module, _ON_IMAGES)}
     device = next(model.parameters()).device
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for batch in track(x.split(batch_size, axis), "network"):
             size = batch.shape[axis]
             with _watching(modules, _checked(sink, steps, size, images), what):
@@ -279,17 +279,6 @@ def _timesteps(model: SpikingModel, x: Tensor, T: int | None) -> int:
     if x.ndim == 5:
         return len(x)
     return model.default_timesteps if T is None else T
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _checked(sink: Sink, T: int, batch: int, images: set[str]) -> Sink:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter as Multiset
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedim.errors import ConfigError, DataError, ModelError
+from spikedim.models.base import evaluating
 from spikedim.profiling.conventions import EnergyConvention, convention
 from spikedim.profiling.counter import Counter, NeuronRecord, OperationRecord, Tally
 from spikedim.profiling.energy import dense_energy, energy, mean_estimate, per_sample
@@ -90,7 +90,7 @@ def profile(
     counter = Counter(model, T)
     static: bool | None = None
     parameter = next(model.parameters(), None)
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for x in track(_batches(inputs, batch_size), "profiling"):
             if static not in (None, x.ndim < 5):
                 raise DataError("inputs mix static frames and events; profile them apart")
@@ -144,17 +144,6 @@ def _batches(inputs: Tensor | Iterable[Tensor], size: int) -> Iterator[Tensor]:
         axis = 0 if x.ndim < 5 else 1
         if x.shape[axis]:
             yield from x.split(size, axis)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _first_not_finite(model: nn.Module, x: Tensor, T: int, run: Forward) -> str:
