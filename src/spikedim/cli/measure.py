@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from spikedim.cli import options
+from spikedim.cli.explain import run_explain
 from spikedim.cli.output import emit, save_figure, say, working
 from spikedim.errors import ConfigError, DataError, SpikedimWarning
 from spikedim.results import Result
@@ -75,6 +76,18 @@ def measure(
         int | None,
         typer.Option(help="At most this many samples (stratified); 256 with --model."),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain-published",
+            help="Search definitions and representations for the published values 47, 68, 89; "
+            "--data takes SPEC or SPEC=TARGET, comma-separated, default the reference samples.",
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="With --explain-published: Markdown page to write."),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Write the picture of the result to this PNG/PDF/SVG.")
     ] = None,
@@ -94,6 +107,10 @@ def measure(
 
     Example: spikedim measure --data cifar10 -r patches --option size=8 --per class
     """
+    if explain:
+        chosen_data = None if data == "digits" else data
+        run_explain(chosen_data, data_root, representation, limit, seed, out, as_json, quiet)
+        return
     keys = estimators.split(",") if estimators else None
     how = How(per, growth, keys, quantile, center, seed)
     how.check()

@@ -1,7 +1,5 @@
 """The main job: ``design(dataset, model) -> Plan``; and ``explain_published(datasets)``."""
 
-from spikedim.design.explain import explain_published
-from spikedim.design.explanation import Explanation
 from spikedim.design.layers import LayerDimension, LayerDimensions, layer_dimensions
 from spikedim.design.plan import (
     Agreement,
@@ -14,6 +12,7 @@ from spikedim.design.plan import (
     Target,
 )
 from spikedim.design.planner import DEFAULT_TIMESTEPS, NEURON_GRID, design
+from spikedim.design.published import Explanation, explain_published
 
 __all__ = [
     "DEFAULT_TIMESTEPS",

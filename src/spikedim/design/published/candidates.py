@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from spikedim.data import Dataset
+from spikedim.data import Dataset, Split
+from spikedim.data.representations import represented
 from spikedim.dimension import (
     Spectrum,
     get_estimator,
@@ -25,6 +28,8 @@ RIDGE_SHARES = (0.1, 0.03, 0.01, 0.003, 0.001)
 SIDE = 32
 _STEM_CHANNELS = 128
 _STEM_BATCH = 256
+_SPARSE_TEXTS = 3000
+_EMBEDDINGS = (50, 100, 300)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -101,62 +106,111 @@ class Representation:
     Args:
         key: short name.
         summary: what it is.
-        build: inputs and seed → float32 ``[n, t, d]``, t vectors of d features per sample.
+        kind: the kind of data it reads, ``"image"`` or ``"text"``.
+        build: data set and seed → ``[n, t, d]``, t vectors of d features per training sample;
+            or what :class:`~spikedim.data.representations.Represented` holds.
         centrings: which of centred (True) and uncentred (False) spectra are read; a
             representation that subtracts a mean itself has no uncentred one.
+        limit: at most this many samples, where the spectrum would be large.
     """
 
     key: str
     summary: str
-    build: Callable[[np.ndarray, int], np.ndarray]
+    kind: str
+    build: Callable[[Dataset, int], Any]
     centrings: tuple[bool, ...] = (True, False)
+    limit: int | None = None
 
 
-def image_representations() -> tuple[Representation, ...]:
-    """Representations of images ``[n, C, H, W]`` that are searched."""
+def representations() -> tuple[Representation, ...]:
+    """All representations that are searched."""
+    stem = f"random two-layer convolution, {_STEM_CHANNELS} channels on"
     return (
-        Representation("pixels", "raw pixels in [0, 1]", lambda x, _: _flat(x)),
-        Representation(
-            "standardised", "per-channel standardised pixels", lambda x, _: _flat(_channels(x)),
-            (True,),
+        _of_images("pixels", "raw pixels in [0, 1]", lambda x, _: x),
+        _of_images(
+            "standardised", "per-channel standardised pixels", lambda x, _: _channels(x), (True,)
         ),
-        Representation(
+        _of_images(
             "whitened", "every pixel divided by its standard deviation (correlation PCA)",
-            lambda x, _: _correlation(_flat(x)), (True,),
+            lambda x, _: _scaled(x, 0), (True,),
         ),
-        Representation("grey", "luma of the pixels", lambda x, _: _flat(grey(x))),
-        Representation("pool2", "pixels averaged over 2 x 2", lambda x, _: _flat(pool(x, 2))),
-        Representation("pool4", "pixels averaged over 4 x 4", lambda x, _: _flat(pool(x, 4))),
-        Representation("patches4", "4 x 4 patches, one vector each", lambda x, _: patches(x, 4)),
-        Representation("patches8", "8 x 8 patches, one vector each", lambda x, _: patches(x, 8)),
-        Representation(
-            "stem", f"random two-layer convolution, {_STEM_CHANNELS} channels on a 4 x 4 grid",
-            lambda x, seed: _flat(pool(random_stem(x, seed), 2)),
+        _of_images("grey", "luma of the pixels", lambda x, _: grey(x)),
+        _of_images("pool2", "pixels averaged over 2 x 2", lambda x, _: pool(x, 2)),
+        _of_images("pool4", "pixels averaged over 4 x 4", lambda x, _: pool(x, 4)),
+        _of_patches(4),
+        _of_patches(8),
+        _of_images(
+            "stem", f"{stem} a 4 x 4 grid", lambda x, seed: pool(random_stem(x, seed), 2)
         ),
         Representation(
-            "stem tokens", f"the same on its 8 x 8 grid, one vector of {_STEM_CHANNELS} per token",
-            lambda x, seed: tokens(random_stem(x, seed)),
+            "stem tokens", f"{stem} an 8 x 8 grid, one vector per token", "image",
+            lambda d, seed: _tokens(random_stem(_images(d), seed)),
+        ),
+        Representation(
+            "tf-idf", "sparse TF-IDF of words", "text", lambda d, _: represented(d, "tfidf"),
+            limit=_SPARSE_TEXTS,
+        ),
+        *(_of_words(size) for size in _EMBEDDINGS),
+        Representation(
+            "words100", "word embeddings of 100 dimensions, one vector per word", "text",
+            lambda d, seed: represented(d, "tokens", tokens="samples", seed=seed),
         ),
     )  # fmt: skip
 
 
-def images(dataset: Dataset, limit: int | None, seed: int, side: int = SIDE) -> np.ndarray:
-    """Images of the training split, float32 ``[n, C, side, side]`` in [0, 1].
+def _of_images(
+    key: str,
+    summary: str,
+    change: Callable[[np.ndarray, int], np.ndarray],
+    centrings: tuple[bool, ...] = (True, False),
+) -> Representation:
+    def build(dataset: Dataset, seed: int) -> np.ndarray:
+        return np.asarray(change(_images(dataset), seed)).reshape(len(dataset.train), 1, -1)
+
+    return Representation(key, summary, "image", build, centrings)
+
+
+def _of_patches(size: int) -> Representation:
+    return Representation(
+        f"patches{size}",
+        f"{size} x {size} patches, one vector each",
+        "image",
+        lambda d, _: represented(d, "patches", size=size),
+    )
+
+
+def _of_words(size: int) -> Representation:
+    return Representation(
+        f"embedding{size}",
+        f"mean of word embeddings of {size} dimensions, learned from the texts",
+        "text",
+        lambda d, seed: represented(d, "tokens", dimensions=size, seed=seed),
+    )
+
+
+def prepared(dataset: Dataset, limit: int | None, seed: int, side: int = SIDE) -> Dataset:
+    """The data set with at most ``limit`` training samples, images at ``side`` x ``side``.
 
     Larger images are averaged over blocks of pixels, so that all sets are compared at one size.
 
     Raises:
-        DataError: no whole number of blocks gives ``side``.
+        DataError: images that are not square, or no whole number of blocks gives ``side``.
     """
-    x = dataset.features("train", limit, seed)
-    x = x.reshape(len(x), *dataset.input_shape)
+    dataset = replace(dataset, test=None).limited(limit, seed=seed)
+    if dataset.kind != "image":
+        return dataset
     _, height, width = dataset.input_shape
     if height != width or height % side:
         raise DataError(
             f"data set {dataset.name} holds {height} x {width} images; the published values are "
             f"compared at {side} x {side}, so give square images of a multiple of {side} pixels"
         )
-    return pool(x, height // side)
+    pixels = np.moveaxis(pool(_images(dataset), height // side), 1, -1)
+    return replace(dataset, train=Split(pixels, dataset.train.labels), scale=1.0)
+
+
+def _images(dataset: Dataset) -> np.ndarray:
+    return dataset.features("train").reshape(len(dataset.train), *dataset.input_shape)
 
 
 def pool(x: np.ndarray, size: int) -> np.ndarray:
@@ -175,19 +229,6 @@ def grey(x: np.ndarray) -> np.ndarray:
     return np.einsum("nchw,c->nhw", x, _LUMA)[:, None]
 
 
-def patches(x: np.ndarray, size: int) -> np.ndarray:
-    """Non-overlapping patches ``[n, H·W/size², C·size²]``."""
-    n, c, height, width = x.shape
-    cut = x.reshape(n, c, height // size, size, width // size, size)
-    cut = cut.transpose(0, 2, 4, 1, 3, 5)
-    return cut.reshape(n, -1, c * size * size)
-
-
-def tokens(x: np.ndarray) -> np.ndarray:
-    """Feature maps ``[n, C, H, W]`` as H·W vectors of C features."""
-    return np.ascontiguousarray(x.reshape(*x.shape[:2], -1).swapaxes(1, 2))
-
-
 def random_stem(x: np.ndarray, seed: int) -> np.ndarray:
     """Two random 3 x 3 convolutions with ReLU and 2 x 2 average pooling: ``[n, 128, H/4, W/4]``.
 
@@ -201,7 +242,7 @@ def random_stem(x: np.ndarray, seed: int) -> np.ndarray:
     widths = (x.shape[1], _STEM_CHANNELS // 4, _STEM_CHANNELS)
     weights = [
         torch.randn(out, into, 3, 3, generator=generator) * (2 / (9 * into)) ** 0.5
-        for into, out in zip(widths, widths[1:], strict=False)
+        for into, out in pairwise(widths)
     ]
     out = []
     with torch.no_grad():
@@ -214,23 +255,15 @@ def random_stem(x: np.ndarray, seed: int) -> np.ndarray:
     return np.concatenate(out)
 
 
-def _flat(x: np.ndarray) -> np.ndarray:
-    return x.reshape(len(x), 1, -1)
-
-
 def _channels(x: np.ndarray) -> np.ndarray:
-    axes = (0, 2, 3)
+    return _scaled(x, (0, 2, 3))
+
+
+def _scaled(x: np.ndarray, axes: int | tuple[int, ...]) -> np.ndarray:
     mean = x.mean(axis=axes, keepdims=True, dtype=np.float64)
     std = x.std(axis=axes, keepdims=True, dtype=np.float64)
     return ((x - mean) / np.where(std > 0, std, 1.0)).astype(np.float32)
 
 
-def _correlation(x: np.ndarray) -> np.ndarray:
-    mean = x.mean(axis=0, dtype=np.float64)
-    std = x.std(axis=0, dtype=np.float64)
-    return ((x - mean) / np.where(std > 0, std, 1.0)).astype(np.float32)
-
-
-def chosen(items: Sequence[Definition | Representation], keys: Sequence[str] | None) -> list:
-    """The items with these keys, in their own order; all when ``None``."""
-    return [item for item in items if keys is None or item.key in keys]
+def _tokens(maps: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(maps.reshape(*maps.shape[:2], -1).swapaxes(1, 2))
