@@ -247,5 +247,5 @@ def test_command_on_the_reference_samples(shared, tmp_path, capsys):
     printed = json.loads(capsys.readouterr().out)
     assert [s["target"] for s in printed["sets"]] == ["imagenet", "text"]
     text = page.read_text()
-    assert "--data imagenet32=imagenet,sst2 --only pool4,tf-idf --limit 150" in text
+    assert "--data imagenet32=imagenet,sst2 -r pool4,tf-idf --limit 150" in text
     assert str(shared) not in text
