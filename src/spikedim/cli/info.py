@@ -47,13 +47,13 @@ def info(data_root: options.DataRoot = None, as_json: options.Json = False) -> N
     from spikedim.profiling import list_conventions
     from spikedim.provenance import versions
 
-    gpu = torch.cuda.is_available()
+    gpu, lif = torch.cuda.is_available(), kernel_info()
     emit(
         Info(
             versions(),
             torch.cuda.get_device_name() if gpu else "cpu (torch finds no GPU)",
             torch.get_num_threads(),
-            str(kernel_info()),
+            f"{lif.kernel} ({lif.reason})",
             str(data_root) if data_root else "not set (SPIKEDIM_DATA or --data-root)",
             len(list_models()),
             tuple(list_conventions()),
