@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import spikedim
 from spikedim import storage
 from spikedim.errors import SpikedimError, StorageError
-from spikedim.progress import showing, task, track
+from spikedim.progress import relay, showing, task, track
 from spikedim.provenance import provenance
 from spikedim.results import Estimate, Result, Table, number, plain
 
@@ -177,6 +177,36 @@ def test_run_in_a_place_that_cannot_be_written(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"- a\n- b\n", b"{", b""])
+def test_damaged_settings_are_one_clear_error(tmp_path, content):
+    (tmp_path / "run.yaml").write_bytes(content)
+    with (
+        pytest.raises(StorageError, match=r"cannot read .*run\.yaml.*; remove") as caught,
+        storage.Run(tmp_path, {"a": 1}),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+    (tmp_path / "run.yaml").unlink()
+    with storage.Run(tmp_path, {"a": 1}):
+        pass
+
+
+def test_run_removes_what_killed_writes_left_behind(tmp_path):
+    left = tmp_path / "steps" / ".tmp-one.json.abc"
+    storage.write_text(left, "half")
+    kept = storage.write_text(tmp_path / "steps" / "two.json", "{}")
+    with storage.Run(tmp_path, {}):
+        assert kept.exists()
+        assert not left.exists()
+
+
+def test_run_file_in_a_place_that_cannot_be_made(tmp_path):
+    with storage.Run(tmp_path, {}) as run:
+        storage.write_text(run.file("taken"), "")
+        with pytest.raises(StorageError, match="cannot write"):
+            run.file("taken", "below", "x.json")
+
+
 def test_digest_ignores_key_order_and_sees_values():
     assert storage.digest({"a": 1, "b": 2}) == storage.digest({"b": 2, "a": 1})
     assert storage.digest({"a": 1}) != storage.digest({"a": 2})
@@ -248,6 +278,22 @@ def test_progress_is_silent_in_the_library_and_speaks_in_a_log(capsys, monkeypat
     with showing(), task("training T=4", 2) as bar:
         bar.advance(detail="loss 0.5")
     assert "training T=4: 1/2 loss 0.5" in capsys.readouterr().err
+
+
+def _die_with_the_lock(queue):
+    queue._wlock.acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_relay_outlives_a_worker_killed_while_it_reports():
+    context = multiprocessing.get_context("fork")
+    started = time.monotonic()
+    with relay(context) as queue:
+        process = context.Process(target=_die_with_the_lock, args=(queue,))
+        process.start()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert time.monotonic() - started < 3
 
 
 def test_errors_share_one_base():

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,38 @@ def test_same_arguments_read_the_finished_training_back(finished, monkeypatch):
     assert equal(weights(result.weights), dict(model.state_dict()))
 
 
+@pytest.mark.parametrize("damage", ["lost", "damaged", "all lost"])
+def test_lost_or_damaged_weights_are_restored(finished, tmp_path, monkeypatch, damage):
+    result, _ = finished
+    shutil.copytree(result.weights.parent, tmp_path, dirs_exist_ok=True)
+    best = tmp_path / result.weights.name
+    if damage == "damaged":
+        best.write_bytes(b"no weights")
+    else:
+        best.unlink()
+    if damage == "all lost":
+        (tmp_path / "last.ckpt").unlink()
+    else:
+        break_off(monkeypatch, 1, Stop(), 0)
+    model = network()
+    fit(model, toy(), CONFIG, 2, tmp_path)
+    assert equal(weights(result.weights), weights(best))
+    assert equal(weights(result.weights), dict(model.state_dict()))
+
+
+def test_provenance_is_that_of_the_training(tmp_path, monkeypatch):
+    config = replace(CONFIG, epochs=1)
+    first = fit(network(), toy(), config, 1, tmp_path)
+    assert first.provenance.config["threads"] == 1
+    module = sys.modules[fit.__module__]
+    found = module.versions()
+    monkeypatch.setattr(module, "versions", lambda: found | {"numpy": "0.0"})
+    assert fit(network(), toy(), config, 1, tmp_path).provenance == first.provenance
+    monkeypatch.setattr(module, "versions", lambda: found | {"torch": "0.0"})
+    with pytest.raises(StorageError, match="versions"):
+        fit(network(), toy(), config, 1, tmp_path)
+
+
 def test_equal_seeds_give_equal_weights(finished, tmp_path):
     result, _ = finished
     torch.manual_seed(123)
@@ -205,7 +238,7 @@ def test_full_disk_keeps_the_previous_epoch(tmp_path, monkeypatch, finished):
 
     def fsync(descriptor: int) -> None:
         calls.append(descriptor)
-        if len(calls) >= 4:
+        if len(calls) >= 3:
             raise OSError(errno.ENOSPC, "No space left on device")
         original(descriptor)
 
@@ -216,7 +249,7 @@ def test_full_disk_keeps_the_previous_epoch(tmp_path, monkeypatch, finished):
             fit(network(), toy(), CONFIG, 2, folder)
     saved = torch.load(folder / "last.ckpt")
     assert 0 < saved["epoch"] + 1 < CONFIG.epochs
-    assert {p.name for p in folder.iterdir()} == {"last.ckpt", "best.safetensors"}
+    assert {p.name for p in folder.iterdir()} == {"last.ckpt"}
     resumed = fit(network(), toy(), CONFIG, 2, folder)
     assert equal(weights(finished[0].weights), weights(resumed.weights))
 

@@ -1,6 +1,14 @@
 """Sweeps: every T a stored step, tidy table, neuron settings, budgets."""
 
 import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
 from dataclasses import replace
 
 import matplotlib
@@ -9,7 +17,14 @@ import pytest
 import torch
 
 from spikedim.data import Dataset, Split
-from spikedim.errors import BudgetError, ConfigError, DataError, StorageError
+from spikedim.errors import (
+    BudgetError,
+    ConfigError,
+    DataError,
+    ModelError,
+    SpikedimError,
+    StorageError,
+)
 from spikedim.models import create_model, load_model, model_entry
 from spikedim.neurons import LIFParams
 from spikedim.storage import Run
@@ -80,8 +95,18 @@ def test_finished_timesteps_are_not_trained_again(swept, monkeypatch):
     refuse_training(monkeypatch)
     with Run(path, {"kind": "sweep"}) as run:
         again = sweep_timesteps(toy(), MODEL, [1, 3], CONFIG, run)
-    fresh = again.to_dict() | {"provenance": None}
-    assert fresh == result.to_dict() | {"provenance": None}
+    assert again.to_dict() == result.to_dict()
+
+
+def test_other_versions_train_anew(tmp_path, monkeypatch):
+    from spikedim.training import trial
+
+    with Run(tmp_path, {}) as run:
+        old = sweep_timesteps(toy(), MODEL, [1], CONFIG, run)
+        monkeypatch.setattr(trial, "decisive_versions", lambda: {"torch": "0.0"})
+        new = sweep_timesteps(toy(), MODEL, [1], CONFIG, run)
+    assert old.points[0].checkpoint != new.points[0].checkpoint
+    assert old.provenance.config["threads"] == 1
 
 
 def test_a_new_timestep_trains_only_itself(swept, monkeypatch):
@@ -147,6 +172,8 @@ def test_prints_plots_and_exports_without_bulk(swept):
         ({"T_values": [0, 1]}, "T=0"),
         ({"T_values": [2, 2]}, "repeats"),
         ({"mode": "guess"}, "mode='guess'"),
+        ({"tolerance": -1.0}, "tolerance=-1.0"),
+        ({"tolerance": float("nan")}, "tolerance=nan"),
         ({"mode": "inference", "encoder": "latency"}, "latency"),
     ],
 )
@@ -246,6 +273,8 @@ def test_budget_is_kept_and_deterministic():
     assert budget(data, CONFIG, MODEL, [1], max_macs=float("inf")) == whole
     limited = budget(data, CONFIG, MODEL, [1], max_train_samples=10, max_test_samples=6)
     assert (len(limited.dataset.train), len(limited.dataset.test)) == (10, 6)
+    more = budget(data, replace(CONFIG, epochs=8), MODEL, [1], max_macs=limit, extra_timesteps=3)
+    assert (more.config, more.note) == (cut.config, cut.note)
     with pytest.raises(BudgetError, match="smaller model"):
         budget(data, CONFIG, MODEL, [1], max_macs=1.0)
 
@@ -256,6 +285,8 @@ def test_default_config_follows_network_and_data():
     assert small.seed == 4
     large = default_config("spikformer_4_384", toy())
     assert (large.lr, large.weight_decay, large.epochs) == (5e-4, 0.06, 300)
+    assert small.patience is None
+    assert large.patience is not None
     assert model_entry("spikformer_4_384").parameters > 1_000_000
 
 
@@ -264,3 +295,83 @@ def test_predicted_seconds_scale_with_work():
     before = {k: v.clone() for k, v in model.state_dict().items()}
     assert predict_seconds(model, toy(), [1, 2], CONFIG) > 0
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_parallel_trainings_give_the_numbers_of_serial_ones(swept, tmp_path):
+    serial, _ = swept
+    with Run(tmp_path / "r", {"kind": "sweep"}) as run:
+        parallel = sweep_timesteps(toy(), MODEL, [3, 1], CONFIG, run, workers=2)
+    assert [p.accuracy for p in parallel.points] == [p.accuracy for p in serial.points]
+    for one, other in zip(parallel.points, serial.points, strict=True):
+        np.testing.assert_array_equal(one.correct, other.correct)
+        assert one.spikes_per_sample == other.spikes_per_sample
+        first, second = (load_model(point.checkpoint).state_dict() for point in (one, other))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_fault_in_a_worker_reaches_the_caller(tmp_path):
+    with (
+        pytest.raises(ModelError, match="diverged"),
+        Run(tmp_path / "r", {}) as run,
+    ):
+        sweep_timesteps(toy(), MODEL, [1, 2], replace(CONFIG, lr=1e30), run, workers=2)
+
+
+def test_workers_must_be_a_positive_number(tmp_path):
+    with pytest.raises(ConfigError, match="workers=0"), Run(tmp_path / "r", {}) as run:
+        sweep_timesteps(toy(), MODEL, [1, 2], CONFIG, run, workers=0)
+
+
+def test_a_killed_worker_ends_the_sweep_with_a_clear_error(tmp_path):
+    before = set(multiprocessing.active_children())
+    killed = []
+
+    def kill():
+        while not list(tmp_path.glob("trials/*/last.ckpt")):
+            time.sleep(0.05)
+        worker = (set(multiprocessing.active_children()) - before).pop()
+        killed.append(time.monotonic())
+        os.kill(worker.pid, signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    with pytest.raises(SpikedimError, match="killed from outside"), Run(tmp_path, {}) as run:
+        sweep_timesteps(toy(), MODEL, [1, 2], replace(CONFIG, epochs=1000), run, workers=2)
+    assert time.monotonic() - killed[0] < 10
+    assert set(multiprocessing.active_children()) <= before
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_ctrl_c_stops_parent_and_workers_without_their_tracebacks(tmp_path):
+    script = textwrap.dedent(
+        """
+        import sys
+        from dataclasses import replace
+        sys.path.insert(0, sys.argv[2])
+        from test_training_sweep import CONFIG, MODEL, Run, sweep_timesteps, toy
+        long = replace(CONFIG, epochs=10_000)
+        try:
+            with Run(sys.argv[1], {}) as run:
+                sweep_timesteps(toy(), MODEL, [1, 2], long, run, workers=2)
+        except KeyboardInterrupt:
+            sys.exit(7)
+        """
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), os.path.dirname(__file__)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, text=True)
+    while not list(tmp_path.glob("trials/*/last.ckpt")) and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (7, "")
+
+
+def test_small_networks_get_one_thread_and_large_ones_share_the_cores(monkeypatch):
+    from spikedim.training import threads
+
+    monkeypatch.setattr(threads, "cores", lambda: 8)
+    assert threads.threads_for(25_000, running=2) == 1
+    assert [threads.threads_for(5_000_000, running=n) for n in (1, 3, 16)] == [8, 2, 1]
+    before = torch.get_num_threads()
+    with threads.math_threads(3):
+        assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == before

@@ -8,10 +8,13 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from queue import Empty
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 _LOG_EVERY_S = 5.0
+_POLL_S = 0.1
+_PATIENCE_S = 5.0
 
 
 class _State:
@@ -55,6 +58,14 @@ def showing(enabled: bool = True) -> Iterator[None]:
             yield
         finally:
             _State.log = False
+
+
+def note(text: str) -> None:
+    """Tell one line about the work ahead, where progress is shown."""
+    if _State.live is not None:
+        _State.live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    elif _State.log:
+        print(text, file=sys.stderr)
 
 
 class Task:
@@ -104,6 +115,7 @@ def task(label: str, total: int | None = None) -> Iterator[Task]:
 
 def report_to(queue: Any) -> None:
     """Send the progress of this worker process to the process that opened the :func:`relay`."""
+    queue.cancel_join_thread()
     _State.queue = queue
 
 
@@ -111,15 +123,24 @@ def report_to(queue: Any) -> None:
 def relay(context: Any) -> Iterator[Any]:
     """Show the progress of worker processes: yields the queue they :func:`report_to`.
 
+    Nothing waits for a worker: one that is killed while it writes keeps the queue's lock for ever,
+    so the end of the block is told to the listener past the queue.
+
     Args:
         context: the :mod:`multiprocessing` context the workers are started from.
     """
     queue = context.Queue()
+    ended = threading.Event()
 
     def listen() -> None:
         tasks: dict[tuple[int, int], Task] = {}
-        while (message := queue.get()) is not None:
-            process, key, label, total, steps, detail = message
+        while True:
+            try:
+                process, key, label, total, steps, detail = queue.get(timeout=_POLL_S)
+            except Empty:
+                if ended.is_set():
+                    break
+                continue
             if steps is None:
                 tasks.pop((process, key)).close()
             else:
@@ -134,8 +155,9 @@ def relay(context: Any) -> Iterator[Any]:
     try:
         yield queue
     finally:
-        queue.put(None)
-        listener.join()
+        ended.set()
+        listener.join(_PATIENCE_S)
+        queue.close()
 
 
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:

@@ -14,10 +14,9 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -25,10 +24,13 @@ from filelock import FileLock, Timeout
 from spikedim.errors import StorageError
 from spikedim.results import plain
 
+_TEMPORARY = ".tmp-"
 
-@contextmanager
-def atomic_writer(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file that replaces ``path`` only when the block ends without error.
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write ``data`` to ``path`` atomically and return the path.
+
+    A temporary file beside it takes its place only when it is whole and on the disk.
 
     Raises:
         StorageError: the disk is full or the place is not writable; ``path`` is untouched.
@@ -37,9 +39,10 @@ def atomic_writer(path: str | Path) -> Iterator[IO[bytes]]:
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        prefix = f"{_TEMPORARY}{path.name}."
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix)
         with os.fdopen(descriptor, "wb") as handle:
-            yield handle
+            handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
         os.chmod(temporary, 0o644)
@@ -50,13 +53,7 @@ def atomic_writer(path: str | Path) -> Iterator[IO[bytes]]:
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
-
-
-def write_bytes(path: str | Path, data: bytes) -> Path:
-    """Write ``data`` to ``path`` atomically and return the path."""
-    with atomic_writer(path) as handle:
-        handle.write(data)
-    return Path(path)
+    return path
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -126,7 +123,8 @@ class Run:
             raise _storage_error(self.path, error) from error
         try:
             self._check_config()
-        except StorageError:
+            self._remove_leftovers()
+        except BaseException:
             self._lock.release()
             raise
         return self
@@ -146,23 +144,41 @@ class Run:
             return
         try:
             stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise StorageError(f"cannot read {path}: {error}; remove {self.path}") from error
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise StorageError(f"cannot read {path}: {reason}; remove {self.path}") from error
+        if not isinstance(stored, dict):
+            raise StorageError(f"cannot read {path}: it holds no settings; remove {self.path}")
         if stored != self.config:
             changed = sorted(
-                key
-                for key in {*(stored or {}), *self.config}
-                if (stored or {}).get(key) != self.config.get(key)
+                str(key)
+                for key in {*stored, *self.config}
+                if stored.get(key) != self.config.get(key)
             )
             raise StorageError(
                 f"{self.path} holds a run with other settings ({', '.join(changed)}); "
                 "choose another directory with --out or remove it"
             )
 
+    def _remove_leftovers(self) -> None:
+        """Delete what processes killed in the middle of a write have left behind."""
+        for path in self.path.rglob(f"{_TEMPORARY}*"):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise _storage_error(path, error) from error
+
     def file(self, *parts: str) -> Path:
-        """Path inside the run directory; parent folders are made."""
+        """Path inside the run directory; parent folders are made.
+
+        Raises:
+            StorageError: a folder cannot be made.
+        """
         path = self.path.joinpath(*parts)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _storage_error(path, error) from error
         return path
 
     def step(self, key: str, compute: Callable[[], Any]) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spikedim.cli.output import say
+from spikedim import progress
 from spikedim.data import Dataset, load_dataset
 from spikedim.errors import ConfigError
 from spikedim.models import SpikingModel, create_model
@@ -50,11 +50,13 @@ class Job:
 
     def announce(self, timesteps: Sequence[int], workers: int) -> None:
         """Say how long training at every one of ``timesteps`` will take about here."""
-        seconds = predict_seconds(self.network(), self.dataset, timesteps, self.config)
+        seconds = predict_seconds(
+            self.network(), self.dataset, timesteps, self.config, workers=workers
+        )
         # Trainings run side by side, but none is split.
         longest = max(timesteps) / sum(timesteps)
         minutes = seconds * max(longest, 1 / workers) / 60
-        say(
+        progress.note(
             f"Training {self.model} on {self.dataset.name} at T = "
             f"{', '.join(map(str, timesteps))}: about {max(1, round(minutes))} min here."
         )
@@ -114,5 +116,5 @@ def prepare(
         **({} if epochs is None else {"least_epochs": epochs}),
     )
     if note:
-        say(f"{note} (change it with --epochs and --train-samples, 0 for all samples)")
+        progress.note(f"{note} (change it with --epochs and --train-samples, 0 for all samples)")
     return Job(dataset, model, config)

@@ -84,7 +84,7 @@ def design(
         checkpoint: weights to profile instead of an untrained network.
         profile_samples: test samples behind spikes and energy.
         seed: seed of weights, subsamples and training.
-        workers: trainings at once; the numbers stay the same.
+        workers: trainings at once; under a million parameters the numbers stay the same.
         run: run directory that makes the work resumable and receives ``results.json``; required
             with ``verify``.
 
@@ -188,6 +188,7 @@ def design(
             config=run.config if run else {"model": model, "verify": verify},
             data_fingerprint=dataset.fingerprint,
             device=config.device if config else "cpu",
+            notes=() if sweep is None else (f"trained: {sweep.provenance.created}",),
         ),
     )
     if run is not None:

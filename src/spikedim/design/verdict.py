@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from spikedim.design.plan import Agreement, DataSummary, Operating, Recommendation, Target
 from spikedim.results import Estimate, number, points_of
 from spikedim.theory import TimestepPrediction
@@ -134,9 +136,5 @@ def _rule(
 
 
 def _span(estimate: Estimate) -> str:
-    """``2 [1, 4]``, ``2 [1, or more]``, without the unit."""
-    if estimate.low is None and estimate.high is None:
-        return number(estimate.value)
-    high = "or more" if estimate.high is None else number(estimate.high)
-    low = number(estimate.value if estimate.low is None else estimate.low)
-    return f"{number(estimate.value)} [{low}, {high}]"
+    """``2 [1, 4]`` or ``2 [1 or more]``, without the unit."""
+    return str(replace(estimate, unit=""))

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 
 from spikedim.data import Dataset
 from spikedim.errors import BudgetError
-from spikedim.models import SpikingModel, create_model, model_entry
+from spikedim.models import SpikingModel, create_model
 from spikedim.training.batches import samples
 from spikedim.training.config import Augment, TrainConfig, check_timesteps, resolve_device
+from spikedim.training.threads import SMALL_PARAMETERS, math_threads, parameter_count, threads_for
 
-#: Forward multiply-accumulates of a default CPU sweep: about ten minutes on two cores.
-CPU_MACS = 8e12
-_SMALL_PARAMETERS = 1_000_000
+#: Forward multiply-accumulates of a default CPU sweep: under ten minutes on two idle cores.
+CPU_MACS = 3e12
 _NANO_PARAMETERS = 25_000
 _LEAST_EPOCHS = 8
 _LEAST_PER_CLASS = 5
@@ -47,18 +47,17 @@ def default_config(
     Networks under one million parameters train in few epochs at a high rate that falls with the
     square root of their size (measured on the digits sample: 20 epochs of ``spikformer_nano``
     reach 98 % at T=2); larger ones take the published CIFAR recipe of Spikformer without its
-    RandAugment and mixup (AdamW 5e-4, decay 0.06, batch 128, 300 epochs, 20 of warm-up).
+    RandAugment and mixup (AdamW 5e-4, decay 0.06, batch 128, 300 epochs, 20 of warm-up), and stop
+    after 100 epochs without progress: the cosine makes slow progress half-way, where the noise of
+    the held-out accuracy hides it for tens of epochs, so less patience would end sound trainings.
 
     Raises:
         ModelError: unknown model.
         DeviceError: the device does not exist here.
     """
-    entry = model_entry(model_name)
-    parameters = entry.parameters
-    if parameters is None:
-        parameters = sum(p.numel() for p in create_model(model_name).parameters())
+    parameters = parameter_count(model_name)
     augment = _augment(dataset)
-    if parameters < _SMALL_PARAMETERS:
+    if parameters < SMALL_PARAMETERS:
         lr = min(1e-2, round(1e-2 * math.sqrt(_NANO_PARAMETERS / parameters), 4))
         return TrainConfig(epochs=20, lr=lr, augment=augment, seed=seed, device=device)
     return TrainConfig(
@@ -67,6 +66,7 @@ def default_config(
         lr=5e-4,
         weight_decay=0.06,
         warmup_epochs=20,
+        patience=100,
         augment=augment,
         seed=seed,
         device=device,
@@ -83,8 +83,9 @@ def budget(
     max_test_samples: int | None = None,
     max_macs: float = CPU_MACS,
     least_epochs: int = _LEAST_EPOCHS,
+    extra_timesteps: int = 0,
 ) -> Budgeted:
-    """Cut epochs, then samples, until training at every T of the grid fits ``max_macs``.
+    """Cut epochs, then samples, until all trainings together fit ``max_macs``.
 
     ``work = epochs · train samples · ΣT · MACs per sample and step`` (forward only). Epochs go
     down to ``least_epochs`` first, because new samples teach more than repeated ones.
@@ -97,6 +98,7 @@ def budget(
         max_train_samples, max_test_samples: further limits; ``None`` does not limit.
         max_macs: budget of forward multiply-accumulates; infinite does not limit.
         least_epochs: epochs that are not cut below, as far as there are that many.
+        extra_timesteps: sum of T over further trainings, such as those of a neuron sweep.
 
     Raises:
         BudgetError: not even ``least_epochs`` over 5 samples per class fit.
@@ -105,7 +107,8 @@ def budget(
         model_name, num_classes=dataset.num_classes, input_shape=dataset.input_shape
     )
     macs = sum(model.macs_per_step())
-    per_epoch_sample = macs * sum(check_timesteps(T) for T in T_values)
+    steps = sum(check_timesteps(T) for T in T_values) + extra_timesteps
+    per_epoch_sample = macs * steps
     available = min(len(dataset.train), max_train_samples or len(dataset.train))
     least = min(_LEAST_PER_CLASS * dataset.num_classes, available)
     epochs = config.epochs
@@ -137,30 +140,39 @@ def budget(
 
 
 def predict_seconds(
-    model: SpikingModel, dataset: Dataset, T_values: Sequence[int], config: TrainConfig
+    model: SpikingModel,
+    dataset: Dataset,
+    T_values: Sequence[int],
+    config: TrainConfig,
+    *,
+    extra_timesteps: int = 0,
+    workers: int = 1,
 ) -> float:
-    """Expected training time of one network per T, from one timed step on a copy of ``model``.
+    """Expected training time, one after the other, from one timed step on a copy of ``model``.
 
-    For a message before work starts, never for a decision: it differs from run to run.
+    For a message before work starts, never for a decision: it differs from run to run. Timed with
+    the math threads each training gets when ``workers`` run at once.
     """
     device = resolve_device(config.device)
     x, y = samples(dataset.limited(_TIMED_SAMPLES, None, config.seed), "train")
     x, y = x.to(device), y.to(device)
     trial = copy.deepcopy(model).to(device).train()
     steps = max(T_values)
+    threads = threads_for(sum(p.numel() for p in model.parameters()), workers)
 
     def step() -> None:
         F.cross_entropy(trial(x, steps), y).backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), math_threads(threads):
         step()
         started = time.perf_counter()
         step()
         elapsed = time.perf_counter() - started
     per_sample_step = elapsed / (len(x) * steps)
-    return per_sample_step * len(dataset.train) * config.epochs * sum(T_values)
+    total = sum(T_values) + extra_timesteps
+    return per_sample_step * len(dataset.train) * config.epochs * total
 
 
 def _augment(dataset: Dataset) -> Augment:

@@ -14,8 +14,8 @@ from spikedim import progress
 from spikedim.errors import ModelError
 from spikedim.models import SpikingModel
 from spikedim.neurons import LIF
+from spikedim.profiling.energy import mean_estimate
 from spikedim.results import Estimate, Result, Table
-from spikedim.theory.statistics import mean_interval
 from spikedim.training.batches import Batches
 from spikedim.training.config import check_timesteps, resolve_device
 from spikedim.training.timestep import accuracy_estimate
@@ -113,8 +113,8 @@ def evaluate(
     hits = torch.cat(correct, dim=1).numpy().astype(np.uint8)
     counts = torch.cat(spikes, dim=1).cumsum(0).numpy()
     neurons = max(counter.neurons, 1)
-    totals = [_mean(row, 1.0, "spikes") for row in counts]
-    rates = [_mean(row, 1 / (neurons * (t + 1)), "") for t, row in enumerate(counts)]
+    totals = [mean_estimate(row, "spikes") for row in counts]
+    rates = [mean_estimate(row / (neurons * (t + 1)), "") for t, row in enumerate(counts)]
     return Evaluation(
         T=T,
         accuracy=tuple(accuracy_estimate(row) for row in hits),
@@ -158,13 +158,3 @@ def _counting_spikes(model: nn.Module) -> Iterator[_SpikeCounter]:
     finally:
         for layer in layers:
             layer.unobserve(counter.add)
-
-
-def _mean(counts: np.ndarray, scale: float, unit: str) -> Estimate:
-    values = counts * scale
-    n = len(values)
-    mean = float(values.mean())
-    if n < 2:
-        return Estimate(mean, n=n, unit=unit)
-    low, high = mean_interval(mean, float(values.std(ddof=1)), n)
-    return Estimate(mean, max(0.0, low), high, n, unit, method="Student t over samples")

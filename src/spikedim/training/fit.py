@@ -11,15 +11,16 @@ import numpy as np
 import torch
 
 from spikedim.data import Dataset
-from spikedim.errors import ConfigError, DataError, StorageError
-from spikedim.models import SpikingModel, load_checkpoint
+from spikedim.errors import CheckpointError, ConfigError, DataError, StorageError
+from spikedim.models import SpikingModel, load_checkpoint, save_checkpoint
 from spikedim.neurons import LIF
-from spikedim.provenance import Provenance, provenance
-from spikedim.results import Estimate, Result, Table
+from spikedim.provenance import Provenance, provenance, versions
+from spikedim.results import Estimate, Result, Table, plain
 from spikedim.storage import digest, read_json, write_json
 from spikedim.theory.statistics import wilson_interval
 from spikedim.training.batches import Batches, held_out, samples
 from spikedim.training.config import TrainConfig, check_timesteps
+from spikedim.training.threads import math_threads, threads_for
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class FitResult(Result):
         train_seconds: time spent in epochs, earlier interrupted processes included.
         stopped_early: whether patience ran out before the last epoch.
         weights: the kept weights (safetensors).
-        provenance: versions, seed, configuration, data fingerprint.
+        provenance: versions, machine, threads, configuration and data of the training.
     """
 
     T: int
@@ -94,7 +95,9 @@ def fit(
     AdamW on the cross-entropy of the mean logits over T steps, linear warm-up and cosine decay.
     After every epoch ``directory/last.ckpt`` is replaced atomically. Calling again with the same
     arguments (same initial weights) continues after the last saved epoch, and on the CPU with the
-    same number of threads reaches the same weights bit for bit; a finished training is read back.
+    same number of threads reaches the same weights bit for bit; a finished training is read back,
+    and lost or damaged weights are restored from ``last.ckpt``, which holds them too. A network
+    under one million parameters trains on one thread, a larger one on those torch is set to.
 
     Args:
         model: the initial network.
@@ -110,7 +113,8 @@ def fit(
         DataError: no labels, labels beyond the network's classes, NaN, or too few samples.
         ModelError: the loss became NaN or infinite.
         CheckpointError: an existing checkpoint is unreadable.
-        StorageError: disk full, not writable, or ``directory`` holds another training.
+        StorageError: disk full, not writable, or ``directory`` holds another training or one of
+            other versions of spikedim or torch.
     """
     check_timesteps(T)
     directory = Path(directory)
@@ -122,7 +126,7 @@ def fit(
     _check_same(directory, stored, identity)
 
     best = directory / "best.safetensors"
-    if stored is None or not best.exists():
+    if stored is None or not _loaded(model, best):
         from spikedim.training import lightning_run
 
         kept, out = held_out(y, config.validation, config.seed)
@@ -131,20 +135,44 @@ def fit(
             shuffle=True, augment=config.augment,
         )  # fmt: skip
         validation = Batches(x[out], y[out], 4 * config.batch_size, T, encoder, config.seed)
-        keeper = lightning_run.run(
-            model,
-            train,
-            validation if len(out) else None,
-            config,
-            directory,
-            identity,
-            label or f"train T={T}",
-        )
-        stored = {"digest": identity, "history": keeper.history, "best_epoch": keeper.best_epoch}
+        threads = threads_for(sum(p.numel() for p in model.parameters()))
+        with math_threads(min(threads, torch.get_num_threads())):
+            keeper = lightning_run.run(
+                model,
+                train,
+                validation if len(out) else None,
+                config,
+                directory,
+                identity,
+                label or f"train T={T}",
+            )
+            source = provenance(
+                seed=config.seed,
+                config=asdict(config)
+                | {"T": T, "encoder": encoder, "threads": torch.get_num_threads()},
+                data_fingerprint=dataset.fingerprint,
+                device=config.device,
+            )
+        model.load_state_dict(keeper.best)
+        save_checkpoint(model, best)
+        stored = {
+            "digest": identity,
+            "history": keeper.history,
+            "best_epoch": keeper.best_epoch,
+            "provenance": plain(source),
+        }
         write_json(record, stored)
-    load_checkpoint(model, best)
     model.eval()
-    return _result(stored, T, encoder, config, best, dataset)
+    return _result(stored, T, encoder, config, best)
+
+
+def _loaded(model: SpikingModel, weights: Path) -> bool:
+    """Whether ``weights`` could be read into ``model``, which is untouched otherwise."""
+    try:
+        load_checkpoint(model, weights)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _result(
@@ -153,7 +181,6 @@ def _result(
     encoder: str,
     config: TrainConfig,
     weights: Path,
-    dataset: Dataset,
 ) -> FitResult:
     history = tuple(EpochRecord(**row) for row in stored["history"])
     best = history[stored["best_epoch"] - 1]
@@ -172,13 +199,19 @@ def _result(
         train_seconds=sum(row.seconds for row in history),
         stopped_early=len(history) < config.epochs,
         weights=weights,
-        provenance=provenance(
-            seed=config.seed,
-            config=asdict(config) | {"T": T, "encoder": encoder},
-            data_fingerprint=dataset.fingerprint,
-            device=config.device,
-        ),
+        provenance=stored_provenance(stored["provenance"]),
     )
+
+
+def stored_provenance(data: dict[str, Any]) -> Provenance:
+    """Provenance read back from plain data."""
+    return Provenance(**{**data, "notes": tuple(data["notes"])})
+
+
+def decisive_versions() -> dict[str, str]:
+    """Versions whose change makes another training of the same settings."""
+    found = versions()
+    return {name: found.get(name, "unknown") for name in ("spikedim", "torch")}
 
 
 def _identity(
@@ -191,7 +224,7 @@ def _identity(
         weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     neurons = [repr(m.params) for m in model.modules() if isinstance(m, LIF)]
     what = [asdict(config), T, encoder, dataset.fingerprint, weights.hexdigest(), neurons]
-    return digest(what, 16)
+    return digest([*what, decisive_versions()], 16)
 
 
 def _check_same(directory: Path, stored: dict[str, Any] | None, identity: str) -> None:
@@ -205,8 +238,8 @@ def _check_same(directory: Path, stored: dict[str, Any] | None, identity: str) -
         return
     if found != identity:
         raise StorageError(
-            f"{directory} holds a training with other settings, data or initial weights; "
-            "choose another directory or remove it"
+            f"{directory} holds a training with other settings, data, initial weights or versions "
+            "of spikedim and torch; choose another directory or remove it"
         )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from spikedim import progress
 from spikedim.errors import CheckpointError, ModelError
-from spikedim.models import SpikingModel, save_checkpoint
+from spikedim.models import SpikingModel
 from spikedim.storage import write_bytes
 from spikedim.training.batches import Batches
 from spikedim.training.config import TrainConfig, resolve_device
@@ -162,11 +162,12 @@ def learning_rate_factor(steps: int, warmup: int) -> Callable[[int], float]:
 
 
 class Keeper(pl.Callback):
-    """Keeps the history and the best weights, stops early, saves after every epoch."""
+    """Keeps the history and the best weights, stops early, saves both after every epoch."""
 
     def __init__(self, directory: Path, config: TrainConfig, digest: str) -> None:
         self.directory, self.config, self.digest = directory, config, digest
         self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Tensor] = {}
         self._started = 0.0
 
     @property
@@ -187,11 +188,12 @@ class Keeper(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
-        return {"history": self.history}
+        return {"history": self.history, "best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.history = list(state_dict["history"])
+        self.best = dict(state_dict["best"])
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -215,7 +217,8 @@ class Keeper(pl.Callback):
         pl_module.check_finite()
         self.history.append(self._record(trainer, pl_module))
         if self.best_epoch == len(self.history):
-            save_checkpoint(pl_module.model, self.directory / "best.safetensors")
+            state = pl_module.model.state_dict()
+            self.best = {name: t.detach().to("cpu", copy=True) for name, t in state.items()}
         trainer.should_stop = trainer.should_stop or self.stalled
         trainer.save_checkpoint(self.directory / "last.ckpt")
 

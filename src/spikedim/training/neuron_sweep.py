@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,13 @@ from spikedim.data import Dataset
 from spikedim.errors import ConfigError
 from spikedim.models import model_entry
 from spikedim.neurons import LIFParams
-from spikedim.provenance import Provenance, provenance
-from spikedim.results import Estimate, Result, Table, number, plain
+from spikedim.provenance import Provenance
+from spikedim.results import Estimate, Result, Table, number
 from spikedim.storage import Run
 from spikedim.training.config import TrainConfig, check_timesteps
-from spikedim.training.parallel import Job, run_trials
+from spikedim.training.parallel import Setting, run_trials
 from spikedim.training.tables import write_parquet
-from spikedim.training.trial import Trial
+from spikedim.training.trial import Trial, sweep_provenance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,7 @@ class NeuronSweep(Result):
         dataset, model, T: what was swept.
         base: the setting around which parameters were changed.
         points: grouped by parameter, values ascending.
-        provenance: versions, seed, configuration, data fingerprint.
+        provenance: versions, machine, threads, configuration and data of the newest training.
     """
 
     dataset: str
@@ -132,7 +132,7 @@ def sweep_neurons(
         run: an entered run directory.
         base: the setting to vary; ``None`` takes the model's own.
         encoder: ``"direct"``, ``"bernoulli"`` or ``"latency"``.
-        workers: trainings at once, each in a process of its own; the numbers stay the same.
+        workers: trainings at once, each in a process of its own.
 
     Raises:
         ConfigError: an unknown parameter, an empty grid, or a value out of its domain.
@@ -144,7 +144,7 @@ def sweep_neurons(
     dataset.split("test")
     tried = list(dict.fromkeys(neuron for _, _, neuron in settings))
     found = run_trials(
-        [Job(T, neuron) for neuron in tried],
+        [Setting(T, neuron) for neuron in tried],
         dataset,
         model_name,
         config,
@@ -154,20 +154,8 @@ def sweep_neurons(
         f"neurons of {model_name} on {dataset.name}",
     )
     trials = dict(zip(tried, found, strict=True))
-    source = provenance(
-        seed=config.seed,
-        config=plain(asdict(config))
-        | {
-            "model": model_name,
-            "T": T,
-            "encoder": encoder,
-            "base": plain(origin),
-            "grid": {name: list(values) for name, values in grid.items()},
-        },
-        data_fingerprint=dataset.fingerprint,
-        device=config.device,
-    )
-    write_parquet(run.file("neurons.parquet"), list(trials.values()), dataset, model_name, source)
+    source = sweep_provenance(found, {"base": origin, "grid": grid})
+    write_parquet(run.file("neurons.parquet"), found, dataset, model_name)
     points = tuple(_point(*setting, origin, trials[setting[2]], run.path) for setting in settings)
     return NeuronSweep(dataset.name, model_name, T, origin, points, source)
 

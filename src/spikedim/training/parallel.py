@@ -1,48 +1,78 @@
-"""Independent trainings in parallel processes, one math thread each.
+"""Independent trainings in parallel processes.
 
 Small networks gain nothing from a second thread, so a CPU with several cores trains several
-settings at once. The numbers do not depend on how many processes there are.
+settings at once, one thread each, and their numbers do not depend on how many processes there are.
+Larger networks share the cores; their last digits may change with the number of threads, which
+every trial records.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-import torch
 
 from spikedim import progress
 from spikedim.data import Dataset
 from spikedim.errors import ConfigError, SpikedimError
 from spikedim.neurons import LIFParams
-from spikedim.storage import Run
+from spikedim.storage import Run, write_bytes
 from spikedim.training.config import TrainConfig, resolve_device
+from spikedim.training.threads import cores, math_threads, parameter_count, threads_for
 from spikedim.training.trial import Trial, run_trial
+
+_KILL_S = 10.0
 
 
 @dataclass(frozen=True)
-class Job:
-    """One training of a sweep."""
+class Setting:
+    """What distinguishes one training of a sweep from the others."""
 
     T: int
     neuron: LIFParams | None = None
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What the trainings of a sweep have in common; memory-mapped data travel by value."""
+
+    dataset: Dataset
+    model_name: str
+    config: TrainConfig
+    run: Run
+    encoder: str
+    threads: int
+
+    def trial(self, setting: Setting) -> Trial:
+        with math_threads(self.threads):
+            return run_trial(
+                self.dataset,
+                self.model_name,
+                setting.T,
+                self.config,
+                self.run,
+                setting.neuron,
+                self.encoder,
+            )
+
+
 def default_workers(config: TrainConfig) -> int:
-    """One process per core on the CPU, one process on a GPU."""
-    return (os.cpu_count() or 1) if resolve_device(config.device).type == "cpu" else 1
+    """One process per usable core on the CPU, one process on a GPU."""
+    return cores() if resolve_device(config.device).type == "cpu" else 1
 
 
 def run_trials(
-    jobs: Sequence[Job],
+    settings: Sequence[Setting],
     dataset: Dataset,
     model_name: str,
     config: TrainConfig,
@@ -51,10 +81,10 @@ def run_trials(
     workers: int,
     label: str,
 ) -> list[Trial]:
-    """Run every job and return the trials in the order of ``jobs``; finished ones are read back.
+    """Train every setting and return the trials in their order; finished ones are read back.
 
     Args:
-        jobs: what to train; each is a resumable step of ``run``.
+        settings: what to train; each is a resumable step of ``run``.
         dataset, model_name, config, run, encoder: as for :func:`~spikedim.training.run_trial`.
         workers: processes at once; 1 stays in this process.
         label: what the progress display says.
@@ -65,57 +95,76 @@ def run_trials(
     """
     if workers < 1:
         raise ConfigError(f"workers={workers} must be a whole number of at least 1")
-    with progress.task(label, sum(job.T for job in jobs)) as bar:
-        # The longest first, so that no process is left alone with a long one at the end.
-        order = sorted(set(jobs), key=lambda job: -job.T)
-        if workers > 1 and len(order) > 1:
-            with _pool(min(workers, len(order))) as pool:
-                futures = {
-                    pool.submit(_work, dataset, model_name, job, config, run, encoder): job
-                    for job in order
-                }
+    # The longest first, so that no process is left alone with a long one at the end.
+    order = sorted(set(settings), key=lambda setting: -setting.T)
+    workers = min(workers, len(order))
+    threads = threads_for(parameter_count(model_name), workers)
+    work = _Work(dataset, model_name, config, run, encoder, threads)
+    with progress.task(label, sum(setting.T for setting in settings)) as bar:
+        if workers > 1:
+            with _pool(workers, work) as pool:
+                futures = _submit(pool, order)
                 for future in as_completed(futures):
                     future.result()
                     bar.advance(futures[future].T)
-        with _one_thread():
-            return [
-                run_trial(dataset, model_name, job.T, config, run, job.neuron, encoder)
-                for job in jobs
-            ]
-
-
-def _work(
-    dataset: Dataset, model_name: str, job: Job, config: TrainConfig, run: Run, encoder: str
-) -> None:
-    """Body of a worker process: the outcome is stored in the run directory, not returned."""
-    run_trial(dataset, model_name, job.T, config, run, job.neuron, encoder)
+        return [work.trial(setting) for setting in settings]
 
 
 @contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+def _pool(workers: int, work: _Work) -> Iterator[ProcessPoolExecutor]:
     """Worker processes that report progress here and do not outlive this process or an error."""
     context = multiprocessing.get_context("spawn")
     before = set(multiprocessing.active_children())
-    with progress.relay(context) as queue:
-        pool = ProcessPoolExecutor(workers, context, _start, (os.getpid(), queue))
-        try:
-            yield pool
-        except BrokenProcessPool as error:
-            raise SpikedimError(
-                "a training process was killed from outside (out of memory?): run the same "
-                "command again to continue, with --workers 1 if it happens again"
-            ) from error
-        finally:
-            # After success nothing runs any more; after an error what runs is of no use.
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in set(multiprocessing.active_children()) - before:
-                child.terminate()
+    handover = write_bytes(work.run.file(".tmp-work"), pickle.dumps(work))
+    try:
+        with progress.relay(context) as queue:
+            pool = ProcessPoolExecutor(workers, context, _start, (os.getpid(), queue, handover))
+            try:
+                yield pool
+            except BrokenProcessPool as error:
+                raise SpikedimError(
+                    "a training process was killed from outside (out of memory?): run the same "
+                    "command again to continue, with --workers 1 if it happens again; a Python "
+                    'script needs `if __name__ == "__main__":` around its calls'
+                ) from error
+            finally:
+                # After success nothing runs any more; after an error what runs is of no use.
+                pool.shutdown(wait=False, cancel_futures=True)
+                # Killed, because Lightning survives a polite request; the training can resume.
+                for child in set(multiprocessing.active_children()) - before:
+                    child.kill()
+                    child.join(_KILL_S)
+    finally:
+        handover.unlink(missing_ok=True)
 
 
-def _start(parent: int, queue: Any) -> None:
-    torch.set_num_threads(1)
-    progress.report_to(queue)
+def _submit(pool: ProcessPoolExecutor, order: Sequence[Setting]) -> dict[Future[None], Setting]:
+    """Hand out the trainings; the processes this starts never see Ctrl-C, which is the parent's."""
+    if threading.current_thread() is not threading.main_thread():
+        return {pool.submit(_train, setting): setting for setting in order}
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return {pool.submit(_train, setting): setting for setting in order}
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+class _Process:
+    """State of a worker process."""
+
+    work: _Work
+
+
+def _start(parent: int, queue: Any, handover: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    progress.report_to(queue)
+    _Process.work = pickle.loads(handover.read_bytes())
+
+
+def _train(setting: Setting) -> None:
+    """Body of a worker process: the outcome is stored in the run directory, not returned."""
+    _Process.work.trial(setting)
 
 
 def _die_with(parent: int) -> None:
@@ -123,13 +172,3 @@ def _die_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.2)
     os._exit(1)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,14 +12,14 @@ import numpy as np
 from spikedim.data import Dataset
 from spikedim.errors import ConfigError
 from spikedim.neurons import LIFParams
-from spikedim.provenance import Provenance, provenance
-from spikedim.results import Estimate, Result, Table, number, plain, points_of
+from spikedim.provenance import Provenance
+from spikedim.results import Estimate, Result, Table, number, points_of
 from spikedim.storage import Run
 from spikedim.training.config import TrainConfig, check_timesteps
-from spikedim.training.parallel import Job, run_trials
+from spikedim.training.parallel import Setting, run_trials
 from spikedim.training.tables import write_parquet
-from spikedim.training.timestep import describe, t_star
-from spikedim.training.trial import Trial
+from spikedim.training.timestep import check_tolerance, t_star
+from spikedim.training.trial import Trial, sweep_provenance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +73,7 @@ class TimestepSweep(Result):
         censored: whether a larger T might still be needed.
         neuron: neuron parameters used; ``None`` for the model's own.
         notes: what limits the answer.
-        provenance: versions, seed, configuration, data fingerprint.
+        provenance: versions, machine, threads, configuration and data of the newest training.
     """
 
     dataset: str
@@ -112,7 +112,7 @@ class TimestepSweep(Result):
             "T", "accuracy", "fit %", "P(T*=T)", "spikes per sample", "rate", "training s",
         )  # fmt: skip
         title = (
-            f"{self.model} on {self.dataset}: T* = {describe(self.t_star)} "
+            f"{self.model} on {self.dataset}: T* = {self.t_star} "
             f"(within {points_of(self.tolerance)} of {number(self.plateau.value)} %)"
         )
         return [Table(title, columns, rows, self.notes)]
@@ -130,7 +130,7 @@ class TimestepSweep(Result):
         axes.plot(steps, self.fitted, drawstyle="steps-post", label="isotonic fit")
         top = self.plateau.value
         axes.axhspan(top - self.tolerance, top, alpha=0.15, label="plateau − tolerance")
-        axes.axvline(self.t_star.value, linestyle="--", label=f"T* = {describe(self.t_star)}")
+        axes.axvline(self.t_star.value, linestyle="--", label=f"T* = {self.t_star}")
         axes.set(xlabel="timesteps T", ylabel="accuracy (%)", xticks=steps)
         axes.set_title(f"{self.model} on {self.dataset}")
         axes.legend()
@@ -166,16 +166,19 @@ def sweep_timesteps(
             reads the answer after each smaller T.
         neuron: parameters of every neuron; ``None`` keeps the model's.
         encoder: ``"direct"``, ``"bernoulli"`` or ``"latency"``.
-        workers: trainings at once, each in a process of its own; the numbers stay the same.
+        workers: trainings at once, each in a process of its own. The numbers stay the same for
+            networks under one million parameters; larger ones share the cores, and another
+            number of threads can change their last digits.
 
     Raises:
-        ConfigError: empty or repeated grid, T < 1, unknown mode or encoder, or ``latency`` with
-            ``"inference"``, where a prefix of a run is not a shorter run.
+        ConfigError: empty or repeated grid, T < 1, negative tolerance, unknown mode or encoder,
+            or ``latency`` with ``"inference"``, where a prefix of a run is not a shorter run.
         DataError: no test split or no labels.
         ModelError: unknown model, or training diverged.
         StorageError: disk full, or the run directory holds other settings.
     """
     grid = _grid(T_values)
+    check_tolerance(tolerance)
     if mode not in ("train", "inference"):
         raise ConfigError(f"mode={mode!r} is unknown; use 'train' or 'inference'")
     if mode == "inference" and encoder == "latency":
@@ -186,7 +189,7 @@ def sweep_timesteps(
     dataset.split("test")
     trained = grid if mode == "train" else grid[-1:]
     found = run_trials(
-        [Job(T, neuron) for T in trained],
+        [Setting(T, neuron) for T in trained],
         dataset,
         model_name,
         config,
@@ -198,22 +201,12 @@ def sweep_timesteps(
     trials = dict(zip(trained, found, strict=True))
     points = tuple(_point(trials[T if mode == "train" else grid[-1]], T, run.path) for T in grid)
     answer = t_star({p.T: p.correct for p in points}, tolerance, seed=config.seed)
-    source = provenance(
-        seed=config.seed,
-        config=plain(asdict(config))
-        | {
-            "model": model_name,
-            "T": list(grid),
-            "mode": mode,
-            "encoder": encoder,
-            "tolerance": tolerance,
-            "neuron": plain(neuron),
-        },
-        data_fingerprint=dataset.fingerprint,
-        device=config.device,
-        notes=("T* intervals cover test-set noise, not the noise of training seeds.",),
+    source = sweep_provenance(
+        found,
+        {"T": grid, "mode": mode, "tolerance": tolerance, "neuron": neuron},
+        ("T* intervals cover test-set noise, not the noise of training seeds.",),
     )
-    write_parquet(run.file("sweep.parquet"), list(trials.values()), dataset, model_name, source)
+    write_parquet(run.file("sweep.parquet"), found, dataset, model_name)
     return TimestepSweep(
         dataset=dataset.name,
         model=model_name,

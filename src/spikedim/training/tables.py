@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from spikedim.data import Dataset
-from spikedim.provenance import Provenance
 from spikedim.results import plain
 from spikedim.storage import write_bytes
 from spikedim.training.trial import Trial
 
 
-def write_parquet(
-    path: Path, trials: Sequence[Trial], dataset: Dataset, model_name: str, source: Provenance
-) -> Path:
-    """Write one row per (trial, t) atomically, every row with its full provenance.
+def write_parquet(path: Path, trials: Sequence[Trial], dataset: Dataset, model_name: str) -> Path:
+    """Write one row per (trial, t) atomically, every row with the provenance of its training.
 
     Columns: what was run (dataset, fingerprint, model, encoder, seed, neuron parameters,
     ``trained_T``, ``T``), what came out (accuracy in percent with bounds, ``correct`` per test
@@ -35,12 +32,6 @@ def write_parquet(
         "fingerprint": dataset.fingerprint,
         "train_samples": len(dataset.train),
         "model": model_name,
-        "config": json.dumps(source.config, sort_keys=True),
-        "versions": json.dumps(source.versions, sort_keys=True),
-        "platform": source.platform,
-        "device": source.device,
-        "command": source.command,
-        "created": source.created,
     }
     rows = [shared | _row(trial, t) for trial in trials for t in range(1, trial.T + 1)]
     buffer = io.BytesIO()
@@ -51,6 +42,7 @@ def write_parquet(
 def _row(trial: Trial, t: int) -> dict[str, Any]:
     accuracy = trial.accuracy[t - 1]
     spikes = trial.spikes_per_sample[t - 1]
+    source = trial.provenance
     return {
         "encoder": trial.encoder,
         "seed": trial.seed,
@@ -74,4 +66,10 @@ def _row(trial: Trial, t: int) -> dict[str, Any]:
         "train_seconds": trial.train_seconds,
         "weights": trial.weights,
         "correct": trial.correct[t - 1].tobytes(),
+        "config": json.dumps(source.config, sort_keys=True),
+        "versions": json.dumps(source.versions, sort_keys=True),
+        "platform": source.platform,
+        "device": source.device,
+        "command": source.command,
+        "created": source.created,
     }

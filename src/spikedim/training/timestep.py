@@ -2,15 +2,22 @@
 
 T* is the smallest T whose test accuracy is within a stated tolerance of the plateau.
 
-*Plateau.* The largest of several noisy accuracies is biased upward (the luckiest T wins), and the
-accuracy at the largest T alone ignores every other measurement. More timesteps do not hurt in
-expectation, so accuracy is fitted as a non-decreasing function of T (isotonic regression, equal
-weights because all T share one test set) and the plateau is the fitted value at the largest T: the
-pooled mean over every T that is not distinguishable from the end. A real fall at large T is pooled
-too, and then T* is the T from which more steps buy nothing.
+*Plateau.* The largest of several noisy accuracies is biased upward: the luckiest T wins. More
+timesteps do not hurt in expectation, so accuracy is fitted as a non-decreasing function of T
+(isotonic regression, equal weights because all T share one test set) and the plateau is the fitted
+value at the largest T. The fit averages neighbours only where a larger T scored lower, so it never
+lies below the accuracy at the largest T, and part of the upward bias stays: for a curve that is
+flat at 95 %, four T and 360 test samples, +0.5 points, where the largest of the four is +1.2 and
+the accuracy at the largest T is unbiased. It falls with the number of samples (+0.2 points for
+2,000) and is below 0.2 points for curves that still rise. A real fall at large T is averaged too,
+and then T* is the T from which more steps buy nothing.
 
 *Interval.* The test samples are resampled with replacement, all T together (paired), and fit,
 plateau and T* are recomputed. This covers the noise of the test set, not that of training seeds.
+In simulation (360 and 2,000 samples, flat and rising curves) the 95 % interval covers the true T*
+in at least 95 % of test sets and the true accuracy at the largest T in 88 to 95 %, least for the
+flat curve. Subtracting the bootstrap's estimate of the bias removes a third of it and improves
+neither, so it is not done.
 """
 
 from __future__ import annotations
@@ -62,7 +69,7 @@ class TStar(Result):
         rows = list(zip(self.timesteps, self.accuracy, self.fitted, self.probability, strict=True))
         return [
             Table(
-                f"T* = {describe(self.estimate)} (within {points_of(self.tolerance)})",
+                f"T* = {self.estimate} (within {points_of(self.tolerance)})",
                 ("T", "accuracy", "isotonic fit", "P(T* = T)"),
                 rows,
                 self.notes,
@@ -93,8 +100,7 @@ def t_star(
         ConfigError: empty grid, T < 1, negative tolerance or fewer than 100 resamples.
         DataError: arrays of different lengths, empty, or with values other than 0 and 1.
     """
-    if not np.isfinite(tolerance) or tolerance < 0:
-        raise ConfigError(f"tolerance={tolerance} must be 0 or more percentage points, e.g. 1.0")
+    check_tolerance(tolerance)
     if resamples < 100:
         raise ConfigError(f"resamples={resamples} is too few for an interval; use 2000")
     steps, table = _correct_table(correct)
@@ -164,11 +170,14 @@ def isotonic(values: np.ndarray) -> np.ndarray:
     return fit
 
 
-def describe(estimate: Estimate) -> str:
-    """T* in words: ``"4 [3, 6] timesteps"``, or ``"8 [5, more than 8 possible]"``."""
-    if estimate.high is None and estimate.low is not None:
-        return f"{number(estimate.value)} [{number(estimate.low)}, not bounded by this grid]"
-    return str(estimate)
+def check_tolerance(tolerance: float) -> None:
+    """Refuse a tolerance that is no number of percentage points.
+
+    Raises:
+        ConfigError: negative, NaN or infinite.
+    """
+    if not np.isfinite(tolerance) or tolerance < 0:
+        raise ConfigError(f"tolerance={tolerance} must be 0 or more percentage points, e.g. 1.0")
 
 
 def _correct_table(correct: Mapping[int, np.ndarray]) -> tuple[tuple[int, ...], np.ndarray]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,13 @@ import numpy as np
 from spikedim.data import Dataset
 from spikedim.models import create_model, model_entry
 from spikedim.neurons import LIFParams
-from spikedim.results import Estimate
+from spikedim.provenance import Provenance
+from spikedim.results import Estimate, plain
 from spikedim.storage import Run, digest
 from spikedim.training.batches import samples
 from spikedim.training.config import TrainConfig
 from spikedim.training.evaluation import evaluate
-from spikedim.training.fit import fit
+from spikedim.training.fit import decisive_versions, fit, stored_provenance
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Trial:
         held_out: accuracy on the samples held out of training; ``None`` without.
         epochs, best_epoch, train_seconds: of the training.
         weights: path relative to the run directory.
+        provenance: versions, machine, threads, configuration and data of the training.
     """
 
     T: int
@@ -45,6 +48,7 @@ class Trial:
     best_epoch: int
     train_seconds: float
     weights: str
+    provenance: Provenance
 
 
 def run_trial(
@@ -58,11 +62,13 @@ def run_trial(
 ) -> Trial:
     """Train ``model_name`` at T and test it, once: the outcome is a step of ``run``.
 
+    Another version of spikedim or torch is another step, and trains anew.
+
     Raises:
         DataError, ModelError, StorageError: as :func:`spikedim.training.fit`.
     """
     neuron = model_entry(model_name).config.neuron if neuron is None else neuron
-    what = [model_name, T, config, neuron, encoder, dataset.fingerprint]
+    what = [model_name, T, config, neuron, encoder, dataset.fingerprint, decisive_versions()]
     key = f"{model_name}-T{T}-{digest([repr(item) for item in what])}"
     key = re.sub(r"[^\w.-]", "_", key)
 
@@ -92,6 +98,9 @@ def run_trial(
             "best_epoch": result.best_epoch,
             "train_seconds": result.train_seconds,
             "weights": str(result.weights.relative_to(run.path)),
+            "provenance": replace(
+                result.provenance, config=result.provenance.config | {"model": model_name}
+            ),
         }
 
     return _read(run.step(key, compute))
@@ -104,4 +113,14 @@ def _read(stored: dict[str, Any]) -> Trial:
     }
     correct = np.array([[int(c) for c in row] for row in stored["correct"]], dtype=np.uint8)
     held_out = Estimate(**stored["held_out"]) if stored["held_out"] is not None else None
-    return Trial(**{**stored, **lists, "correct": correct, "held_out": held_out})
+    source = stored_provenance(stored["provenance"])
+    values = {"correct": correct, "held_out": held_out, "provenance": source}
+    return Trial(**{**stored, **lists, **values})
+
+
+def sweep_provenance(
+    trials: Sequence[Trial], config: dict[str, Any], notes: tuple[str, ...] = ()
+) -> Provenance:
+    """Provenance of a sweep: that of its newest training, with ``config`` replacing its own."""
+    newest = max((trial.provenance for trial in trials), key=lambda source: source.created)
+    return replace(newest, config=newest.config | plain(config), notes=notes)
