@@ -380,3 +380,16 @@ def test_stochastic_traces_are_exact_but_for_the_square(center, kind):
     assert_allclose(found.square, exact.square, rtol=0.02)
     tiny = stochastic_traces((x * 1e-22).astype(np.float32) if kind != "sparse" else x, center)
     assert tiny.total > 0
+
+
+def test_both_backends_give_the_same_numbers(monkeypatch):
+    from spikedim.dimension import kernels
+
+    x = data(300, 40).astype(np.float32)
+    upper = np.asfortranarray(np.triu((x.T @ x).astype(np.float64)))
+    plain = kernels.symmetric_eigenvalues(upper.copy(order="F"))
+    products = kernels.product(x.T, x)
+    monkeypatch.setattr(kernels, "LARGE_SIDE", 1)
+    monkeypatch.setattr(kernels, "LARGE_PRODUCT", 1)
+    assert_allclose(kernels.symmetric_eigenvalues(upper), plain, rtol=1e-12, atol=1e-12 * plain[-1])
+    assert_allclose(kernels.product(x.T, x), products, rtol=1e-4, atol=1e-4)

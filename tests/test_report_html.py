@@ -123,9 +123,7 @@ def verified(plan) -> Plan:
         2,
         LIFParams(),
         tuple(
-            NeuronPoint(
-                name, value, value != 0.75, percent(k), count, rate, None, 3.0, Path("x")
-            )
+            NeuronPoint(name, value, value != 0.75, percent(k), count, rate, None, 3.0, Path("x"))
             for name, value, k in tried
         ),
         origin,

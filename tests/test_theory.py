@@ -68,6 +68,13 @@ def test_rule_scales_and_its_interval_contains_it(d, epsilon, factor):
     assert one.timesteps.low <= one.timesteps.value <= one.timesteps.high
 
 
+def test_a_dimension_open_above_leaves_the_timesteps_open():
+    prediction = theory.timestep_rule(Estimate(47, 45, None), 5)
+    assert prediction.timesteps.high is None
+    assert prediction.timesteps.low <= prediction.timesteps.value
+    assert str(prediction.timesteps) == "5 [4 or more] timesteps"
+
+
 @pytest.mark.parametrize(
     ("d_eff", "epsilon", "unit"),
     [(0, 5, "percent"), (10, 0, "percent"), (10, math.nan, "percent"), (10, 5, "points")],

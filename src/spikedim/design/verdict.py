@@ -34,8 +34,7 @@ def agreement(
     predicted_low, predicted_high = prediction.timesteps.low, prediction.timesteps.high
     assert low is not None
     assert predicted_low is not None
-    assert predicted_high is not None
-    if predicted_high < low:
+    if predicted_high is not None and predicted_high < low:
         return "underestimates"
     if high is None or (low <= min(tested) and high >= max(tested)):
         return "undecided"

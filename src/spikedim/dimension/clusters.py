@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from spikedim.dimension.arrays import as_samples
 from spikedim.dimension.estimators import DEFAULT, Estimator, get_estimator
-from spikedim.dimension.intervals import LIMIT, curve_of
+from spikedim.dimension.intervals import bracket, curve_of
 from spikedim.dimension.measure import DimensionReport
 from spikedim.dimension.moments import Moments, moments
-from spikedim.dimension.resampling import Resampler
+from spikedim.dimension.resampling import Resampler, evaluate, jackknifed
 from spikedim.dimension.spectrum import Spectrum, check_memory, spectrum_of_moments
 from spikedim.errors import ConfigError, DataError
 from spikedim.progress import track
@@ -143,11 +142,7 @@ def measure_clustered(
         chosen, others = np.flatnonzero(group == part), np.flatnonzero(group != part)
         if len(others) < (2 if center else 1):
             continue
-        if isinstance(source.whole, Moments):
-            sums = moments(samples.subset(chosen), source.whole.shift)
-            left.append(spectrum_of_moments(source.whole.minus(sums), center))
-        else:
-            left.append(source.subset(others))
+        left.append(source.without(chosen))
     return report_of(source.spectrum(), left, items, len(names), center, confidence, seed)
 
 
@@ -183,34 +178,21 @@ def report_of(
     seed: int = 0,
 ) -> DimensionReport:
     """Estimates from the whole and from spectra that each leave out one group of clusters."""
-    found: dict[str, Estimate] = {}
     notes: list[str] = []
-    count = len(left)
     silent = whole.total_variance == 0
     if silent:
         notes.append("no variance: all samples are equal, so every dimension is 0")
     elif clusters < _FEWEST:
         notes.append(f"no intervals from {clusters} clusters; at least {_FEWEST} are needed")
-    for item in items:
-        value = item.function(whole)
-        if silent or clusters < _FEWEST:
-            found[item.key] = Estimate(value, n=clusters, method="no interval")
-            continue
-        curve = curve_of(item)
-        draws, at_full = np.array([curve(part) for part in left]), curve(whole)
-        missing = (count - 1) * (at_full - float(draws.mean()))
-        spread = float(np.sqrt((count - 1) / count * ((draws - draws.mean()) ** 2).sum()))
-        reach = float(stats.t.ppf(0.5 + confidence / 2, count - 1)) * spread
-        low, high = at_full + missing - reach, at_full + missing + reach
-        if item.counts:
-            low, high = float(np.ceil(low - 1e-9)), float(np.ceil(high - 1e-9))
-        top = max(float(whole.d), value)
-        low, high = min(max(low, 0.0), top), min(max(high, 0.0), top)
-        method = f"jackknife over {count} groups of whole clusters"
-        found[item.key] = Estimate(value, low, high, clusters, "", confidence, method)
-        if abs(missing) > LIMIT * max(at_full, 1.0):
-            notes.append(
-                f"{item.key} is limited by n: {clusters:,} clusters give {value:.4g}, "
-                f"extrapolation in n about {at_full + missing:.3g}"
-            )
+    values = {item.key: float(item.function(whole)) for item in items}
+    if silent or clusters < _FEWEST:
+        found = {key: Estimate(v, n=clusters, method="no interval") for key, v in values.items()}
+    else:
+        curves = [curve_of(item) for item in items]
+        method = f"jackknife over {len(left)} groups of whole clusters"
+        with np.errstate(invalid="ignore"):
+            draws = np.array([evaluate(curves, part) for part in left])
+            changes = jackknifed(evaluate(curves, whole), draws, method)
+        found, limits = bracket(changes, items, values, whole, clusters, "clusters", confidence)
+        notes += limits
     return DimensionReport(found, whole, tuple(notes), whole.n, whole.d, center, seed)

@@ -11,8 +11,9 @@ from scipy import optimize, stats
 
 from spikedim.dimension.arrays import as_samples
 from spikedim.dimension.estimators import get_estimator
-from spikedim.dimension.intervals import LIMIT, Resampler, curve_of
+from spikedim.dimension.intervals import LIMIT, around, curve_of
 from spikedim.dimension.moments import Array
+from spikedim.dimension.resampling import Resampler
 from spikedim.errors import ConfigError
 from spikedim.progress import task
 from spikedim.results import Estimate, Result, Table
@@ -135,8 +136,8 @@ def growth_curve(
     reach = float(stats.t.ppf(0.5 + confidence / 2, repeats - 1) * limits.std(ddof=1))
     reach = float(np.hypot(reach, limit - _plain_limit(numbers, values)))
     top = float(samples.d)
-    found = Estimate(
-        limit, max(limit - reach, 0.0), min(limit + reach, top), n, "", confidence,
+    found = around(
+        limit, max(limit - reach, 0.0), min(limit + reach, top), n, confidence,
         f"fit over {len(sizes)} sizes, {repeats} subsets each",
     )  # fmt: skip
     limited = bool(abs(limit - values[-1]) > LIMIT * max(values[-1], 1.0))

@@ -9,8 +9,9 @@ import numpy as np
 
 from spikedim.dimension.arrays import as_samples
 from spikedim.dimension.estimators import get_estimator
-from spikedim.dimension.intervals import Resampler, spectral_intervals
+from spikedim.dimension.intervals import spectral_intervals
 from spikedim.dimension.moments import Array, centered_gram
+from spikedim.dimension.resampling import Resampler
 from spikedim.dimension.spectrum import spectrum_of_gram
 from spikedim.errors import ConfigError, DataError
 from spikedim.progress import track

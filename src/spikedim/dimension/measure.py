@@ -12,14 +12,14 @@ from spikedim.dimension.arrays import Samples, as_samples
 from spikedim.dimension.estimators import DEFAULT, Estimator, get_estimator, pca_count
 from spikedim.dimension.intervals import (
     INTERVALS,
-    Resampler,
     interval_for_samples,
     spectral_intervals,
 )
 from spikedim.dimension.intrinsic import sample_cap
+from spikedim.dimension.resampling import Resampler
 from spikedim.dimension.spectrum import Spectrum, check_memory
 from spikedim.errors import ConfigError
-from spikedim.results import Estimate, Result, Table
+from spikedim.results import Estimate, Result, Table, number
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,10 @@ def measure(
         quantile: share of the variance the default PCA count reaches.
         confidence: nominal coverage of the intervals.
         seed: of the subsamples.
-        interval: ``"auto"`` (disjoint halves, extrapolated in n; the U-statistic variance for
-            pr_corrected), ``"subsample"``, ``"bootstrap"``, ``"jackknife"`` or ``"none"``;
-            see :mod:`~spikedim.dimension.intervals`.
+        interval: ``"auto"`` (disjoint halves; the U-statistic variance for pr and
+            pr_corrected), ``"halves"``, ``"subsample"``, ``"bootstrap"``, ``"jackknife"`` or
+            ``"none"``. Values are those of the samples, intervals those of the population,
+            bias included; see :mod:`~spikedim.dimension.intervals`.
         resamples: how many resamples an interval uses; chosen by size when ``None``.
         memory_limit: bytes the decomposition may use; half of the available memory by default.
 
@@ -136,7 +137,10 @@ def measure(
     direct = [e for e in chosen.values() if e.needs == "samples"]
     cap = sample_cap(samples.d)
     for item in direct:
-        found[item.key] = interval_for_samples(samples, item, interval, confidence, seed, cap)
+        found[item.key], limits = interval_for_samples(
+            samples, item, interval, confidence, seed, cap
+        )
+        notes += limits
     notes += _notes(samples, spec, direct)
     ordered = {key: found[key] for key in keys}
     return DimensionReport(ordered, spec, tuple(notes), samples.n, samples.d, center, seed)
@@ -159,8 +163,10 @@ def _notes(samples: Samples, spec: Spectrum, direct: list[Estimator]) -> list[st
 
 
 def _bounds(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
+    if estimate.low is None:
         return "–"
+    if estimate.high is None:
+        return f"{number(estimate.low)} or more"
     text = str(Estimate(np.nan, estimate.low, estimate.high))
     return text.removeprefix("n/a ")
 

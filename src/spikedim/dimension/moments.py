@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.linalg import blas
 
 from spikedim.dimension.arrays import Float, Samples, spans
+from spikedim.dimension.kernels import product
 from spikedim.errors import DataError
 from spikedim.progress import track
 
@@ -145,9 +146,9 @@ def _shown(blocks: Iterable[tuple[int, int]], label: str) -> Iterable[tuple[int,
 def _add_products(scatter: Array, z: Float) -> None:
     """Add zᵀz to the upper triangle, stripe by stripe: faster than ``ssyrk`` in float32."""
     for start, stop in spans(len(scatter), 512):
-        product = (z[:, start:stop].T @ z[:, :stop]).T
-        product[start:] = np.triu(product[start:])
-        scatter[:stop, start:stop] += product
+        part = product(z[:, start:stop].T, z[:, :stop]).T
+        part[start:] = np.triu(part[start:])
+        scatter[:stop, start:stop] += part
 
 
 def _upper(matrix: Array) -> Array:

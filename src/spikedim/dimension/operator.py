@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from spikedim.dimension.arrays import Float, Samples
+from spikedim.dimension.kernels import product
 from spikedim.dimension.moments import SINGLE_RANGE, TOO_LARGE, Array, provisional_mean
 from spikedim.errors import DataError
 
@@ -47,7 +48,7 @@ class CovarianceOperator:
         most = max(thin_rows(self.samples), 4 * vectors.shape[1])
         for start, stop in self.samples.row_blocks(8, most):
             z = self.samples.rows(start, stop, dtype) - mean
-            out += z.T @ (z @ vectors)
+            out += product(z.T, product(z, vectors))
         return out / self.divisor
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import linalg
 from scipy.linalg import blas
 
 from spikedim.dimension.arrays import Samples, as_samples
+from spikedim.dimension.kernels import symmetric_eigenvalues
 from spikedim.dimension.moments import Array, Moments, gram, moments
 from spikedim.errors import BudgetError, ConfigError
 from spikedim.results import Result, Table
@@ -166,8 +166,7 @@ def eigenvalues(matrix: Array, rank: int) -> Array:
 
     At most ``rank`` values are returned; those within rounding of zero become exactly 0.
     """
-    values = linalg.eigvalsh(matrix, lower=False, overwrite_a=True, check_finite=False)
-    values = np.ascontiguousarray(values[::-1][:rank])
+    values = np.ascontiguousarray(symmetric_eigenvalues(matrix)[::-1][:rank], np.float64)
     if len(values) == 0:
         return np.zeros(1)
     floor = values[0] * len(matrix) * np.finfo(np.float64).eps

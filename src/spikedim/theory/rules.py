@@ -84,14 +84,21 @@ def timestep_rule(
         raise ConfigError(f"epsilon={epsilon} must be a positive number, e.g. 5 (percent)")
     dimension, scale = _estimate(d_eff, "d_eff"), _estimate(constant, "constant")
     inverse_square = epsilon**-2
-    low, high = product_interval(
+    low, closed = product_interval(
         _triple(scale), _triple(dimension), (inverse_square, inverse_square, inverse_square)
     )
+    # An interval of a factor that is open above leaves T open above.
+    high = None if any(_is_open(factor) for factor in (scale, dimension)) else closed
     value = scale.value * dimension.value * inverse_square
     method = "C and d_eff intervals combined on the log scale"
     raw = Estimate(value, low, high, dimension.n, "timesteps", method=method)
     rounded = Estimate(
-        _ceil(value), _ceil(low), _ceil(high), dimension.n, "timesteps", method=method
+        _ceil(value),
+        _ceil(low),
+        None if high is None else _ceil(high),
+        dimension.n,
+        "timesteps",
+        method=method,
     )
     reading = "percentage points" if epsilon_unit == "percent" else "fractions"
     name = f"published C·d_eff/ε² (ε in {reading})"
@@ -105,10 +112,14 @@ def _estimate(value: Estimate | float, name: str) -> Estimate:
     return estimate
 
 
+def _is_open(estimate: Estimate) -> bool:
+    return estimate.low is not None and estimate.high is None
+
+
 def _triple(estimate: Estimate) -> tuple[float, float, float]:
-    """(value, low, high) with missing or inverted bounds replaced by the value itself."""
-    low = estimate.value if estimate.low is None else min(estimate.low, estimate.value)
-    high = estimate.value if estimate.high is None else max(estimate.high, estimate.value)
+    """(value, low, high) with missing bounds replaced by the value itself."""
+    low = estimate.value if estimate.low is None else estimate.low
+    high = estimate.value if estimate.high is None else estimate.high
     return estimate.value, max(low, 1e-12 * estimate.value), high
 
 

@@ -78,7 +78,8 @@ def _below(left: Estimate, right: Estimate) -> bool:
 def overlaps(found: Estimate, target: Published) -> bool:
     """The interval of an estimate (its value where it has none) meets value ± half-width."""
     low = found.value if found.low is None else found.low
-    high = found.value if found.high is None else found.high
+    open_above = found.low is not None and found.high is None
+    high = math.inf if open_above else found.value if found.high is None else found.high
     return low <= target.value + target.half_width and high >= target.value - target.half_width
 
 
