@@ -80,6 +80,7 @@ def design(
                 checkpoint=checkpoint,
                 seed=seed,
                 workers=workers,
+                population=job.everything,
                 run=run,
             )
             page = write_report(plan, run.file("report.html"))

@@ -28,8 +28,9 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True)
 class Job:
-    """A data set cut to the budget, the model's name and how it is trained."""
+    """A data set and the part of it that the budget allows, the model's name, how it is trained."""
 
+    everything: Dataset
     dataset: Dataset
     model: str
     config: TrainConfig
@@ -65,8 +66,8 @@ class Job:
         """The run directory of this job: ``out``, or one named after everything that matters."""
         resolved = {
             "command": verb,
-            "data": self.dataset.name,
-            "data_fingerprint": self.dataset.fingerprint,
+            "data": self.everything.name,
+            "data_fingerprint": self.everything.fingerprint,
             "train_samples": len(self.dataset.train),
             "test_samples": 0 if self.dataset.test is None else len(self.dataset.test),
             "model": self.model,
@@ -105,7 +106,7 @@ def prepare(
     if epochs is not None:
         config = replace(config, epochs=epochs)
     free = train_samples == 0 or resolve_device(device).type != "cpu"
-    dataset, config, note = budget(
+    part, config, note = budget(
         dataset,
         config,
         model,
@@ -117,4 +118,4 @@ def prepare(
     )
     if note:
         progress.note(f"{note} (change it with --epochs and --train-samples, 0 for all samples)")
-    return Job(dataset, model, config)
+    return Job(dataset, part, model, config)

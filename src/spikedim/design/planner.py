@@ -63,6 +63,7 @@ def design(
     profile_samples: int = 512,
     seed: int = 0,
     workers: int = 1,
+    population: Dataset | None = None,
     run: Run | None = None,
 ) -> Plan:
     """Say how many timesteps a spiking transformer needs on a data set, at what cost, how surely.
@@ -85,6 +86,8 @@ def design(
         profile_samples: test samples behind spikes and energy.
         seed: seed of weights, subsamples and training.
         workers: trainings at once; under a million parameters the numbers stay the same.
+        population: the data set whose effective dimension is measured, where ``dataset`` is a part
+            of it that a training budget allows; ``dataset`` itself by default.
         run: run directory that makes the work resumable and receives ``results.json``; required
             with ``verify``.
 
@@ -104,7 +107,7 @@ def design(
     if verify and checkpoint is not None:
         raise ConfigError("verify trains its own networks: leave out either verify or checkpoint")
 
-    dimension = measure(dataset.features("train"), seed=seed)
+    dimension = measure((population or dataset).features("train"), seed=seed)
     d_eff = dimension.estimates["pca95"]
     predictions = (
         timestep_rule(d_eff, target.epsilon, "percent"),
