@@ -445,7 +445,7 @@ class TestNames:
         assert entries["digits"].available
         assert not entries["cifar10"].available
         assert "SPIKEDIM_DATA" in entries["cifar10"].obtain
-        assert "download('mnist')" in entries["mnist"].obtain
+        assert "spikedim data download mnist" in entries["mnist"].obtain
         assert "tinyshakespeare" in str(Catalog(tuple(entries.values())))
 
     def test_sample_without_folder(self, monkeypatch):
@@ -462,7 +462,7 @@ class TestNames:
             load_dataset("cifar_10")
 
     def test_public_set_not_fetched(self, tmp_path):
-        with pytest.raises(DataError, match=r"download\('mnist'\)"):
+        with pytest.raises(DataError, match="spikedim data download mnist"):
             load_dataset("mnist", tmp_path)
 
     def test_size_is_for_image_folders(self):
