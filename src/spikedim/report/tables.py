@@ -153,14 +153,13 @@ def bounds(plan: Data) -> Grid | None:
         rows.append(
             [
                 bound["name"],
-                bound["kind"],
-                f"{number(value, 3)} {bound['unit']}",
+                f"{bound['kind']}\n{bound['claim']}",
+                f"{number(value, 3)}\n{bound['unit']}",
                 said,
                 bound["assumption"],
-                bound["claim"],
             ]
         )
-    columns = ("figure of the theory", "kind", "value", "measured", "assumes", "claim")
+    columns = ("figure of the theory", "kind and claim", "value", "measured", "assumes")
     return Grid("Bounds and code requirements", columns, rows)
 
 
