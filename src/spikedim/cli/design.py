@@ -67,7 +67,8 @@ def design(
         }
         workers = workers or job.workers
         if verify:
-            job.announce(timesteps, workers)
+            then = "; then five trainings at T* to compare neurons (--no-neurons leaves them out)"
+            job.announce(timesteps, workers, then if neurons else "")
         with job.run("design", settings, out) as run:
             plan = plan_for(
                 job.dataset,

@@ -49,8 +49,8 @@ class Job:
             seed=self.config.seed,
         )
 
-    def announce(self, timesteps: Sequence[int], workers: int) -> None:
-        """Say how long training at every one of ``timesteps`` will take about here."""
+    def announce(self, timesteps: Sequence[int], workers: int, then: str = "") -> None:
+        """Say how long training at every one of ``timesteps`` will take here, and what follows."""
         seconds = predict_seconds(
             self.network(), self.dataset, timesteps, self.config, workers=workers
         )
@@ -59,7 +59,7 @@ class Job:
         minutes = seconds * max(longest, 1 / workers) / 60
         progress.note(
             f"Training {self.model} on {self.dataset.name} at T = "
-            f"{', '.join(map(str, timesteps))}: about {max(1, round(minutes))} min here."
+            f"{', '.join(map(str, timesteps))}: about {max(1, round(minutes))} min here{then}."
         )
 
     def run(self, verb: str, settings: Mapping[str, Any], out: Path | None) -> Run:
