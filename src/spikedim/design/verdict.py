@@ -97,7 +97,7 @@ def _headline(
     neuron = f" with {point.setting}" if point.setting else ""
     return (
         f"Use T = {_span(t)}{neuron}: {model} reaches {point.accuracy} accuracy on "
-        f"{point.accuracy.n} test samples of {data.name}; T* is the smallest T within "
+        f"{number(point.accuracy.n or 0)} test samples of {data.name}; T* is the smallest T within "
         f"{points_of(target.tolerance)} of the plateau {sweep.plateau}."
     )
 
