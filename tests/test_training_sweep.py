@@ -273,8 +273,6 @@ def test_budget_is_kept_and_deterministic():
     assert budget(data, CONFIG, MODEL, [1], max_macs=float("inf")) == whole
     limited = budget(data, CONFIG, MODEL, [1], max_train_samples=10, max_test_samples=6)
     assert (len(limited.dataset.train), len(limited.dataset.test)) == (10, 6)
-    more = budget(data, replace(CONFIG, epochs=8), MODEL, [1], max_macs=limit, extra_timesteps=3)
-    assert (more.config, more.note) == (cut.config, cut.note)
     with pytest.raises(BudgetError, match="smaller model"):
         budget(data, CONFIG, MODEL, [1], max_macs=1.0)
 

@@ -17,7 +17,6 @@ from spikedim.theory.bounds import (
 from spikedim.theory.rules import (
     PUBLISHED_CONSTANT,
     PUBLISHED_D_EFF,
-    PUBLISHED_SPIKE_RATIO_BY_HEADS,
     TimestepPrediction,
     timestep_rule,
 )
@@ -26,7 +25,6 @@ from spikedim.theory.statistics import mean_interval, product_interval, wilson_i
 __all__ = [
     "PUBLISHED_CONSTANT",
     "PUBLISHED_D_EFF",
-    "PUBLISHED_SPIKE_RATIO_BY_HEADS",
     "TimestepPrediction",
     "WaterFilling",
     "binary_entropy",

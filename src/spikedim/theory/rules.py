@@ -1,4 +1,4 @@
-"""Published design rules: the timestep rule and its constants (claims RULE-T, RULE-C, HEADS)."""
+"""Published design rules: the timestep rule and its constants (claims RULE-T, RULE-C)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,6 @@ PUBLISHED_D_EFF = {
     "imagenet": Estimate(89, 82, 96, method="published ±7"),
     "text": Estimate(55, 50, 60, method="published 50–60"),
 }
-
-#: Published ratio of measured to theoretical spikes by number of heads (claim HEADS).
-PUBLISHED_SPIKE_RATIO_BY_HEADS = {2: 2.89, 4: 2.56, 8: 2.31, 16: 2.15}
 
 
 @dataclass(frozen=True)

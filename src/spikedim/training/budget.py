@@ -83,7 +83,6 @@ def budget(
     max_test_samples: int | None = None,
     max_macs: float = CPU_MACS,
     least_epochs: int = _LEAST_EPOCHS,
-    extra_timesteps: int = 0,
 ) -> Budgeted:
     """Cut epochs, then samples, until all trainings together fit ``max_macs``.
 
@@ -98,7 +97,6 @@ def budget(
         max_train_samples, max_test_samples: further limits; ``None`` does not limit.
         max_macs: budget of forward multiply-accumulates; infinite does not limit.
         least_epochs: epochs that are not cut below, as far as there are that many.
-        extra_timesteps: sum of T over further trainings, such as those of a neuron sweep.
 
     Raises:
         BudgetError: not even ``least_epochs`` over 5 samples per class fit.
@@ -107,7 +105,7 @@ def budget(
         model_name, num_classes=dataset.num_classes, input_shape=dataset.input_shape
     )
     macs = sum(model.macs_per_step())
-    steps = sum(check_timesteps(T) for T in T_values) + extra_timesteps
+    steps = sum(check_timesteps(T) for T in T_values)
     per_epoch_sample = macs * steps
     available = min(len(dataset.train), max_train_samples or len(dataset.train))
     least = min(_LEAST_PER_CLASS * dataset.num_classes, available)
@@ -145,7 +143,6 @@ def predict_seconds(
     T_values: Sequence[int],
     config: TrainConfig,
     *,
-    extra_timesteps: int = 0,
     workers: int = 1,
 ) -> float:
     """Expected training time, one after the other, from one timed step on a copy of ``model``.
@@ -171,7 +168,7 @@ def predict_seconds(
         step()
         elapsed = time.perf_counter() - started
     per_sample_step = elapsed / (len(x) * steps)
-    total = sum(T_values) + extra_timesteps
+    total = sum(T_values)
     return per_sample_step * len(dataset.train) * config.epochs * total
 
 
