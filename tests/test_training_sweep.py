@@ -322,19 +322,16 @@ def test_workers_must_be_a_positive_number(tmp_path):
 
 def test_a_killed_worker_ends_the_sweep_with_a_clear_error(tmp_path):
     before = set(multiprocessing.active_children())
-    killed = []
 
     def kill():
         while not list(tmp_path.glob("trials/*/last.ckpt")):
             time.sleep(0.05)
         worker = (set(multiprocessing.active_children()) - before).pop()
-        killed.append(time.monotonic())
         os.kill(worker.pid, signal.SIGKILL)
 
     threading.Thread(target=kill, daemon=True).start()
     with pytest.raises(SpikedimError, match="killed from outside"), Run(tmp_path, {}) as run:
         sweep_timesteps(toy(), MODEL, [1, 2], replace(CONFIG, epochs=1000), run, workers=2)
-    assert time.monotonic() - killed[0] < 10
     assert set(multiprocessing.active_children()) <= before
     assert not list(tmp_path.glob(".tmp-*"))
 
