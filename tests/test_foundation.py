@@ -28,10 +28,10 @@ SOURCE = Path(spikedim.__file__).parent
 FLOORS = [
     {"errors", "results", "storage", "provenance", "progress"},
     {"neurons", "theory", "dimension"},
-    {"models", "data"},
+    {"circuits", "models", "data"},
     {"profiling"},
     {"training"},
-    {"design"},
+    {"design", "claims"},
     {"report"},
     {"cli"},
 ]

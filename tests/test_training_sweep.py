@@ -326,8 +326,8 @@ def test_a_killed_worker_ends_the_sweep_with_a_clear_error(tmp_path):
     def kill():
         while not list(tmp_path.glob("trials/*/last.ckpt")):
             time.sleep(0.05)
-        worker = (set(multiprocessing.active_children()) - before).pop()
-        os.kill(worker.pid, signal.SIGKILL)
+        workers = set(multiprocessing.active_children()) - before
+        os.kill(max(worker.pid for worker in workers), signal.SIGKILL)
 
     threading.Thread(target=kill, daemon=True).start()
     with pytest.raises(SpikedimError, match="killed from outside"), Run(tmp_path, {}) as run:

@@ -140,11 +140,19 @@ def _pool(workers: int, work: _Work) -> Iterator[ProcessPoolExecutor]:
 
 def _submit(pool: ProcessPoolExecutor, order: Sequence[Setting]) -> dict[Future[None], Setting]:
     """Hand out the trainings; the processes this starts never see Ctrl-C, which is the parent's."""
+
+    def submit() -> dict[Future[None], Setting]:
+        futures = {pool.submit(_train, setting): setting for setting in order}
+        # The pool watches the processes that existed at its last wake-up, which precedes the start
+        # of the last one: without this the death of that one is noticed when another one is done.
+        pool.submit(int)
+        return futures
+
     if threading.current_thread() is not threading.main_thread():
-        return {pool.submit(_train, setting): setting for setting in order}
+        return submit()
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        return {pool.submit(_train, setting): setting for setting in order}
+        return submit()
     finally:
         signal.signal(signal.SIGINT, handler)
 

@@ -1,0 +1,1 @@
+"""Spike circuits: rate codes, exponentials, products, softmax, attention, universal compiler."""
