@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from spikedim.errors import ConfigError, ModelError
-from spikedim.neurons import LIF, LIFParams
+from spikedim.neurons import LIF, LIFParams, activation_function
+from spikedim.neurons.continuous import Activation
 
 Config = TypeVar("Config")
 
@@ -110,6 +112,33 @@ class SpikingModel(nn.Module, ABC):
             if isinstance(module, LIF):
                 module.params = scaled(neuron, self.threshold_ratio(name))
         return self
+
+    def continuous(self, activation: str | Activation = "surrogate") -> SpikingModel:
+        """The continuous twin: the same parameters, spikes replaced by a smooth activation.
+
+        Neurons lose their dynamics, so a static input gives the same logits at every step and the
+        twin's default T is 1. Parameters and buffers are shared with this network, not copied.
+
+        Args:
+            activation: ``"surrogate"``, the smooth step whose slope the spiking network uses
+                backwards; ``"rate"``, the firing rate under constant drive, for what T → ∞ would
+                give; or a function of (current, LIFParams).
+
+        Raises:
+            ConfigError: unknown activation, or (when run) one these neurons do not have.
+
+        Example:
+            >>> from spikedim.models import create_model
+            >>> twin = create_model("spikformer_nano").continuous("rate")
+        """
+        function = activation_function(activation)
+        shared = {id(t): t for t in (*self.parameters(), *self.buffers())}
+        twin = copy.deepcopy(self, shared)
+        twin.default_timesteps = 1
+        for module in twin.modules():
+            if isinstance(module, LIF):
+                module.activation = function
+        return twin
 
     def _check_input(self, x: Tensor, T: int | None) -> tuple[bool, int]:
         if T is not None and (isinstance(T, bool) or not isinstance(T, Integral) or T < 1):

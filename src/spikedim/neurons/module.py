@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from spikedim.errors import ConfigError
-from spikedim.neurons.lif import lif_potential, lif_spikes
-from spikedim.neurons.params import LIFParams
+from spikedim.neurons.continuous import Activation, steady_potential
+from spikedim.neurons.lif import lif, lif_potential, lif_spikes
+from spikedim.neurons.params import LIFParams, LIFState
 
 Observer = Callable[[Tensor, Tensor | None], None]
 
@@ -19,17 +21,24 @@ Observer = Callable[[Tensor, Tensor | None], None]
 class LIF(nn.Module):
     """A layer of LIF neurons: ``[T, ...] -> [T, ...]`` spikes, from rest at every call.
 
-    Holds no parameters, buffers or state. A subclass with learnable dynamics overrides
-    :meth:`dynamics`.
+    Holds no parameters or buffers, and no state outside :func:`streaming`. A subclass with
+    learnable dynamics overrides :meth:`dynamics`.
 
     Args:
         params: the neuron.
+
+    Attributes:
+        activation: where set, the layer is continuous: this function of (current, parameters)
+            replaces the dynamics, see :mod:`spikedim.neurons.continuous`.
     """
 
     def __init__(self, params: LIFParams | None = None) -> None:
         super().__init__()
         self.params = LIFParams() if params is None else params
+        self.activation: Activation | None = None
         self._observers: dict[Observer, bool] = {}
+        self._streaming = False
+        self._state: LIFState | None = None
 
     def dynamics(self) -> LIFParams:
         """Parameters of the current call."""
@@ -38,13 +47,24 @@ class LIF(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Spikes [T, ...] of input currents ``x`` [T, ...]; see :func:`spikedim.neurons.lif`."""
         potential = None
-        if any(self._observers.values()):
-            spikes, potential, _ = lif_potential(x, self.dynamics())
+        if self.activation is not None:
+            params = self.dynamics()
+            spikes, potential = self.activation(x, params), steady_potential(x, params)
+        elif any(self._observers.values()):
+            spikes, potential, state = lif_potential(x, self.dynamics(), self._state)
+            self._keep(state)
+        elif self._streaming:
+            spikes, state = lif(x, self.dynamics(), self._state)
+            self._keep(state)
         else:
             spikes = lif_spikes(x, self.dynamics())
         for observer in self._observers:
             observer(spikes, potential)
         return spikes
+
+    def _keep(self, state: LIFState) -> None:
+        if self._streaming:
+            self._state = LIFState(*(value.detach() for value in state))
 
     def observe(self, observer: Observer, potential: bool = False) -> None:
         """Call ``observer(spikes, potentials before reset or None)`` at every forward.
@@ -66,6 +86,33 @@ class LIF(nn.Module):
         if p.refractory:
             text += f", refractory={p.refractory}"
         return f"{text}, surrogate={p.surrogate.kind}({p.surrogate.width:g})"
+
+
+@contextmanager
+def streaming(model: nn.Module) -> Iterator[None]:
+    """Carry the state of every LIF layer from call to call inside the ``with`` block.
+
+    A sequence may then be given in pieces: their spikes equal those of the whole. Every layer
+    starts from rest when the block begins and forgets when it ends; gradients stop at each call.
+
+    Args:
+        model: a network with LIF layers, each called once per forward, or one LIF layer.
+
+    Raises:
+        ConfigError: (by the network) a piece with another batch size than the one before.
+
+    Example:
+        >>> with streaming(model), torch.no_grad():
+        ...     logits = [model.steps(events[t : t + 10]) for t in range(0, len(events), 10)]
+    """
+    layers = [module for module in model.modules() if isinstance(module, LIF)]
+    try:
+        for layer in layers:
+            layer._streaming, layer._state = True, None
+        yield
+    finally:
+        for layer in layers:
+            layer._streaming, layer._state = False, None
 
 
 class PLIF(LIF):
