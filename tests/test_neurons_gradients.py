@@ -290,3 +290,19 @@ def test_vmap_over_learnable_parameters():
 
     rows = vmap(grad, in_dims=(0, None))(betas, x)
     torch.testing.assert_close(rows, torch.stack([grad(b, x) for b in betas]))
+
+
+@pytest.mark.parametrize("kind", SURROGATES)
+def test_compiled_layers_give_the_same_spikes_and_gradients(kind):
+    params = LIFParams(reset="soft", refractory=1, surrogate=surrogate(kind))
+    drive = draw((5, 40)) + 1
+    torch.compiler.reset()
+    compiled = torch.compile(LIF(params), fullgraph=True, backend="aot_eager")
+    outcomes = []
+    for layer in (LIF(params), compiled):
+        x = drive.clone().requires_grad_()
+        spikes = layer(x)
+        spikes.square().sum().backward()
+        outcomes.append((spikes.detach(), x.grad))
+    assert torch.equal(outcomes[0][0], outcomes[1][0])
+    torch.testing.assert_close(outcomes[0][1], outcomes[1][1], rtol=1e-12, atol=1e-12)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+import torch
+
 from spikedim.errors import ConfigError
 from spikedim.neurons.params import LIFParams
 from spikedim.results import Result
@@ -35,7 +37,7 @@ def kernel_info(params: LIFParams | None = None, kernel: str | None = None) -> K
 
     ``reference`` is a loop over steps differentiated by autograd; ``fused`` is one autograd
     Function with a hand-written reverse scan, equal in spikes bit for bit, and faster. Automatic:
-    fused wherever it applies. Override by the argument ``kernel`` of ``lif`` or, process-wide, by
+    fused wherever it applies, reference inside ``torch.compile``. Override by the argument ``kernel`` of ``lif`` or, process-wide, by
     the environment variable ``SPIKEDIM_KERNEL`` (``auto``, ``fused`` or ``reference``).
 
     Args:
@@ -66,6 +68,8 @@ def kernel_info(params: LIFParams | None = None, kernel: str | None = None) -> K
 
 def choose(params: LIFParams, kernel: str | None) -> str:
     """Name of the kernel to run; arguments and errors as :func:`kernel_info`."""
+    if torch.compiler.is_compiling():  # a plain loop, which the compiler fuses
+        return "reference"
     if kernel is None and VARIABLE not in os.environ:
         return "reference" if params.smooth else "fused"
     return kernel_info(params, kernel).kernel

@@ -107,7 +107,7 @@ def prepare(
     beta = _fit("beta", params.beta, x)
     threshold = _fit("threshold", params.threshold, x)
     if not isinstance(threshold, Tensor):
-        threshold = torch.tensor(threshold, dtype=x.dtype, device="cpu").item()
+        threshold = _rounded(threshold, x.dtype)
     if state is None:
         return beta, threshold
     for name, value in zip(("u", "s"), state[:2], strict=True):
@@ -122,6 +122,11 @@ def prepare(
             f"shape {tuple(shape)}; start a new sequence with state=None"
         )
     return beta, threshold
+
+
+@torch.compiler.assume_constant_result
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    return torch.tensor(value, dtype=dtype, device="cpu").item()
 
 
 def _fit(name: str, value: float | Tensor, x: Tensor) -> float | Tensor:
