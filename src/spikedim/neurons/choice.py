@@ -37,8 +37,9 @@ def kernel_info(params: LIFParams | None = None, kernel: str | None = None) -> K
 
     ``reference`` is a loop over steps differentiated by autograd; ``fused`` is one autograd
     Function with a hand-written reverse scan, equal in spikes bit for bit, and faster. Automatic:
-    fused wherever it applies, reference inside ``torch.compile``. Override by the argument ``kernel`` of ``lif`` or, process-wide, by
-    the environment variable ``SPIKEDIM_KERNEL`` (``auto``, ``fused`` or ``reference``).
+    fused wherever it applies, and reference inside ``torch.compile``, which fuses the loop.
+    Override by the argument ``kernel`` of ``lif`` or, process-wide, by the environment variable
+    ``SPIKEDIM_KERNEL`` (``auto``, ``fused`` or ``reference``).
 
     Args:
         params: the neuron; ``None`` for the default one.
