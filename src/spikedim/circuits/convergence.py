@@ -1,0 +1,366 @@
+"""Error of a circuit against T: intervals, slope, floor and a verdict, one record for all."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import brentq, nnls
+from scipy.stats import chi2
+from scipy.stats import f as fisher
+from scipy.stats import t as student
+from torch import Tensor
+
+from spikedim.circuits.base import Circuit, Simulation
+from spikedim.errors import ConfigError, ModelError
+from spikedim.progress import task
+from spikedim.results import Estimate, Result, Table
+
+Array = NDArray[np.float64]
+T_VALUES = (16, 64, 256, 1024, 4096, 16384)
+CONFIDENCE = 0.95
+_ROUNDING = 1e-12  # squared relative residual that a perfect fit may leave
+
+
+class _Sample(NamedTuple):
+    """Relative standard error of the error, and an unbiased estimate of the squared bias."""
+
+    relative: float
+    square_bias: float
+    square_bias_error: float
+
+
+@dataclass(frozen=True)
+class ConvergencePoint:
+    """What many trials at one T gave.
+
+    Attributes:
+        T: timesteps.
+        error: root mean square over trials of the norm of output − target; without bounds where
+            every trial is the same.
+        bias: the same norm of (mean output over trials) − target.
+        bias_error: the same norm of the standard errors of that mean. An unbiased circuit has a
+            bias of about this size.
+        spikes: mean per trial.
+        seconds: wall-clock time of the simulation.
+    """
+
+    T: int
+    error: Estimate
+    bias: float
+    bias_error: float
+    spikes: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Convergence(Result):
+    """Error of a circuit against its timesteps.
+
+    Attributes:
+        circuit: name of the circuit.
+        claim: id of its claim.
+        norm: how the error of one trial is measured, see :func:`convergence`.
+        trials: per T.
+        seed: of the spikes.
+        neurons, depth: size of the circuit.
+        points: by ascending T.
+        slope: of log error against log T, with a 95 % interval; NaN where fewer than three errors
+            are positive.
+        floor: the error F left at infinite T, from error² = F² + A/T + B/T² with F, A, B >= 0 (the
+            laws of a variance and of a squared bias), with a 95 % interval.
+        bias_floor: the part of it that averaging over trials does not remove, root mean square
+            over elements (relative with ``frobenius``), from the two largest T; sharper than
+            ``floor`` where the noise of one trial hides a bias. NaN without randomness.
+        converges: no floor can be told from zero (``low == 0`` of both) and the error falls
+            (``slope.high < 0``).
+    """
+
+    circuit: str
+    claim: str
+    norm: str
+    trials: int
+    seed: int
+    neurons: int
+    depth: int
+    points: tuple[ConvergencePoint, ...]
+    slope: Estimate
+    floor: Estimate
+    bias_floor: Estimate
+    converges: bool
+
+    def tables(self) -> list[Table]:
+        """One row per T; slope, floor and verdict in the notes."""
+        rows = [(p.T, str(p.error), p.bias, p.bias_error, p.spikes, p.seconds) for p in self.points]
+        columns = ("T", f"error ({self.norm})", "bias", "its s.e.", "spikes", "seconds")
+        notes = (
+            f"{self.neurons:,} neurons, depth {self.depth}, {self.trials:,} trials per T",
+            f"slope of log error: {self.slope}",
+            f"floor: {self.floor}; of the bias: {self.bias_floor}",
+            "converges" if self.converges else "does not converge",
+        )
+        return [Table(f"{self.circuit}: error against T", columns, rows, notes)]
+
+    def plot(self, ax: Any = None) -> Any:
+        """Errors with intervals, bias, fitted line and floor, log-log; returns the axes."""
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            _, ax = plt.subplots(figsize=(5, 3.5), layout="constrained")
+        shown = [p for p in self.points if p.error.value > 0]
+        T = np.array([p.T for p in shown])
+        error = np.array([p.error.value for p in shown])
+        reach = np.array([_reach(p.error) for p in shown]).reshape(-1, 2).T
+        ax.errorbar(T, error, reach, fmt="o", ms=4, color="#1f5a93", label="error")
+        bias = [p.bias or math.nan for p in shown]
+        ax.plot(T, bias, "x", ms=4, color="#777777", label="bias")
+        if math.isfinite(self.slope.value):
+            middle = np.log(T).mean(), np.log(error).mean()
+            line = np.exp(middle[1] + self.slope.value * (np.log(T) - middle[0]))
+            ax.plot(T, line, lw=1.2, color="#1f5a93", label=f"slope {self.slope}")
+        if (self.floor.low or 0.0) > 0:
+            ax.axhline(
+                self.floor.value, ls="--", lw=1, color="#b8321f", label=f"floor {self.floor}"
+            )
+        ax.set(xscale="log", yscale="log", xlabel="timesteps T", ylabel=f"error ({self.norm})")
+        ax.set_title(self.circuit, loc="left", fontsize=9)
+        ax.legend(fontsize=7, frameon=False)
+        return ax
+
+
+NORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "rms": lambda square, target: square.mean(1),
+    "max": lambda square, target: square.amax(1),
+    "frobenius": lambda square, target: square.sum(1) / target.square().sum(),
+}
+
+
+def convergence(
+    circuit: Circuit,
+    *inputs: Tensor,
+    T_values: Sequence[int] = T_VALUES,
+    trials: int = 200,
+    seed: int = 0,
+    norm: str = "rms",
+) -> Convergence:
+    """Measure the error of ``circuit`` on ``inputs`` at several T.
+
+    The slope is that of the least-squares line of log error on log T, the floor is fitted to
+    relative residuals. Both intervals come from the spread of the trials (Student; a
+    likelihood-ratio test for the floor), unless the errors scatter about the fit more than that
+    explains, by a χ² test at 5 %, as where nothing is random: then from the scatter. The floor of
+    the bias b is the root of (b²(T) − b²(T')·T'/T)/(1 − T'/T) at the largest T and the next, T',
+    positive only if b falls more slowly than 1/√T; b² is estimated from pairs of trials, its error
+    by the jackknife.
+
+    Args:
+        circuit: any circuit.
+        *inputs: its inputs; give a deterministic code many values, or its errors are those of one
+            rounding and follow no line.
+        T_values: at least four, ascending.
+        trials: independent repetitions per T, at least 2.
+        seed: of the spikes; each T draws from its own generator.
+        norm: error of one trial: ``"rms"`` over the elements of the output, ``"max"`` their largest
+            absolute error, or ``"frobenius"``, ‖output − target‖/‖target‖.
+
+    Raises:
+        ConfigError: an argument out of its range, or ``frobenius`` of a target that is zero.
+        ModelError: the circuit returned a value that is not finite.
+
+    Example:
+        >>> import torch
+        >>> from spikedim.circuits import BernoulliCode
+        >>> found = convergence(BernoulliCode(), torch.linspace(0.1, 0.9, 9))
+        >>> found.converges, -0.53 < found.slope.value < -0.47
+        (True, True)
+    """
+    _check(T_values, trials, norm, seed)
+    target = circuit.target(*inputs)
+    if norm == "frobenius" and not bool(target.any()):
+        raise ConfigError("norm='frobenius' is relative to the target, which is zero; use 'rms'")
+    points, samples = [], []
+    with task(f"{circuit.name}: convergence", sum(T_values)) as progress:
+        for T in T_values:
+            derived = int(np.random.SeedSequence([seed, T]).generate_state(1, np.uint64)[0] >> 1)
+            generator = torch.Generator(target.device).manual_seed(derived)
+            start = time.perf_counter()
+            ran = circuit.run(*inputs, T=T, trials=trials, generator=generator)
+            spikes = float(ran.spikes.mean())  # waits for a device that works in the background
+            seconds = time.perf_counter() - start
+            point, sample = _measure(circuit.name, ran, target, norm, spikes, seconds)
+            points.append(point)
+            samples.append(sample)
+            progress.advance(T, f"T={T}")
+    values = np.array([p.error.value for p in points])
+    spread = np.array([s.relative for s in samples])
+    steps = np.array(T_values, np.float64)
+    slope = _slope(steps, values, spread, trials)
+    floor = _floor(steps, values, spread, trials)
+    bias_floor = _bias_floor(T_values[-2] / T_values[-1], samples[-2], samples[-1], trials)
+    falls = floor.low == 0 and not (bias_floor.low or 0.0) > 0 and (slope.high or 0.0) < 0
+    return Convergence(
+        circuit=circuit.name,
+        claim=circuit.claim,
+        norm=norm,
+        trials=trials,
+        seed=seed,
+        neurons=ran.neurons,
+        depth=ran.depth,
+        points=tuple(points),
+        slope=slope,
+        floor=floor,
+        bias_floor=bias_floor,
+        converges=bool(values[-1] == 0 or falls),
+    )
+
+
+def _check(T_values: Sequence[int], trials: int, norm: str, seed: int) -> None:
+    if len(T_values) < 4 or any(a >= b for a, b in pairwise(T_values)) or T_values[0] < 1:
+        raise ConfigError(
+            f"T_values={tuple(T_values)}: expected at least four, ascending, from 1 on"
+        )
+    if trials < 2:
+        raise ConfigError(f"trials={trials}: an interval needs at least 2")
+    if norm not in NORMS:
+        raise ConfigError(f"norm={norm!r} is unknown; choose one of {', '.join(NORMS)}")
+    if seed < 0:
+        raise ConfigError(f"seed={seed}: expected a whole number, 0 or more")
+
+
+def _measure(
+    name: str, ran: Simulation, target: Tensor, norm: str, spikes: float, seconds: float
+) -> tuple[ConvergencePoint, _Sample]:
+    output = ran.output
+    if not bool(torch.isfinite(output).all()):
+        raise ModelError(f"{name} returned a value that is not finite at T={ran.T}; raise T")
+    trials = len(output)
+
+    def size(square: Tensor) -> Tensor:
+        return NORMS[norm](square.reshape(len(square), -1), target)
+
+    squares = size((output - target).square())
+    mean_square = float(squares.mean())
+    error = math.sqrt(mean_square)
+    relative = 0.0
+    estimate = Estimate(error, n=trials, method="the same in every trial")
+    if not torch.allclose(squares, squares[0], rtol=1e-9, atol=0.0):
+        relative = float(squares.std()) / math.sqrt(trials) / (2 * mean_square)
+        factor = math.exp(_two_sided(trials - 1) * relative)
+        method = "Student, on the log scale"
+        estimate = Estimate(error, error / factor, error * factor, trials, "", CONFIDENCE, method)
+    bias = size((output.mean(0, keepdim=True) - target).square())
+    noise = size(output.var(0, keepdim=True) / trials)
+    point = ConvergencePoint(
+        T=ran.T,
+        error=estimate,
+        bias=float(bias.sqrt()),
+        bias_error=float(noise.sqrt()),
+        spikes=spikes,
+        seconds=seconds,
+    )
+    deviations = (output - target).reshape(trials, -1).cpu().numpy()
+    scale = float(target.norm()) if norm == "frobenius" else math.sqrt(target.numel())
+    return point, _Sample(relative, *_square_bias(deviations / scale))
+
+
+def _square_bias(deviations: Array) -> tuple[float, float]:
+    """‖E d‖² from pairs of different rows of d [trials, elements], and its jackknife error."""
+    n = len(deviations)
+    total = deviations.sum(0)
+    own = (deviations**2).sum(1)
+    pairs = float(total @ total - own.sum())
+    if n < 3:
+        return pairs / (n * (n - 1)), math.nan
+    without = (pairs - 2 * (deviations @ total - own)) / ((n - 1) * (n - 2))
+    return pairs / (n * (n - 1)), math.sqrt((n - 1) * float(without.var()))
+
+
+def _slope(T: Array, error: Array, relative: Array, trials: int) -> Estimate:
+    """Least-squares slope of log error on log T, see :func:`convergence`."""
+    used = error > 0
+    count = int(used.sum())
+    if count < 3:
+        return Estimate(math.nan, method="fewer than three positive errors")
+    x, y = np.log(T[used]), np.log(error[used])
+    weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    slope = float(weights @ y)
+    residual = y - y.mean() - slope * (x - x.mean())
+    scatter = math.sqrt(residual @ residual / (count - 2) * (weights @ weights))
+    sampling = math.sqrt(weights**2 @ relative[used] ** 2)
+    half = _two_sided(trials - 1) * sampling
+    if not _explained(residual @ residual, count - 2, relative[used] ** 2):
+        half = max(half, _two_sided(count - 2) * scatter)
+    method = "least squares of log error on log T"
+    return Estimate(slope, slope - half, slope + half, count, "", CONFIDENCE, method)
+
+
+def _floor(T: Array, error: Array, relative: Array, trials: int) -> Estimate:
+    """F of error² = F² + A/T + B/T², non-negative least squares, see :func:`convergence`."""
+    used = error > 0
+    count = int(used.sum())
+    if error[-1] == 0:
+        return Estimate(0.0, 0.0, 0.0, method="no error at the largest T")
+    if count < 4:
+        return Estimate(math.nan, method="fewer than four positive errors")
+    square, steps = error[used] ** 2, T[used] / T[used][0]
+    # In units of the smallest square, so that the unknown F² is of order one
+    unit = float(square.min())
+    laws = np.stack([1 / steps, steps**-2.0], 1) * unit / square[:, None]
+    level = unit / square
+
+    def misfit(floor: float) -> float:
+        return float(nnls(laws, 1 - floor * level)[1] ** 2)
+
+    (found, *_), best = nnls(np.column_stack([level, laws]), np.ones(count))
+    variance = 4 * relative[used] ** 2
+    allowed = max(float(variance.mean()) * _two_sided(trials - 1) ** 2, _ROUNDING)
+    if not _explained(best**2, count - 3, variance):
+        lack = best**2 / (count - 3) * float(fisher.ppf(CONFIDENCE, 1, count - 3))
+        allowed = max(allowed, lack)
+    allowed += best**2
+
+    def excess(floor: float) -> float:
+        return misfit(floor) - allowed
+
+    low = 0.0 if excess(0.0) <= 0 else float(brentq(excess, 0.0, found))
+    top = found + 1.0
+    while excess(top) <= 0:
+        top *= 2
+    high = float(brentq(excess, found, top))
+    value, low, high = (math.sqrt(max(v, 0.0) * unit) for v in (found, low, high))
+    method = "error² = F² + A/T + B/T², likelihood ratio"
+    return Estimate(value, low, high, count, "", CONFIDENCE, method)
+
+
+def _bias_floor(ratio: float, before: _Sample, last: _Sample, trials: int) -> Estimate:
+    """Floor of the bias from the two largest T, see :func:`convergence`; ratio = T'/T."""
+    if not (last.relative > 0 and last.square_bias_error > 0):
+        return Estimate(math.nan, method="no randomness")
+    found = (last.square_bias - ratio * before.square_bias) / (1 - ratio)
+    error = math.hypot(last.square_bias_error, ratio * before.square_bias_error) / (1 - ratio)
+    half = _two_sided(trials - 1) * error
+    value, low, high = (math.sqrt(max(v, 0.0)) for v in (found, found - half, found + half))
+    method = "contrast of the two largest T, jackknife"
+    return Estimate(value, low, high, trials, "", CONFIDENCE, method)
+
+
+def _explained(scatter: float, degrees: int, variance: Array) -> bool:
+    """Whether sampling alone can leave a sum of squared residuals as large as ``scatter``."""
+    return scatter <= float(chi2.ppf(CONFIDENCE, degrees)) * float(variance.mean())
+
+
+def _two_sided(degrees: int) -> float:
+    return float(student.ppf(0.5 + CONFIDENCE / 2, degrees))
+
+
+def _reach(error: Estimate) -> tuple[float, float]:
+    """Distances from the value to its bounds."""
+    low, high = error.low, error.high
+    return (0.0, 0.0) if low is None or high is None else (error.value - low, high - error.value)

@@ -1,0 +1,214 @@
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+from spikedim.circuits import (
+    BernoulliCode,
+    Circuit,
+    IntegrateFireCode,
+    LeakyCode,
+    MatrixProduct,
+    Product,
+    Simulation,
+    TaylorExponential,
+    VetoExponential,
+    convergence,
+)
+from spikedim.errors import ConfigError, ModelError
+
+UNIFORM = torch.rand(1000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+FEW = (16, 64, 256, 1024)
+
+
+@dataclass(frozen=True)
+class Law(Circuit):
+    """Gaussian outputs 2 + bias + shift/T + jitter·N(0, 1) + spread·N(0, 1/T), no spikes."""
+
+    name: ClassVar[str] = "law"
+    claim: ClassVar[str] = "none"
+    spread: float = 1.0
+    shift: float = 0.0
+    bias: float = 0.0
+    jitter: float = 0.0
+
+    def target(self, *inputs):
+        return torch.full((4,), 2.0, dtype=torch.float64)
+
+    def run(self, *inputs, T, trials=1, generator):
+        noise, offset = torch.randn((2, trials, 4), dtype=torch.float64, generator=generator)
+        error = self.spread * noise / math.sqrt(T) + self.shift / T + self.bias
+        return Simulation(2 + error + self.jitter * offset, torch.ones(trials).double(), 1, 1, T)
+
+
+def inside(estimate, value):
+    return estimate.low <= value <= estimate.high
+
+
+def test_bernoulli_slope():
+    found = convergence(BernoulliCode(), torch.linspace(0.1, 0.9, 5))
+    assert -0.53 <= found.slope.low <= found.slope.value <= found.slope.high <= -0.47
+    assert inside(found.slope, -0.5)
+    assert found.converges
+    for point in found.points:
+        exact = math.sqrt(float((torch.linspace(0.1, 0.9, 5) * torch.linspace(0.9, 0.1, 5)).mean()))
+        assert point.error.low * 0.95 < exact / math.sqrt(point.T) < point.error.high * 1.05
+        assert point.bias < 3 * point.bias_error
+    assert (found.neurons, found.depth, found.claim) == (5, 1, "RATE")
+
+
+@pytest.mark.parametrize("norm", ["rms", "max"])
+def test_integrate_and_fire_slope(norm):
+    found = convergence(IntegrateFireCode(), UNIFORM, trials=2, norm=norm)
+    assert -1.05 <= found.slope.low <= found.slope.high <= -0.95
+    assert found.converges
+    for point in found.points:
+        assert point.error.low is None  # nothing is random
+        assert point.error.value <= 1 / point.T
+        assert point.bias == pytest.approx(point.error.value)
+
+
+@pytest.mark.parametrize(("affine", "floor"), [(False, 0.343), (True, 0.106)])
+def test_leaky_code_keeps_its_floor(affine, floor):
+    x = (torch.arange(1000) + 0.5) / 1000
+    found = convergence(LeakyCode(0.5, affine), x, trials=2, T_values=(64, 256, 1024, 4096))
+    assert found.floor.value == pytest.approx(floor, abs=0.002)
+    assert found.floor.low > 0.9 * floor
+    assert not found.converges
+
+
+def test_veto_slope():
+    found = convergence(
+        VetoExponential(1.0), torch.linspace(-1, 1, 4), trials=100, norm="frobenius"
+    )
+    assert inside(found.slope, -0.5)
+    assert -0.55 < found.slope.value < -0.45
+    assert found.converges
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_only_independent_copies_converge(shared):
+    x, T_values = UNIFORM[:12].reshape(4, 3), (16, 64, 256, 1024, 4096)
+    for circuit, inputs in (
+        (Product(shared), (x, x)),
+        (MatrixProduct(shared), (x, x.T)),
+        (TaylorExponential(1.0, 8, "positive", shared), (x,)),
+    ):
+        found = convergence(circuit, *inputs, trials=60, T_values=T_values)
+        assert found.converges is not shared
+        if shared:
+            assert found.floor.low > 0
+            assert found.bias_floor.low > 0
+            assert found.points[-1].bias == pytest.approx(found.floor.value, rel=0.05)
+
+
+def test_bias_hidden_in_the_noise_of_one_trial_is_found():
+    circuit, z = TaylorExponential(1.0, 6, "positive"), torch.tensor([0.9])
+    bias = abs(float(circuit.moments(z).mean - circuit.target(z)))
+    found = convergence(circuit, z, trials=800, T_values=FEW)
+    assert found.points[-1].error.value > 2 * bias
+    assert found.floor.low == 0
+    assert found.bias_floor.low > 0.5 * bias
+    assert inside(found.bias_floor, bias)
+    assert not found.converges
+
+
+LAWS = {
+    "variance": Law(),
+    "variance and 1/T bias": Law(shift=8.0),
+    "floor of the bias": Law(bias=0.02),
+    "floor of the spread": Law(jitter=0.05),
+}
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_intervals_cover_and_verdicts_hold(name):
+    law, repeats = LAWS[name], 100
+    truth = math.hypot(law.bias, law.jitter)
+    found = [convergence(law, torch.zeros(1), seed=s, trials=100) for s in range(repeats)]
+    assert sum(inside(f.floor, truth) for f in found) >= 0.9 * repeats
+    assert sum(inside(f.bias_floor, law.bias) for f in found) >= 0.9 * repeats
+    if name == "variance":
+        assert sum(inside(f.slope, -0.5) for f in found) >= 0.9 * repeats
+    right = sum(f.converges is (truth == 0) for f in found)
+    assert right >= 0.93 * repeats
+
+
+def test_deterministic_laws():
+    exact = convergence(Law(spread=0.0, shift=1.0), torch.zeros(1), trials=3)
+    assert exact.slope.value == pytest.approx(-1)
+    assert exact.floor.high < 1e-6
+    assert exact.converges
+    stuck = convergence(Law(spread=0.0, bias=0.1), torch.zeros(1), trials=3)
+    assert stuck.floor.value == pytest.approx(0.1)
+    assert stuck.slope.value == pytest.approx(0, abs=1e-9)
+    assert not stuck.converges
+    perfect = convergence(Law(spread=0.0), torch.zeros(1), trials=3)
+    assert math.isnan(perfect.slope.value)
+    assert (perfect.floor.value, perfect.floor.high) == (0, 0)
+    assert perfect.converges
+    assert math.isnan(perfect.bias_floor.value)
+
+
+def test_norms_measure_what_they_say():
+    law = Law(spread=0.0, shift=1.0)
+    error = {
+        norm: convergence(law, torch.zeros(1), trials=2, norm=norm).points[0].error.value * 16
+        for norm in ("rms", "max", "frobenius")
+    }
+    assert error == pytest.approx({"rms": 1.0, "max": 1.0, "frobenius": 0.5})
+
+
+def test_same_seed_same_numbers_and_each_T_on_its_own():
+    x = torch.tensor([0.3, 0.4])
+
+    def numbers(**options):
+        found = convergence(BernoulliCode(), x, trials=20, **options)
+        return {p.T: (p.error, p.bias, p.spikes) for p in found.points}
+
+    full = numbers(T_values=FEW)
+    assert full == numbers(T_values=FEW)
+    assert full != numbers(T_values=FEW, seed=1)
+    assert full.items() <= numbers(T_values=(8, *FEW)).items()
+
+
+def test_record_is_shown_and_exported():
+    found = convergence(LeakyCode(), UNIFORM, T_values=FEW, trials=2)
+    assert "does not converge" in str(found)
+    assert len(found.to_dict()["points"]) == 4
+    assert "leaky code" in found._repr_html_()
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    axes = found.plot()
+    assert axes.get_xscale() == axes.get_yscale() == "log"
+    assert any("floor" in t.get_text() for t in axes.get_legend().get_texts())
+    perfect = convergence(Law(spread=0.0), torch.zeros(1), trials=3, T_values=FEW)
+    assert perfect.plot().get_title(loc="left") == "law"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"T_values": (16, 64, 256)}, "at least four, ascending"),
+        ({"T_values": (16, 64, 64, 256)}, "at least four, ascending"),
+        ({"T_values": (0, 16, 64, 256)}, "at least four, ascending"),
+        ({"trials": 1}, "trials=1"),
+        ({"norm": "l1"}, "rms, max, frobenius"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_options_outside_the_domain_are_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        convergence(BernoulliCode(), torch.tensor([0.5]), **options)
+
+
+def test_relative_error_of_zero_is_refused():
+    with pytest.raises(ConfigError, match="use 'rms'"):
+        convergence(BernoulliCode(), torch.zeros(3), norm="frobenius")
+
+
+def test_value_that_is_not_finite_is_named():
+    with pytest.raises(ModelError, match="not finite at T=16"):
+        convergence(Law(bias=math.nan), torch.zeros(1), trials=2)
