@@ -1,12 +1,12 @@
-"""Batch-norm statistics from data, without training."""
+"""Running statistics from data, without training."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spikedim.errors import DataError
 from spikedim.models.base import SpikingModel
@@ -18,8 +18,9 @@ def calibrate_batchnorm(
     """Replace the running statistics of every batch norm by their mean over ``batches``.
 
     A network with fresh weights stays silent in eval mode until this is done: the initial
-    statistics (mean 0, variance 1) leave the membrane far below threshold. The network ends in
-    eval mode; weights and momenta are unchanged.
+    statistics (mean 0, variance 1) leave the membrane far below threshold. The firing rates that
+    a SpikingResformer scales its attention by are running statistics too and are replaced
+    likewise. The network ends in eval mode; weights and momenta are unchanged.
 
     Args:
         model: the network.
@@ -29,30 +30,33 @@ def calibrate_batchnorm(
     Raises:
         DataError: there is no batch, or one makes a statistic that is not finite.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    before = copy.deepcopy([norm.state_dict() for norm in norms])
+    # Batch norm's protocol: reset_running_stats(), and momentum=None for the mean over batches.
+    keepers: list[Any] = [m for m in model.modules() if hasattr(m, "reset_running_stats")]
+    momenta = [keeper.momentum for keeper in keepers]
+    buffers = [buffer for keeper in keepers for buffer in keeper.buffers(recurse=False)]
+    before = [buffer.clone() for buffer in buffers]
     seen, finished = 0, False
     model.train()
     try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
+        for keeper in keepers:
+            keeper.reset_running_stats()
+            keeper.momentum = None
         with torch.no_grad():
             for batch in batches:
                 model.steps(batch, T)
                 seen += 1
         if not seen:
             raise DataError("no batch to calibrate batch norm with; give at least one")
-        if not all(torch.isfinite(m.running_var).all() for m in norms if m.running_var is not None):
+        if not all(torch.isfinite(buffer).all() for buffer in buffers):
             raise DataError(
                 "batch-norm statistics are not finite: an input holds NaN or infinity, "
                 "or a batch has one value per channel"
             )
         finished = True
     finally:
-        for norm, momentum, state in zip(norms, momenta, before, strict=True):
-            norm.momentum = momentum
-            if not finished:
-                norm.load_state_dict(state)
+        for keeper, momentum in zip(keepers, momenta, strict=True):
+            keeper.momentum = momentum
+        if not finished:
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
         model.eval()

@@ -17,24 +17,38 @@ and so do recorded spikes: on a CPU that makes pooling five and batch norm two t
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from spikedim.errors import ConfigError, ModelError
+from spikedim.errors import ConfigError
 from spikedim.models.base import Macs, SpikingModel, scaled
+from spikedim.models.blocks import (
+    Pointwise,
+    Pools,
+    SpikeProduct,
+    check_hidden,
+    check_positive,
+    check_vision,
+    checked_pools,
+    conv3x3,
+    halved,
+    halving_pool,
+    init_linear,
+    merge_heads,
+    on_images,
+    on_tokens,
+    pools_for,
+    product_macs,
+    split_heads,
+    static_current,
+)
 from spikedim.models.registry import register_family
 from spikedim.neurons import LIF, LIFParams
 
 LAYOUTS = ("cifar", "imagenet", "dvs")
 STAGES = ("", "1", "2", "3")
-Pools = tuple[bool, bool, bool, bool]
 
 
 @dataclass(frozen=True)
@@ -74,60 +88,31 @@ class SpikformerConfig:
     neuron: LIFParams = field(default_factory=LIFParams)
 
     def __post_init__(self) -> None:
-        shape = tuple(self.input_shape) if isinstance(self.input_shape, Sequence) else ()
-        if len(shape) != 3 or not all(_whole(n) for n in shape):
-            raise ConfigError(
-                f"input_shape={self.input_shape!r}: expected three whole numbers (C, H, W)"
-            )
-        object.__setattr__(self, "input_shape", tuple(int(n) for n in shape))
-        for name in ("num_classes", "embed_dim", "num_heads", "depth"):
-            if not _whole(getattr(self, name)):
-                raise ConfigError(f"{name}={getattr(self, name)!r}: expected a whole number >= 1")
+        whole = ("embed_dim", "num_heads", "depth")
+        check_vision(self, whole, positive=("mlp_ratio", "attention_threshold"))
         if self.embed_dim % 8 or self.embed_dim % self.num_heads:
             raise ConfigError(
                 f"embed_dim={self.embed_dim} must be divisible by 8 (stem widths D/8, D/4, D/2) "
                 f"and by num_heads={self.num_heads}"
             )
-        for name in ("mlp_ratio", "attention_threshold"):
-            _positive(name, getattr(self, name))
-        if self.hidden_dim < 1:
-            raise ConfigError(
-                f"mlp_ratio={self.mlp_ratio} leaves no hidden channel at embed_dim={self.embed_dim}"
-            )
+        check_hidden(self.mlp_ratio, self.embed_dim)
         if self.scale is not None:
-            _positive("scale", self.scale)
+            check_positive("scale", self.scale)
         if self.layout not in LAYOUTS:
             raise ConfigError(f"layout={self.layout!r}: expected one of {', '.join(LAYOUTS)}")
-        if not isinstance(self.neuron, LIFParams):
-            raise ConfigError(f"neuron={self.neuron!r}: expected a spikedim.neurons.LIFParams")
-        if self.pools is not None:
-            if not isinstance(self.pools, Sequence) or len(self.pools) != 4:
-                raise ConfigError(f"pools={self.pools!r}: expected four booleans or None")
-            object.__setattr__(self, "pools", tuple(bool(p) for p in self.pools))
-            if min(shape[1:]) < 2 ** sum(self.pools):
-                raise ModelError(
-                    f"image {shape[1]} x {shape[2]} is too small for {sum(self.pools)} halvings "
-                    f"(pools={self.pools}); use pools=None to choose them from the image size"
-                )
+        object.__setattr__(self, "pools", checked_pools(self.pools, self.input_shape))
 
     @property
     def stem_pools(self) -> Pools:
         """``pools``, or the choice made from the image size."""
-        if self.pools is not None:
-            return self.pools
-        _, height, width = self.input_shape
-        halvings = max(0, min(4, round(math.log2(math.sqrt(height * width) / 8))))
-        halvings = min(halvings, int(math.log2(min(height, width))))
-        return tuple(stage >= 4 - halvings for stage in range(4))  # type: ignore[return-value]
+        return self.pools or pools_for(self.input_shape)
 
     @property
     def stem_grids(self) -> tuple[tuple[int, int], ...]:
         """(H, W) at which each of the four stem convolutions runs, then the token grid."""
-        _, height, width = self.input_shape
-        grids = [(height, width)]
+        grids = [self.input_shape[1:]]
         for pool in self.stem_pools:
-            height, width = ((height + 1) // 2, (width + 1) // 2) if pool else (height, width)
-            grids.append((height, width))
+            grids.append(halved(grids[-1], pool))
         return tuple(grids)
 
     @property
@@ -152,16 +137,6 @@ class SpikformerConfig:
         return self.scale if self.scale is not None else 0.25 if self.layout == "dvs" else 0.125
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
-
-
-def _positive(name: str, value: Any) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value > 0):
-        raise ConfigError(f"{name}={value!r}: expected a positive number")
-
-
 class Stem(nn.Module):
     """Spiking patch splitting: four Conv3x3-BN-LIF[-MaxPool] stages and a position branch."""
 
@@ -170,11 +145,11 @@ class Stem(nn.Module):
         self.pools = config.stem_pools
         widths = (config.input_shape[0], *config.stem_widths)
         for stage, suffix in enumerate(STAGES):
-            self.add_module(f"proj_conv{suffix}", _conv3x3(widths[stage], widths[stage + 1]))
+            self.add_module(f"proj_conv{suffix}", conv3x3(widths[stage], widths[stage + 1]))
             self.add_module(f"proj_bn{suffix}", nn.BatchNorm2d(widths[stage + 1]))
             self.add_module(f"proj_lif{suffix}", LIF(config.neuron))
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        self.rpe_conv = _conv3x3(config.embed_dim, config.embed_dim)
+        self.maxpool = halving_pool()
+        self.rpe_conv = conv3x3(config.embed_dim, config.embed_dim)
         self.rpe_bn = nn.BatchNorm2d(config.embed_dim)
         self.rpe_lif = LIF(config.neuron)
 
@@ -184,47 +159,13 @@ class Stem(nn.Module):
         for stage, suffix in enumerate(STAGES):
             conv, bn = getattr(self, f"proj_conv{suffix}"), getattr(self, f"proj_bn{suffix}")
             if stage == 0 and static:
-                x = self._static_current(conv, bn, x, T)  # [T, B, H, W, D/8]
+                x = static_current(x, T, self.training, conv, bn)  # [T, B, H, W, D/8]
             else:
-                x = _on_images(x, conv, bn)  # [T, B, H, W, D_stage]
+                x = on_images(x, conv, bn)  # [T, B, H, W, D_stage]
             x = getattr(self, f"proj_lif{suffix}")(x)
             if self.pools[stage]:
-                x = _on_images(x, self.maxpool)  # [T, B, ceil(H/2), ceil(W/2), D_stage]
-        return x + self.rpe_lif(_on_images(x, self.rpe_conv, self.rpe_bn))
-
-    def _static_current(self, conv: nn.Module, bn: nn.Module, x: Tensor, T: int) -> Tensor:
-        """Input current of a frame shown T times, [B, H, W, C] to [T, B, H, W, D/8].
-
-        The convolution of T equal frames is computed once. In training batch norm still sees all
-        T copies: its running variance divides by T B H W - 1, not by B H W - 1.
-        """
-        if self.training:
-            current = _on_images(x[None], conv)  # [1, B, H, W, D/8]
-            return _on_images(current.expand(T, -1, -1, -1, -1), bn)
-        return _on_images(x[None], conv, bn).expand(T, -1, -1, -1, -1)
-
-
-class Pointwise(nn.Linear):
-    """1x1 layer on channels-last tokens; its weight keeps the released shape [C', C, 1, ...].
-
-    A convolution of kernel 1 is this matrix product; its default initialisation is Linear's too.
-
-    Args:
-        inputs, outputs: channels C and C'.
-        bias: whether it has a bias.
-        layout_axes: 0 for a released Linear, 1 for Conv1d, 2 for Conv2d.
-    """
-
-    def __init__(self, inputs: int, outputs: int, bias: bool, layout_axes: int) -> None:
-        super().__init__(inputs, outputs, bias)
-        shape = (outputs, inputs, *[1] * layout_axes)
-        self.weight = nn.Parameter(self.weight.detach().reshape(shape))
-        if layout_axes == 0:
-            _init_linear(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., C] to [..., C']."""
-        return functional.linear(x, self.weight.flatten(1), self.bias)
+                x = on_images(x, self.maxpool)  # [T, B, ceil(H/2), ceil(W/2), D_stage]
+        return x + self.rpe_lif(on_images(x, self.rpe_conv, self.rpe_bn))
 
 
 class Attention(nn.Module):
@@ -249,35 +190,13 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [T, B, N, D] to spikes [T, B, N, D]."""
         q, k, v = (self._branch(name, x) for name in "qkv")
-        y = self.product(self._split(q), self._split(k), self._split(v))  # [T, B, h, N, d]
-        y = y.transpose(2, 3).flatten(3)  # [T, B, N, D]
-        return self._branch("proj", self.attn_lif(y))
+        y = self.product(*(split_heads(x, self.heads) for x in (q, k, v)))  # [T, B, h, N, d]
+        return self._branch("proj", self.attn_lif(merge_heads(y)))  # [T, B, N, D]
 
     def _branch(self, name: str, x: Tensor) -> Tensor:
         dense, bn = getattr(self, f"{name}_{self.kind}"), getattr(self, f"{name}_bn")
-        spikes: Tensor = getattr(self, f"{name}_lif")(_on_tokens(x, dense, bn))
+        spikes: Tensor = getattr(self, f"{name}_lif")(on_tokens(x, dense, bn))
         return spikes
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(3, (self.heads, -1)).transpose(2, 3)  # [T, B, N, D] -> [T, B, h, N, d]
-
-
-class SpikeProduct(nn.Module):
-    """scale * q k^T v over the last two axes, [..., N, d] each, in the cheaper order.
-
-    Spikes are whole numbers, so both orders are exact and equal as long as N d < 2^24 (float32).
-    """
-
-    def __init__(self, scale: float) -> None:
-        super().__init__()
-        self.scale = scale
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return [..., N, d]."""
-        tokens, width = q.shape[-2:]
-        if tokens <= width:
-            return (q @ k.mT) @ v * self.scale  # [..., N, N] -> [..., N, d]
-        return q @ (k.mT @ v) * self.scale  # [..., d, d] -> [..., N, d]
 
 
 class Mlp(nn.Module):
@@ -298,7 +217,7 @@ class Mlp(nn.Module):
         """Tokens [T, B, N, D] to spikes [T, B, N, D]."""
         for layer in (1, 2):
             dense, bn = getattr(self, f"fc{layer}_{self.kind}"), getattr(self, f"fc{layer}_bn")
-            x = getattr(self, f"fc{layer}_lif")(_on_tokens(x, dense, bn))  # width D r, then D
+            x = getattr(self, f"fc{layer}_lif")(on_tokens(x, dense, bn))  # width D r, then D
         return x
 
 
@@ -336,7 +255,7 @@ class Spikformer(SpikingModel):
             self.norm = nn.LayerNorm(config.embed_dim)
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.head = nn.Linear(config.embed_dim, config.num_classes)
-        _init_linear(self.head)
+        init_linear(self.head)
 
     def _steps(self, x: Tensor, T: int, static: bool) -> Tensor:
         x = self.patch_embed(x, T, static).flatten(2, 3)  # [T, B, N, D]
@@ -359,34 +278,10 @@ class Spikformer(SpikingModel):
         )
         dense += 9 * c.embed_dim**2 * c.tokens
         dense += c.depth * c.tokens * c.embed_dim * (4 * c.embed_dim + 2 * c.hidden_dim)
-        width = c.embed_dim // c.num_heads
-        attention = c.depth * 2 * c.tokens * c.embed_dim * min(c.tokens, width)
+        attention = c.depth * product_macs(c.tokens, c.embed_dim, c.num_heads)
         return Macs(dense, attention, c.embed_dim * c.num_classes)
 
     def unused_parameters(self) -> int:
         """Parameters that the released code stores and that never act."""
         unused = (*(f"block.{i}.norm" for i in range(self.config.depth)), "norm.", "pos_embed")
         return sum(p.numel() for n, p in self.named_parameters() if n.startswith(unused))
-
-
-def _init_linear(layer: nn.Linear) -> None:
-    nn.init.trunc_normal_(layer.weight, std=0.02)
-    nn.init.zeros_(layer.bias)
-
-
-def _conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False)
-
-
-def _on_images(x: Tensor, *layers: nn.Module) -> Tensor:
-    """Apply 2-D layers to [T, B, H, W, C]; the channel-first view they see is channels-last."""
-    y = x.flatten(0, 1).permute(0, 3, 1, 2)  # [T B, C, H, W]
-    for layer in layers:
-        y = layer(y)
-    return y.permute(0, 2, 3, 1).contiguous().unflatten(0, x.shape[:2])
-
-
-def _on_tokens(x: Tensor, dense: nn.Module, bn: nn.Module) -> Tensor:
-    """Apply a 1x1 layer and batch norm to tokens [T, B, N, C]."""
-    tokens: Tensor = bn(dense(x.flatten(0, 2)))  # [T B N, C']
-    return tokens.unflatten(0, x.shape[:3])
