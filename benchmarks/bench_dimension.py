@@ -6,7 +6,10 @@
 Every case runs in a process of its own: CPU seconds of the call alone and the rise of its peak
 resident memory, imports excluded, best of the repeats. Like is compared with like: the full
 spectrum with solvers that give all eigenvalues (and IncrementalPCA, which gives fewer), the
-truncated one with the truncated randomised solver at the same number of components.
+truncated one with the truncated randomised solver at the same number of components. That solver
+gives PCA-95 only when told a number of components that reaches 95 %, which is the question; of
+the solvers that find it (``n_components=0.95``) the fastest is ``covariance_eigh``. The exact
+ratio and our spectrum share the products (n·d²/2 in float32), so their times cannot be far apart.
 """
 
 from __future__ import annotations

@@ -79,11 +79,11 @@ def estimator(
     return register
 
 
-_PCA = re.compile(r"pca(\d{1,2}(?:\.\d+)?)")
+_PCA = re.compile(r"pca(\d{1,2}(?:\.\d+)?)(_real)?")
 
 
 def pca_share(key: str) -> float | None:
-    """The fraction q of a ``pcaQQ`` key, ``None`` for any other key."""
+    """The fraction q of a ``pcaQQ`` or ``pcaQQ_real`` key, ``None`` for any other key."""
     match = _PCA.fullmatch(key)
     return float(match[1]) / 100 if match and 0 < float(match[1]) < 100 else None
 
@@ -91,12 +91,17 @@ def pca_share(key: str) -> float | None:
 def get_estimator(key: str) -> Estimator:
     """Find an estimator by key; ``pcaQQ`` (pca90, pca99.5, …) exists for every 0 < QQ < 100.
 
+    ``pcaQQ_real`` is the real-valued count, before it is rounded up to whole components.
+
     Raises:
         ConfigError: unknown key; the message lists the known ones.
     """
     q = pca_share(key)
     if q is not None:
         summary = f"components that reach {100 * q:g} % of the variance"
+        if key.endswith("_real"):
+            summary += ", real-valued"
+            return Estimator(key, lambda s: pca_quantile(s, q), summary=summary)
         return Estimator(key, lambda s: pca_count(s, q), counts=True, summary=summary)
     if key not in _REGISTRY:
         known = ", ".join(["pcaQQ (pca95)", *sorted(_REGISTRY)])

@@ -2,15 +2,16 @@
 
 Eigenvalues of few samples are spread wider than those of the population, so a dimension read
 from them is too low, often by far more than its sampling error. The value stays that of the
-samples; the interval is for the population and holds both errors. Resamples measure how the
-dimension changes with n; the bias left at n is then bounded by letting it fall as fast as 1/n
-and as slowly as 1/√n (the rates of separated and of equal eigenvalues), and the interval reaches
-from the sample value to the far end of what that allows, each end widened by its own standard
-error. Such an interval covers at least as often as it says. Where the far end is not bounded by
-the data the interval is one-sided (``high`` is ``None``) and the dimension limited by n.
+samples; the interval is for the population and holds both errors.
 
-``auto`` resamples by disjoint halves, and treats pr and pr_corrected by the variance of
-their U-statistic; the plans are those of :mod:`~spikedim.dimension.resampling`.
+``auto`` bounds PCA counts by variance held out (:mod:`~spikedim.dimension.heldout`), treats pr
+and pr_corrected by the variance of their U-statistic, and resamples the others by disjoint
+halves. Resamples (:mod:`~spikedim.dimension.resampling`) measure how a dimension changes with n;
+the bias left at n is then bounded by letting it fall as fast as 1/n and as slowly as 1/√n (the
+rates of separated and of equal eigenvalues), and the interval reaches from the sample value to
+the far end of what that allows, each end widened by its own standard error. Such an interval
+covers at least as often as it says. Where the far end is not bounded by the data the interval is
+one-sided (``high`` is ``None``) and the dimension limited by n.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from scipy import stats
 
 from spikedim.dimension.arrays import Samples
 from spikedim.dimension.estimators import Estimator, pca_quantile, pca_share
+from spikedim.dimension.heldout import HeldOut, crossing, held_out
 from spikedim.dimension.moments import Moments
 from spikedim.dimension.resampling import PLANS, Curve, Resampled, Resampler, quantile, reciprocal
 from spikedim.dimension.spectrum import Spectrum
@@ -56,6 +58,7 @@ def spectral_intervals(
     found: dict[str, Estimate] = {}
     notes: list[str] = []
     rest = list(items)
+    none = interval == "none" or n < _FEWEST or spec.total_variance == 0
     if interval == "auto":
         ratios = [key for key in ("pr", "pr_corrected") if key in values]
         rest = [item for item in items if item.key not in ratios]
@@ -69,23 +72,85 @@ def spectral_intervals(
                     f"pr is limited by n: {naive:.4g}, while the population has {low:.4g} to "
                     f"{high:.4g}; see pr_corrected"
                 )
-    if interval == "none" or n < _FEWEST or spec.total_variance == 0:
+    if none:
         for item in rest:
             found[item.key] = Estimate(values[item.key], n=n, method="no interval")
         if interval != "none" and rest and n < _FEWEST:
             notes.append(f"no intervals from {n} samples; at least {_FEWEST} are needed")
         return found, notes + _few(spec, rest, values)
-    if not rest:
-        return found, notes
-    plan = PLANS["halves" if interval == "auto" else interval]
-    curves = [curve_of(item) for item in rest]
-    rng = np.random.default_rng(seed)
-    with np.errstate(invalid="ignore"):
-        changes = plan(source, spec, curves, resamples or _resamples(spec), rng)
-    bounded, limits = bracket(changes, rest, values, spec, n, "samples", confidence)
+    limits: list[str] = []
+    quantiles = [item for item in rest if interval == "auto" and pca_share(item.key) is not None]
+    if quantiles:
+        splits = resamples or max(_resamples(spec) // 4, 1)
+        held = held_out(source, spec, splits, np.random.default_rng(seed))
+        bounded, limits = _quantiles(held, quantiles, values, spec, confidence)
+        found |= bounded
+    resampled = [item for item in rest if item not in quantiles]
+    if resampled:
+        plan = PLANS["halves" if interval == "auto" else interval]
+        curves = [curve_of(item) for item in resampled]
+        rng = np.random.default_rng(seed)
+        with np.errstate(invalid="ignore"):
+            changes = plan(source, spec, curves, resamples or _resamples(spec), rng)
+        bounded, more = bracket(changes, resampled, values, spec, n, "samples", confidence)
+        found, limits = found | bounded, limits + more
     limited = {note.split(" ", 1)[0] for note in limits}
     few = _few(spec, [item for item in rest if item.key not in limited], values)
-    return found | bounded, notes + limits + few
+    return found, notes + limits + few
+
+
+def _quantiles(
+    held: HeldOut,
+    items: Sequence[Estimator],
+    values: dict[str, float],
+    spec: Spectrum,
+    confidence: float,
+) -> tuple[dict[str, Estimate], list[str]]:
+    """Estimates of PCA counts, and which are limited by n."""
+    found: dict[str, Estimate] = {}
+    notes: list[str] = []
+    for item in items:
+        key, q = item.key, pca_share(item.key)
+        assert q is not None
+        low, high = held.interval(q, confidence)
+        near, far = crossing(held.middle, q), crossing(held.outside, q)
+        biased = not 2 * (far - near) < high - low
+        limited = far > (1 + LIMIT) * crossing(held.inside, q)
+        method = f"{held.splits} splits, variance held out, {_kind(biased, confidence)}"
+        found[key] = _within(
+            item, values[key], low, high, limited, spec, held.n, confidence, method
+        )
+        if limited:
+            about = f"about {near:.3g} to {far:.3g}" if far < np.inf else "no upper end"
+            notes.append(
+                f"{key} is limited by n: {held.n:,} samples give {values[key]:.4g}, "
+                f"held-out samples {about}"
+            )
+    return found, notes
+
+
+def _kind(biased: bool, confidence: float) -> str:
+    return f"{MOSTLY_BIAS} {100 * confidence:g} %" if biased else "bias included"
+
+
+def _within(
+    item: Estimator,
+    value: float,
+    low: float,
+    high: float,
+    limited: bool,
+    spec: Spectrum,
+    n: int,
+    confidence: float,
+    method: str,
+) -> Estimate:
+    """An estimate with whole ends for a count, up to d; one-sided if d is reached for want of n."""
+    if item.counts:
+        low, high = _ceil(low), _ceil(high)
+    top = max(float(spec.d), value)
+    if limited and high >= top:
+        return Estimate(value, min(low, value), None, n, "", confidence, method)
+    return around(value, low, min(high, top), n, confidence, method)
 
 
 def bracket(
@@ -125,17 +190,11 @@ def bracket(
         if not math.isfinite(value) or math.isnan(low) or math.isnan(high):
             found[key] = Estimate(value, n=n, method="no interval")
             continue
-        kind = f"{MOSTLY_BIAS} {100 * confidence:g} %" if biased[place] else "bias included"
-        method = f"{changes.method}, {kind}"
-        if item.counts:
-            low, high = _ceil(low), _ceil(high)
+        method = f"{changes.method}, {_kind(bool(biased[place]), confidence)}"
         top = max(float(spec.d), value)
         least, most = float(likely[0, place]), float(likely[-1, place])
         limited = most * float(changes.at_n[place]) > 1 + LIMIT
-        if limited and high >= top:
-            found[key] = Estimate(value, min(low, value), None, n, "", confidence, method)
-        else:
-            found[key] = around(value, low, min(high, top), n, confidence, method)
+        found[key] = _within(item, value, low, high, limited, spec, n, confidence, method)
         if limited:
             about = f"about {least:.3g} to {most:.3g}" if most < top else "no upper end"
             notes.append(

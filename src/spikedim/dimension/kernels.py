@@ -33,6 +33,16 @@ def symmetric_eigenvalues(upper: Float) -> Float:
         raise np.linalg.LinAlgError(str(error)) from error
 
 
+def symmetric_eigenvectors(upper: Float) -> tuple[Float, Float]:
+    """Ascending eigenvalues and eigenvectors [n, n] of a matrix given by its upper triangle."""
+    if len(upper) < LARGE_SIDE:
+        return linalg.eigh(upper, lower=False, driver="evd", check_finite=False)
+    import torch
+
+    values, vectors = torch.linalg.eigh(torch.from_numpy(upper), UPLO="U")
+    return values.numpy(), vectors.numpy()
+
+
 def product(left: Float, right: Float) -> Float:
     """Matrix product of writable arrays of one type."""
     if left.size * right.shape[1] < LARGE_PRODUCT:

@@ -98,10 +98,10 @@ def measure(
         quantile: share of the variance the default PCA count reaches.
         confidence: nominal coverage of the intervals.
         seed: of the subsamples.
-        interval: ``"auto"`` (disjoint halves; the U-statistic variance for pr and
-            pr_corrected), ``"halves"``, ``"subsample"``, ``"bootstrap"``, ``"jackknife"`` or
-            ``"none"``. Values are those of the samples, intervals those of the population,
-            bias included; see :mod:`~spikedim.dimension.intervals`.
+        interval: ``"auto"`` (disjoint halves; variance held out for PCA counts, the U-statistic
+            variance for pr and pr_corrected), ``"halves"``, ``"subsample"``, ``"bootstrap"``,
+            ``"jackknife"`` or ``"none"``. Values are those of the samples, intervals those of
+            the population, bias included; see :mod:`~spikedim.dimension.intervals`.
         resamples: how many resamples an interval uses; chosen by size when ``None``.
         memory_limit: bytes the decomposition may use; half of the available memory by default.
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from scipy.linalg import blas
 
 from spikedim.dimension.arrays import Float, Samples, spans
-from spikedim.dimension.kernels import product
 from spikedim.errors import DataError
 from spikedim.progress import track
 
@@ -128,7 +127,7 @@ def moments(samples: Samples, shift: Array | None = None) -> Moments:
         norm2 += float(a @ a)
         norm_z += a.astype(z.dtype) @ z
         if single:
-            _add_products(scatter, z)
+            scatter += blas.ssyrk(1.0, z.T)
         else:
             scatter = blas.dsyrk(1.0, z.T, beta=1.0, c=scatter, overwrite_c=1)
     if not (np.isfinite(norm2) and np.isfinite(norm)):
@@ -141,14 +140,6 @@ def _shown(blocks: Iterable[tuple[int, int]], label: str) -> Iterable[tuple[int,
     """The blocks, with a progress bar where there are many."""
     listed = list(blocks)
     return track(listed, label) if len(listed) > 8 else listed
-
-
-def _add_products(scatter: Array, z: Float) -> None:
-    """Add zᵀz to the upper triangle, stripe by stripe: faster than ``ssyrk`` in float32."""
-    for start, stop in spans(len(scatter), 512):
-        part = product(z[:, start:stop].T, z[:, :stop]).T
-        part[start:] = np.triu(part[start:])
-        scatter[:stop, start:stop] += part
 
 
 def _upper(matrix: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,10 +47,22 @@ class CovarianceOperator:
         mean = self.mean.astype(dtype)
         out = np.zeros(vectors.shape)
         most = max(thin_rows(self.samples), 4 * vectors.shape[1])
-        for start, stop in self.samples.row_blocks(8, most):
-            z = self.samples.rows(start, stop, dtype) - mean
+        for _, z in shifted(self.samples, mean, most):
             out += product(z.T, product(z, vectors))
         return out / self.divisor
+
+
+def shifted(samples: Samples, shift: Float, most: int) -> Iterator[tuple[int, Float]]:
+    """Start and values of blocks of at most ``most`` dense rows less ``shift``, in its type.
+
+    All blocks share one buffer: fresh memory for each costs more than the subtraction.
+    """
+    buffer = np.empty((0, samples.d), shift.dtype)
+    for start, stop in samples.row_blocks(8, most):
+        if not len(buffer):
+            buffer = np.empty((stop - start, samples.d), shift.dtype)
+        block = samples.rows(start, stop, shift.dtype)
+        yield start, np.subtract(block, shift, out=buffer[: stop - start])
 
 
 def thin_rows(samples: Samples) -> int:
@@ -73,10 +86,9 @@ def covariance_operator(samples: Samples, center: bool) -> tuple[CovarianceOpera
         return CovarianceOperator(samples, mean, divisor, float(norms.sum()) / divisor), norms
     look = first_look(samples, center)
     norms = np.empty(n)
-    mean = look.operator.mean
-    for start, stop in samples.row_blocks(8, thin_rows(samples)):
-        z = samples.rows(start, stop, look.operator.dtype) - mean.astype(look.operator.dtype)
-        norms[start:stop] = np.einsum("ij,ij->i", z, z)
+    mean = look.operator.mean.astype(look.operator.dtype)
+    for start, z in shifted(samples, mean, thin_rows(samples)):
+        norms[start : start + len(z)] = np.einsum("ij,ij->i", z, z)
     return look.operator, norms
 
 
@@ -84,7 +96,7 @@ def covariance_operator(samples: Samples, center: bool) -> tuple[CovarianceOpera
 class FirstLook:
     """What one pass gives: the operator, C·vectors, and sums for Σ‖x − μ‖⁴.
 
-    ``offset`` is μ less the shift of the pass; with C·offset the fourth moment follows exactly.
+    ``offset`` is μ less the shift of the pass.
     """
 
     operator: CovarianceOperator
@@ -94,11 +106,18 @@ class FirstLook:
     norm2: float
     norm_z: Array
 
-    def fourth(self, image_of_offset: Array) -> float:
-        """Σ‖x − μ‖⁴ from C·offset."""
-        n, t = self.operator.samples.n, self.offset
-        c = float(t @ t)
-        along = self.operator.divisor * float(t @ image_of_offset) + n * c * c
+    def fourth(self) -> float:
+        """Σ‖x − μ‖⁴, from one more pass where the shift was not μ."""
+        samples, t = self.operator.samples, self.offset
+        n, c = samples.n, float(t @ t)
+        if c == 0:
+            return self.norm2
+        dtype = self.operator.dtype
+        vector, along = t.astype(dtype), 0.0
+        level = float((self.operator.mean - t) @ t)
+        for start, stop in samples.row_blocks(8, thin_rows(samples)):
+            z = samples.rows(start, stop, dtype) @ vector - level
+            along += float(z @ z)
         return (
             self.norm2 + 4 * along + 2 * c * self.norm - 3 * n * c * c - 4 * float(t @ self.norm_z)
         )
@@ -114,33 +133,33 @@ def first_look(samples: Samples, center: bool, vectors: Float | None = None) -> 
     dtype: Any = np.float32 if samples.single else np.float64
     vectors = np.zeros((d, 0)) if vectors is None else vectors
     probes = np.ascontiguousarray(vectors, dtype)
-    total, norm_z, image = np.zeros(d), np.zeros(d), np.zeros(vectors.shape)
-    norm = norm2 = 0.0
+    k, step = probes.shape[1], thin_rows(samples)
     shift = np.zeros(d)
-    for start, stop in samples.row_blocks(8, thin_rows(samples)):
-        block = samples.rows(start, stop, dtype)
-        if start == 0:
-            samples.check_finite(block[:256], 0)
-            shift = provisional_mean(block[:256], samples.integer) if center else shift
-            low = shift.astype(dtype)
-        z = block - low
+    if center:
+        start = samples.rows(0, min(n, 256), dtype)
+        samples.check_finite(start, 0)
+        shift = provisional_mean(start, samples.integer)
+    # products with the probes, sums and sums weighted by the norms come from one multiplication
+    right, sums = np.ones((step, k + 2), dtype), np.zeros((d, k + 2))
+    norm = norm2 = 0.0
+    for first, z in shifted(samples, shift.astype(dtype), step):
         a = np.einsum("ij,ij->i", z, z)
         peak = float(a.max())
         if not np.isfinite(a).all():
-            samples.check_finite(block, start)
+            samples.check_finite(z, first)
         if samples.single and peak != 0 and not SINGLE_RANGE[0] < peak < SINGLE_RANGE[1]:
             return first_look(replace(samples, single=False), center, vectors)
-        total += np.ones(len(z), dtype) @ z
         norm += float(a.sum(dtype=np.float64))
         norm2 += float(np.square(a, dtype=np.float64).sum())
-        norm_z += a @ z
-        if probes.shape[1]:
-            image += z.T @ (z @ probes)
+        block = right[: len(z)]
+        np.matmul(z, probes, out=block[:, 1:-1])
+        block[:, -1] = a
+        sums += z.T @ block
     if not np.isfinite(norm2):
         raise DataError(TOO_LARGE)
     divisor = n - 1 if center else n
-    offset = total / n if center else np.zeros(d)
-    image -= n * np.outer(offset, offset @ vectors)
+    offset = sums[:, 0] / n if center else np.zeros(d)
+    image = sums[:, 1:-1] - n * np.outer(offset, offset @ vectors)
     variance = max(norm - n * float(offset @ offset), 0.0) / divisor
     operator = CovarianceOperator(samples, shift + offset, divisor, variance)
-    return FirstLook(operator, image / divisor, offset, norm, norm2, norm_z)
+    return FirstLook(operator, image / divisor, offset, norm, norm2, sums[:, -1])

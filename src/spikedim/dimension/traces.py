@@ -20,6 +20,7 @@ from spikedim.errors import ConfigError
 from spikedim.results import Estimate, Result
 
 _LARGEST_SIDE = 8192
+_SKETCH_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -141,13 +142,13 @@ def stochastic_traces(
     tolerance: float = 0.01,
     confidence: float = 0.95,
     seed: int = 0,
-    captured: int = 24,
+    captured: int = 10,
 ) -> Traces:
     """Tr C exactly and tr C² = ‖CQ‖² + E‖C(I−QQᵀ)z‖² with Gaussian probes z.
 
-    Q spans a sketch of the leading eigenvectors, whose share is exact, so probes estimate only the
-    remainder (the idea of Hutch++, Meyer et al. 2021). Probes are doubled until Student's
-    interval at ``confidence`` is within ``tolerance`` of tr C².
+    Q spans a sketch of the leading eigenvectors of some evenly spaced samples; its share is exact,
+    so probes estimate only the remainder (the idea of Hutch++, Meyer et al. 2021). Probes are
+    doubled until Student's interval at ``confidence`` is within ``tolerance`` of tr C².
 
     Args:
         x: samples ``[n, d...]``.
@@ -160,43 +161,50 @@ def stochastic_traces(
     samples = as_samples(x, 2 if center else 1)
     n, d = samples.n, samples.d
     rng = np.random.default_rng(seed)
-    rank = min(captured, d, n)
-    sketch = rng.standard_normal((d, rank))
+    basis = _leading(samples, center, min(captured, d, n), rng)
+    rank = basis.shape[1]
+    count = 6
+    probes = _probes(basis, count, rng)
+    vectors = np.hstack([basis, probes])
     if samples.sparse:
         operator, norms = covariance_operator(samples, center)
-        basis, _ = np.linalg.qr(operator.apply(sketch))
-        offset = np.zeros((d, 0))
+        image, fourth = operator.apply(vectors), float(norms @ norms)
     else:
-        look = first_look(samples, center, sketch)
-        operator, offset = look.operator, look.offset[:, None]
-        basis, _ = np.linalg.qr(look.image)
-    exact = 0.0
-    squares: list[float] = []
-    count = 12
+        look = first_look(samples, center, vectors)
+        operator, image, fourth = look.operator, look.image, look.fourth()
+    found = (image**2).sum(axis=0)
+    exact, squares = float(found[:rank].sum()), found[rank:].tolist()
     while True:
-        probes = rng.standard_normal((d, count))
-        probes -= basis @ (basis.T @ probes)
-        if squares:
-            found = (operator.apply(probes) ** 2).sum(axis=0)
-        else:
-            image = operator.apply(np.hstack([offset, basis, probes]))
-            skip = offset.shape[1]
-            fourth = float(norms @ norms) if samples.sparse else look.fourth(image[:, 0])
-            found = (image[:, skip:] ** 2).sum(axis=0)
-            exact = float(found[:rank].sum())
-            found = found[rank:]
-        squares += found.tolist()
         drawn = len(squares)
         square = exact + float(np.mean(squares))
         error = float(np.std(squares, ddof=1)) / np.sqrt(drawn)
         widen = float(stats.t.ppf(0.5 + confidence / 2, drawn - 1))
         if square <= 0 or widen * error <= tolerance * square or drawn >= 4 * d:
             break
-        count = drawn
+        squares += (operator.apply(_probes(basis, drawn, rng)) ** 2).sum(axis=0).tolist()
     # Student's quantile is folded into the standard error so that callers can use the normal one
     error *= widen / float(stats.norm.ppf(0.5 + confidence / 2))
     method = f"two traces, {rank} directions exact, {drawn} probes"
     return Traces(n, d, center, operator.total, square, fourth, error, method)
+
+
+def _leading(samples: Samples, center: bool, rank: int, rng: np.random.Generator) -> Array:
+    """Orthonormal columns [d, rank] near the leading eigenvectors of some of the samples."""
+    most = max(4 * rank, min(256, _SKETCH_BYTES // (8 * samples.d)))
+    chosen = np.linspace(0, samples.n - 1, min(samples.n, most)).astype(np.intp)
+    rows = samples.take(chosen, np.float32 if samples.single else np.float64)
+    basis = rng.standard_normal((samples.d, rank)).astype(rows.dtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+        rows = rows - rows.mean(axis=0) if center else rows
+        rows = rows / max(float(np.abs(rows).max()), np.finfo(rows.dtype).tiny)
+        for _ in range(2):
+            basis, _ = np.linalg.qr(rows.T @ (rows @ basis))
+    return np.linalg.qr(basis.astype(np.float64))[0]
+
+
+def _probes(basis: Array, count: int, rng: np.random.Generator) -> Array:
+    probes = rng.standard_normal((len(basis), count))
+    return probes - basis @ (basis.T @ probes)
 
 
 def _pairwise(samples: Samples, center: bool, limit: float) -> tuple[Array, float]:

@@ -1,0 +1,129 @@
+"""``spikedim circuits``: the spike circuits, and the error of one against its timesteps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spikedim.cli import options
+from spikedim.cli.output import emit, save_figure, say, working
+from spikedim.errors import ConfigError
+from spikedim.results import Result, Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from spikedim.circuits.catalog import Example
+
+
+@dataclass(frozen=True)
+class Listing(Result):
+    """The circuits that can be run by name.
+
+    Attributes:
+        circuits: name, claim, what it computes, its inputs and the default ones, for each.
+    """
+
+    circuits: tuple[dict[str, str], ...]
+
+    def tables(self) -> list[Table]:
+        """One row per circuit."""
+        rows = [tuple(circuit.values()) for circuit in self.circuits]
+        note = "spikedim circuits NAME runs one; other inputs with --values, one for each input."
+        return [Table("Circuits", tuple(self.circuits[0]), rows, (note,))]
+
+
+def circuits(
+    name: Annotated[str | None, typer.Argument(help="Circuit to run; none lists them.")] = None,
+    timesteps: options.Timesteps = "16,64,256,1024,4096",
+    values: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--values",
+            "--logits",
+            help="Input in place of the default, rows apart by ';': 1,2,3 or '1,2;3,4'. Repeat "
+            "for each input of the circuit.",
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=2, help="Repetitions at each T; default by circuit.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw error against T into this PNG/PDF/SVG.")
+    ] = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    config: options.ConfigFile = None,
+) -> None:
+    """List the spike circuits, or measure how the error of one falls with its timesteps.
+
+    Slope and floor of the error come with 95 % intervals; a circuit that T does not improve is
+    reported as not converging.
+
+    Example: spikedim circuits softmax-race --logits 0,1,2 -T 16,64,256,1024
+    """
+    from spikedim.circuits import convergence
+    from spikedim.circuits.catalog import EXAMPLES
+    from spikedim.training import resolve_device
+
+    if name is None:
+        emit(Listing(tuple(_row(key, example) for key, example in EXAMPLES.items())), as_json)
+        return
+    if name not in EXAMPLES:
+        raise ConfigError(f"circuit {name!r} is unknown; choose one of {', '.join(EXAMPLES)}")
+    example = EXAMPLES[name]
+    with working(quiet):
+        place = resolve_device(device)
+        result = convergence(
+            example.circuit,
+            *(x.to(place) for x in _inputs(name, example, values, seed)),
+            T_values=timesteps,
+            trials=example.trials if trials is None else trials,
+            seed=seed,
+            norm=example.norm,
+        )
+        if plot is not None:
+            save_figure(result, plot)
+            say(f"Plot: {plot}")
+    emit(result, as_json)
+
+
+def _row(key: str, example: Example) -> dict[str, str]:
+    return {
+        "circuit": key,
+        "claim": example.circuit.claim,
+        "computes": example.computes,
+        "inputs": ", ".join(example.takes),
+        "default inputs": example.default,
+    }
+
+
+def _inputs(name: str, example: Example, values: list[str] | None, seed: int) -> tuple[Tensor, ...]:
+    import torch
+
+    if not values:
+        return example.draw(torch.Generator().manual_seed(seed))
+    if len(values) != len(example.takes):
+        raise ConfigError(
+            f"--values is given {len(values)} times; {name} takes {len(example.takes)} inputs: "
+            f"{', '.join(example.takes)}"
+        )
+    return tuple(torch.tensor(_numbers(text), dtype=torch.float64) for text in values)
+
+
+def _numbers(text: str) -> Any:
+    """``1,2`` as a row, ``1,2;3,4`` as rows."""
+    try:
+        rows = [[float(word) for word in row.split(",")] for row in text.split(";")]
+    except ValueError as error:
+        raise ConfigError(
+            f"--values {text!r}: expected numbers such as 0.1,0.5 or rows such as '1,2;3,4'"
+        ) from error
+    if len({len(row) for row in rows}) > 1:
+        raise ConfigError(f"--values {text!r}: its rows have different lengths")
+    return rows if len(rows) > 1 else rows[0]
