@@ -75,9 +75,10 @@ def test_rate_without_leak_and_soft_reset_is_exact():
     torch.testing.assert_close(rate_activation(x, params), x.clamp(0, 1))
 
 
-def test_rate_gradient_is_finite_everywhere_off_the_threshold():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_rate_gradient_is_finite_everywhere_off_the_threshold(dtype):
     for beta in (0.5, 1.0):
-        x = torch.linspace(-2, 4, 123, dtype=torch.float64).requires_grad_()
+        x = torch.linspace(-2, 4, 123, dtype=dtype).requires_grad_()
         params = LIFParams(beta=beta, decay_input=beta < 1)
         rate_activation(x, params).sum().backward()
         assert torch.isfinite(x.grad).all()

@@ -63,11 +63,26 @@ def list_all(
         emit(Catalogue(tuple(model_entry(name) for name in list_models(pattern))), as_json)
 
 
+@dataclass(frozen=True)
+class Shown(Result):
+    """One registered network and its block diagram."""
+
+    entry: Any
+    diagram: Any
+
+    def tables(self) -> list[Table]:
+        """The entry, the diagram, the published results."""
+        about, *published = self.entry.tables()
+        return [about, *self.diagram.tables(), *published]
+
+
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="Network name.")], as_json: options.Json = False
+    name: Annotated[str, typer.Argument(help="Network name.")],
+    depth: Annotated[int, typer.Option(help="Levels of nesting in the block diagram.")] = 2,
+    as_json: options.Json = False,
 ) -> None:
-    """Show one network: configuration, parameters, operations, published results with sources."""
-    from spikedim.models import model_entry
+    """Show one network: configuration, sizes, block diagram with shapes, published results."""
+    from spikedim.models import diagram, model_entry
 
-    emit(model_entry(name), as_json)
+    emit(Shown(model_entry(name), diagram(name, depth=depth)), as_json)

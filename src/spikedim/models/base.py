@@ -140,6 +140,14 @@ class SpikingModel(nn.Module, ABC):
                 module.activation = function
         return twin
 
+    def released_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Entries of this network, from a released file that names them otherwise.
+
+        Args:
+            state: the file's tensors by name, wrappers and common prefixes removed.
+        """
+        return state
+
     def _check_input(self, x: Tensor, T: int | None) -> tuple[bool, int]:
         if T is not None and (isinstance(T, bool) or not isinstance(T, Integral) or T < 1):
             raise ConfigError(f"T={T!r}: the number of timesteps must be a whole number, 1 or more")

@@ -111,6 +111,14 @@ def halved(grid: Grid, times: int = 1) -> Grid:
     return grid
 
 
+def stem_grids(shape: tuple[int, int, int], pools: Pools) -> tuple[Grid, ...]:
+    """(H, W) at which each of four stem convolutions runs, then the grid behind them."""
+    grids = [shape[1:]]
+    for pool in pools:
+        grids.append(halved(grids[-1], pool))
+    return tuple(grids)
+
+
 # -- layers -------------------------------------------------------------------------------------
 
 

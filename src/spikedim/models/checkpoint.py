@@ -63,7 +63,7 @@ def load_checkpoint(model: SpikingModel, path: str | Path) -> LoadReport:
     """
     state, source_key = _unwrap(_read(Path(path)), Path(path))
     own = model.state_dict()
-    state = {_strip(name, own): value for name, value in state.items()}
+    state = model.released_state({_strip(name, own): value for name, value in state.items()})
     reshaped = []
     for name in own.keys() & state.keys():
         if state[name].shape != own[name].shape and _squeezed(state[name]) == _squeezed(own[name]):

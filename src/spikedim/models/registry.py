@@ -13,6 +13,7 @@ import torch
 
 from spikedim.errors import ConfigError, ModelError
 from spikedim.models.base import SpikingModel, override
+from spikedim.models.recipes import recipe
 from spikedim.neurons import LIFParams
 from spikedim.results import Result, Table
 
@@ -50,8 +51,8 @@ class ModelEntry(Result):
         source: where the network was defined.
         parameters: exact count with the entry's classes, unused ones included.
         unused_parameters: those the released code stores and never applies.
-        gmac_per_step: dense convolution and linear multiply-accumulates (1e9) per timestep at T=4,
-            the head counted once per four steps.
+        gmac_per_step: dense convolution and linear multiply-accumulates (1e9) per timestep
+            as published: the head counted at every step, by Spikformer once per four.
         published: results from the literature.
     """
 
@@ -73,6 +74,8 @@ class ModelEntry(Result):
             rows += [("parameters", self.parameters), ("of these unused", self.unused_parameters)]
         if self.gmac_per_step is not None:
             rows.append(("dense GMAC per timestep", self.gmac_per_step))
+        if (published := recipe(self.name)) is not None:
+            rows.append(("published training", published))
         tables = [Table(f"{self.name}: {self.description}", ("field", "value"), rows)]
         if self.published:
             columns = ("dataset", "T", "accuracy %", "± (seeds)", "SOPs G", "mJ", "source")
@@ -136,17 +139,26 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def model_entry(name: str) -> ModelEntry:
-    """The registered network ``name``.
+    """The registered network ``name``, or that of ``file.py:function``.
 
     Raises:
         ModelError: no such network; the message lists the nearest names.
     """
     if name in _ENTRIES:
         return _ENTRIES[name]
+    if is_file(name):
+        from spikedim.adapters.files import file_entry
+
+        return file_entry(name)
     near = get_close_matches(str(name), _ENTRIES, n=3, cutoff=0.4) or list_models()[:3]
     raise ModelError(
         f"unknown model {name!r}; nearest: {', '.join(near)} (list_models() has them all)"
     )
+
+
+def is_file(name: str) -> bool:
+    """Whether a network is named by a file and a function in it, ``path/to/file.py:function``."""
+    return str(name).rpartition(":")[0].endswith(".py")
 
 
 def create_model(
@@ -161,7 +173,8 @@ def create_model(
     """Build a registered network, with fresh weights, in training mode.
 
     Args:
-        name: see :func:`list_models`.
+        name: see :func:`list_models`; or ``path/to/file.py:function``, a function that returns
+            your own network, see :func:`spikedim.adapters.files.file_model`.
         num_classes: classes of the head; ``None`` keeps the registered number.
         input_shape: (C, H, W) of one frame; ``None`` keeps the registered one.
         neuron: parameters of every neuron.
@@ -177,8 +190,13 @@ def create_model(
         >>> from spikedim.models import create_model
         >>> net = create_model("spikformer_tiny", num_classes=10, input_shape=(1, 8, 8))
     """
-    entry = model_entry(name)
+    given: dict[str, Any]
     given = {"num_classes": num_classes, "input_shape": input_shape, "neuron": neuron}
+    if is_file(name):
+        from spikedim.adapters.files import file_model
+
+        return file_model(name, seed=seed, **given, **overrides)
+    entry = model_entry(name)
     changes = {key: value for key, value in given.items() if value is not None}
     config = override(entry.config, {**changes, **overrides}, f"option of {name}")
     return build_model(entry.family, config, seed)

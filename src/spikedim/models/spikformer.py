@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from spikedim.errors import ConfigError
 from spikedim.models.base import Macs, SpikingModel, scaled
 from spikedim.models.blocks import (
+    Grid,
     Pointwise,
     Pools,
     SpikeProduct,
@@ -33,7 +34,6 @@ from spikedim.models.blocks import (
     check_vision,
     checked_pools,
     conv3x3,
-    halved,
     halving_pool,
     init_linear,
     merge_heads,
@@ -43,6 +43,7 @@ from spikedim.models.blocks import (
     product_macs,
     split_heads,
     static_current,
+    stem_grids,
 )
 from spikedim.models.registry import register_family
 from spikedim.neurons import LIF, LIFParams
@@ -108,12 +109,9 @@ class SpikformerConfig:
         return self.pools or pools_for(self.input_shape)
 
     @property
-    def stem_grids(self) -> tuple[tuple[int, int], ...]:
+    def stem_grids(self) -> tuple[Grid, ...]:
         """(H, W) at which each of the four stem convolutions runs, then the token grid."""
-        grids = [self.input_shape[1:]]
-        for pool in self.stem_pools:
-            grids.append(halved(grids[-1], pool))
-        return tuple(grids)
+        return stem_grids(self.input_shape, self.stem_pools)
 
     @property
     def stem_widths(self) -> tuple[int, int, int, int]:

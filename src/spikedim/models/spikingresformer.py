@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -179,6 +179,8 @@ class DSSA(nn.Module):
 
     firing_rate_x: Tensor
     firing_rate_attn: Tensor
+
+    attention_map: ClassVar[str] = "activation_attn"
 
     def __init__(self, config: SpikingResformerConfig, stage: int) -> None:
         super().__init__()

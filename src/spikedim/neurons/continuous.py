@@ -70,7 +70,8 @@ def rate_activation(x: Tensor, params: LIFParams) -> Tensor:
     # gradient through the branch not taken.
     above = drive > params.threshold
     safe = torch.where(above, drive, torch.as_tensor(params.threshold + 1.0, dtype=x.dtype))
-    leaky = ((safe - start) / (safe - params.threshold)).log() / leak.clamp(min=1e-300)
+    forgets = torch.where(leak > 0, leak, torch.ones_like(leak))
+    leaky = ((safe - start) / (safe - params.threshold)).log() / forgets
     positive = torch.where(drive > 0, drive, torch.ones_like(drive))
     perfect = (params.threshold - start) / positive
     wait = torch.where(leak > 0, leaky, perfect).clamp(min=1.0)

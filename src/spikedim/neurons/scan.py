@@ -85,6 +85,40 @@ def backward(
     return out
 
 
+def slopes(inputs: Inputs, params: LIFParams) -> tuple[Tensor, Tensor]:
+    """Spikes [T, N] and g·(surrogate derivative) at each potential: what :func:`pull_back` reads.
+
+    For many reverse scans of one forward, which then need not recompute the potentials. The
+    neurons have no refractory period.
+    """
+    x = inputs.x
+    spikes, slope = (
+        torch.empty(x.shape, dtype=x.dtype, device=x.device),
+        torch.empty(x.shape, dtype=x.dtype, device=x.device),
+    )
+    (buffer,) = _buffers(x, 1)
+    for part in _parts(x):
+        u = _rows(buffer, x.shape[0], part)
+        _potentials(inputs.part(part), params, u, spikes[:, part])
+        u.sub_(_part(inputs.threshold, part))
+        _derivative(u, params.surrogate)
+        torch.mul(u, 1 - inputs.beta if params.decay_input else 1, out=slope[:, part])
+    return spikes, slope
+
+
+def pull_back(slope: Tensor, spikes: Tensor, leak: float, hard: bool, grad: Tensor) -> Tensor:
+    """Gradient of the input [T, ...] from that of the spikes: the reverse scan of detached resets.
+
+    b_t = slope_t·grad_t + leak·(1 − s_t, if the reset is ``hard``)·b_{t+1}; see :func:`slopes`.
+    """
+    out = slope * grad
+    for t in range(len(out) - 2, -1, -1):
+        out[t].add_(out[t + 1], alpha=leak)
+        if hard:
+            out[t].addcmul_(out[t + 1], spikes[t], value=-leak)
+    return out
+
+
 def _chunk_size(x: Tensor) -> int:
     steps, neurons = x.shape
     if x.device.type != "cpu":
