@@ -43,7 +43,21 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "verb", ["design", "measure", "profile", "train", "sweep", "report", "models", "data", "info"]
+    "verb",
+    [
+        "design",
+        "measure",
+        "profile",
+        "train",
+        "sweep",
+        "report",
+        "audit",
+        "circuits",
+        "export",
+        "models",
+        "data",
+        "info",
+    ],
 )
 def test_every_verb_explains_itself_with_an_example(verb, capsys):
     assert run(verb, "--help") == 0

@@ -8,7 +8,20 @@ from typing import NoReturn
 
 import typer
 
-from spikedim.cli import data, design, info, measure, models, profile, report, sweep, train
+from spikedim.cli import (
+    audit,
+    circuits,
+    data,
+    design,
+    export,
+    info,
+    measure,
+    models,
+    profile,
+    report,
+    sweep,
+    train,
+)
 from spikedim.errors import SpikedimError
 
 app = typer.Typer(
@@ -27,6 +40,9 @@ app.command()(profile.profile)
 app.command()(train.train)
 app.command()(sweep.sweep)
 app.command()(report.report)
+app.command()(audit.audit)
+app.command()(circuits.circuits)
+app.command()(export.export)
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")
 app.command()(info.info)

@@ -8,6 +8,7 @@ from spikedim.profiling.conventions import (
 )
 from spikedim.profiling.energy import Charge, Energy
 from spikedim.profiling.gates import Finding, batchnorm_gates
+from spikedim.profiling.lipschitz import Lipschitz, lipschitz
 from spikedim.profiling.profile import profile
 from spikedim.profiling.registry import neuron_types, register_neuron
 from spikedim.profiling.result import (
@@ -25,12 +26,14 @@ __all__ = [
     "EnergyConvention",
     "Finding",
     "LayerProfile",
+    "Lipschitz",
     "OperationProfile",
     "Profile",
     "UnitEnergy",
     "Unsupported",
     "batchnorm_gates",
     "convention",
+    "lipschitz",
     "list_conventions",
     "neuron_types",
     "profile",

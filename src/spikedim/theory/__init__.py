@@ -1,5 +1,6 @@
 """Bounds, rules and interval arithmetic of the theory: pure numbers, no torch."""
 
+from spikedim.theory.blahut import RatePoint, blahut_arimoto
 from spikedim.theory.bounds import (
     WaterFilling,
     binary_entropy,
@@ -25,12 +26,14 @@ from spikedim.theory.statistics import mean_interval, product_interval, wilson_i
 __all__ = [
     "PUBLISHED_CONSTANT",
     "PUBLISHED_D_EFF",
+    "RatePoint",
     "TimestepPrediction",
     "WaterFilling",
     "binary_entropy",
     "bits_per_spike",
     "bits_published",
     "bits_shannon",
+    "blahut_arimoto",
     "mean_interval",
     "product_interval",
     "spikes_for_bits",

@@ -1,0 +1,245 @@
+"""Claims about lower bounds: what must be spent, against what explicit codes spend."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from spikedim import theory
+from spikedim.claims.literature import DIGEST
+from spikedim.claims.registry import Measurement, Setting, claim
+from spikedim.claims.statistics import average, log_slope
+from spikedim.results import Estimate
+
+TOKENS, CHANNELS = 4, 8
+MEAN_RATE = 0.5
+
+
+def information_spikes(components: int, epsilon: float, rate: float) -> float:
+    """Spikes that carry the Shannon lower bound of ``components`` uniform values."""
+    return theory.spikes_for_bits(theory.bits_shannon(components, epsilon), rate)
+
+
+@claim(
+    "BOUND-WORST",
+    statement="Approximating an L_f-Lipschitz map of n tokens with d channels to error ε takes at "
+    "least L_f²·n·d/ε² spikes.",
+    source=DIGEST,
+    expression="N ≥ L_f²·n·d/ε²",
+    formula=theory.spikes_worst_case,
+    corrected="N ≥ R·r/H_b(r) with R = (m/2)·log2(m·L_f²/(2πe·ε²)) bits, m = n·d, at rate r",
+    correction=information_spikes,
+)
+def bound_worst(setting: Setting) -> list[Measurement]:
+    """The identity (L_f = 1) of uniform values through integrate-and-fire neurons."""
+    correction = setting.correction
+    m = TOKENS * CHANNELS
+    epsilons = setting.pick((0.3, 0.1, 0.03), (0.3, 0.1, 0.03, 0.01))
+    trials = setting.pick(50, 200)
+    x = setting.rng().uniform(size=(trials, m))
+    errors, spikes = zip(*(_integrate_and_fire(setting, x, e) for e in epsilons), strict=True)
+    stated = [
+        n.mean() / setting.formula(TOKENS, CHANNELS, e)
+        for n, e in zip(spikes, epsilons, strict=True)
+    ]
+    needed = [
+        n.mean() / correction(m, e, n.mean() / (m * _steps(m, e)))
+        for n, e in zip(spikes, epsilons, strict=True)
+    ]
+    worst = max(float(error.max()) / e for error, e in zip(errors, epsilons, strict=True))
+    return [
+        Measurement("least spikes used / bound, identity map", Estimate(min(stated)), low=1),
+        Measurement("largest error / ε of that code", Estimate(worst), high=1, form="corrected"),
+        Measurement(
+            "least spikes used / corrected bound", Estimate(min(needed)), low=1, form="corrected"
+        ),
+        Measurement(
+            "exponent of the spikes used in 1/ε (the bound has 2)",
+            log_slope([1 / e for e in epsilons], [n.mean() for n in spikes]),
+            form="context",
+        ),
+    ]
+
+
+@claim(
+    "BOUND-INPUT",
+    statement="On inputs of effective dimension d_eff at least L_f²·d_eff/ε² spikes are needed.",
+    source=DIGEST,
+    expression="N ≥ L_f²·d_eff/ε² (also found: L_f²·n·d_eff/ε²)",
+    formula=theory.spikes_input_dependent,
+    corrected="N ≥ R·r/H_b(r) with R from water-filling on the covariance spectrum at D = (ε/L_f)²",
+    correction=lambda values, epsilon, rate: theory.spikes_for_bits(
+        theory.water_filling(values, epsilon**2).bits, rate
+    ),
+)
+def bound_input(setting: Setting) -> list[Measurement]:
+    """Gaussian inputs on a low-dimensional subspace, coded along their principal axes."""
+    from spikedim.dimension import pca_count, spectrum
+
+    correction = setting.correction
+    rng, k, d = setting.rng(), 8, 64
+    epsilons = setting.pick((0.1, 0.03), (0.1, 0.03, 0.01))
+    latent = np.clip(0.5 + rng.standard_normal((setting.pick(200, 1000), k)) / 8, 0, 1)
+    axes, _ = np.linalg.qr(rng.standard_normal((d, k)))
+    measured = spectrum(latent @ axes.T)
+    d_eff = pca_count(measured)
+    stated, needed = [], []
+    for epsilon in epsilons:
+        errors, spikes = _integrate_and_fire(setting, latent, epsilon)
+        used = float(spikes.mean())
+        rate = used / (k * _steps(k, epsilon))
+        stated.append(used / setting.formula(d_eff, epsilon))
+        needed.append(
+            used / correction(measured.eigenvalues, float((errors**2).mean() ** 0.5), rate)
+        )
+    return [
+        Measurement("d_eff (PCA-95 %)", Estimate(d_eff), form="context"),
+        Measurement("least spikes used / bound", Estimate(min(stated)), low=1),
+        Measurement(
+            "least spikes used / corrected bound", Estimate(min(needed)), low=1, form="corrected"
+        ),
+    ]
+
+
+@claim(
+    "BOUND-BITS",
+    statement="The rate-distortion function of the representation is R(D) = n·d·log2(L_f/ε).",
+    source=DIGEST,
+    expression="R = n·d·log2(L_f/ε)",
+    formula=theory.bits_published,
+    corrected="R ≥ (m/2)·log2(m/(2πe·D)), D = (ε/L_f)², for m uniform components",
+    correction=theory.bits_shannon,
+)
+def bound_bits(setting: Setting) -> list[Measurement]:
+    """Against the Blahut-Arimoto R(D) of one uniform value."""
+    correction = setting.correction
+    points = setting.pick(300, 1000)
+    grid = (np.arange(points) + 0.5) / points
+    squared = (grid[:, None] - grid[None, :]) ** 2
+    widths = setting.pick((0.1, 0.03, 0.01), (0.1, 0.03, 0.01, 0.005))
+    found = [
+        theory.blahut_arimoto(np.full(points, 1 / points), squared, 0.5 / w**2, gap=1e-3)
+        for w in widths
+    ]
+    epsilons = [math.sqrt(point.distortion) for point in found]
+    stated = [setting.formula(1, 1, e) - p.bits for p, e in zip(found, epsilons, strict=True)]
+    below = [correction(1, e) - p.bits for p, e in zip(found, epsilons, strict=True)]
+    name = "bits above the rate of a code that reaches ε, m = 1"
+    return [
+        Measurement(f"most {name}", Estimate(max(stated), unit="bits"), high=0.0),
+        Measurement(
+            f"most {name}",
+            Estimate(max(below), unit="bits"),
+            high=1e-3,
+            form="corrected",
+        ),
+        Measurement(
+            f"gap to that rate at ε = {epsilons[-1]:.3g}",
+            Estimate(-below[-1], unit="bits"),
+            0,
+            0.1,
+            form="corrected",
+        ),
+    ]
+
+
+@claim(
+    "BITS-PER-SPIKE",
+    statement="A spike carries at most one bit, so R bits need at least R spikes.",
+    source=DIGEST,
+    expression="N ≥ R",
+    formula=lambda rate: 1.0,
+    corrected="at rate r per step a spike carries at most H_b(r)/r bits: N ≥ R·r/H_b(r)",
+    correction=theory.bits_per_spike,
+)
+def bits_per_spike(setting: Setting) -> list[Measurement]:
+    """Entropy of blocks of Bernoulli trains, Miller-Madow corrected, per spike."""
+    correction = setting.correction
+    rng, length = setting.rng(), 8
+    blocks = setting.pick(1 << 17, 1 << 20)
+    excess, ratio = [], []
+    for rate in (0.5, 0.1, 0.02):
+        words = (rng.random((blocks, length)) < rate) @ (1 << np.arange(length))
+        counts = np.bincount(words)
+        p = counts[counts > 0] / blocks
+        entropy = -(p * np.log2(p)).sum() + (len(p) - 1) / (2 * blocks * math.log(2))
+        carried = entropy / (length * rate)
+        excess.append(carried / setting.formula(rate))
+        ratio.append(carried / correction(rate))
+    return [
+        Measurement(
+            "most bits per spike / allowed, r = 0.5, 0.1, 0.02", Estimate(max(excess)), high=1
+        ),
+        Measurement("measured / H_b(r)/r, least", Estimate(min(ratio)), 0.98, 1.02, "corrected"),
+        Measurement("measured / H_b(r)/r, most", Estimate(max(ratio)), 0.98, 1.02, "corrected"),
+    ]
+
+
+@claim(
+    "BOUND-CODE",
+    statement="Rate coding m values to error ε takes T ≥ (L_f²/ε²)·Σx(1−x) = O(1/ε²) timesteps.",
+    source=DIGEST,
+    expression="T ≥ (L_f²/ε²)·Σx(1−x)",
+    formula=theory.timesteps_bernoulli,
+    corrected="that is the variance of the Bernoulli code; a deterministic code needs L_f·√m/ε",
+    correction=theory.timesteps_deterministic,
+)
+def bound_code(setting: Setting) -> list[Measurement]:
+    """Both codes at the number of steps their formula asks for, one vector of 16 values."""
+    import torch
+
+    from spikedim.circuits.codes import BernoulliCode, IntegrateFireCode
+
+    correction = setting.correction
+    m, epsilon = 16, 0.1
+    x = setting.rng().uniform(size=m)
+    values = torch.from_numpy(x)
+    bernoulli = max(1, math.ceil(setting.formula(x, epsilon)))
+    trials = setting.pick(1000, 10_000)
+    run = BernoulliCode().run(values, T=bernoulli, trials=trials, generator=setting.generator())
+    square = average(((run.output - values) ** 2).sum(-1).numpy() / epsilon**2)
+    fewer = math.ceil(correction(m, epsilon))
+    exact = IntegrateFireCode().run(values, T=fewer, trials=1, generator=setting.generator())
+    error = float((exact.output - values).norm())
+    return [
+        Measurement("squared error / ε² of the Bernoulli code at that T", square, 0.9, 1.0001),
+        Measurement(
+            f"T of an integrate-and-fire code with error {error:.3f} ≤ ε, / formula",
+            Estimate(fewer / bernoulli if error <= epsilon else math.inf),
+            low=1,
+        ),
+        Measurement(
+            "error / ε of the integrate-and-fire code at L_f·√m/ε",
+            Estimate(error / epsilon),
+            high=1,
+            form="corrected",
+        ),
+        Measurement(
+            "squared error / ε² of the Bernoulli code",
+            square,
+            0.9,
+            1.0001,
+            form="corrected",
+        ),
+    ]
+
+
+def _steps(components: int, epsilon: float) -> int:
+    return math.ceil(theory.timesteps_deterministic(components, epsilon))
+
+
+def _integrate_and_fire(
+    setting: Setting, x: np.ndarray, epsilon: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frobenius error and spikes of every row of ``x``, coded in just enough steps for ε."""
+    import torch
+
+    from spikedim.circuits.codes import IntegrateFireCode
+
+    values = torch.from_numpy(x)
+    run = IntegrateFireCode().run(
+        values, T=_steps(x.shape[1], epsilon), trials=1, generator=setting.generator()
+    )
+    errors = (run.output[0] - values).norm(dim=1).numpy()
+    return errors, np.array([float(run.spikes.mean()) / len(x)])

@@ -1,0 +1,77 @@
+"""Claims about the effective dimension of data sets, measured on real samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from spikedim.claims.literature import DIGEST
+from spikedim.claims.registry import Measurement, Setting, claim
+from spikedim.data import load_dataset, represent
+from spikedim.dimension import published_protocol, spectrum
+from spikedim.results import Estimate
+from spikedim.theory import PUBLISHED_D_EFF
+
+RULE = "smallest k with Σ_{i≤k} λ_i ≥ 0.95·Σλ of the centred covariance, mean of 5 80 % subsamples"
+
+
+def _images(id: str, key: str, sample: str, words: str) -> None:
+    published = PUBLISHED_D_EFF[key]
+
+    @claim(
+        id,
+        statement=f"The effective dimension of {words} is {published.value:g} ± "
+        f"{published.value - (published.low or 0.0):g}.",
+        source=DIGEST,
+        expression=RULE,
+        formula=published_protocol,
+    )
+    def check(setting: Setting) -> list[Measurement]:
+        """The published protocol on pixels, and the share of the variance that would give it."""
+        data = load_dataset(sample, setting.data_root)
+        x = data.features("train", setting.pick(400, None), setting.seed)
+        return _measurements(setting, x, published, f"PCA-95 % of {len(x):,} images")
+
+    check.__qualname__ = f"check_{key}"
+
+
+def _measurements(
+    setting: Setting, x: np.ndarray, published: Estimate, name: str
+) -> list[Measurement]:
+    found: Any = setting.formula(x, seed=setting.seed)
+    shares = np.cumsum(spectrum(x).shares)
+    at = float(shares[min(round(published.value), len(shares)) - 1])
+    low, high = published.low or 0.0, published.high or 0.0
+    return [
+        Measurement(name, found, low, high),
+        Measurement(
+            f"share of the variance in {published.value:g} components",
+            Estimate(100 * at, unit="%"),
+            form="context",
+        ),
+    ]
+
+
+_images("DEFF-CIFAR10", "cifar10", "cifar10", "CIFAR-10")
+_images("DEFF-CIFAR100", "cifar100", "cifar100", "CIFAR-100")
+_images("DEFF-IMAGENET", "imagenet", "imagenet128", "ImageNet")
+
+
+@claim(
+    "DEFF-TEXT",
+    statement="The effective dimension of text is 50 to 60.",
+    source=DIGEST,
+    expression=RULE,
+    formula=published_protocol,
+)
+def text(setting: Setting) -> list[Measurement]:
+    """Mean word embeddings of SST-2 sentences, learned from them (PPMI and SVD)."""
+    data = load_dataset("sst2", setting.data_root).limited(setting.pick(3000, None), None, 0)
+    rows: list[Measurement] = []
+    for size in setting.pick((100,), (100, 200)):
+        x = np.asarray(represent(data, "tokens", dimensions=size))
+        rows += _measurements(
+            setting, x, PUBLISHED_D_EFF["text"], f"PCA-95 % of sentences, embeddings of {size}"
+        )
+    return rows

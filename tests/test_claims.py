@@ -1,0 +1,282 @@
+"""Claims: verdicts follow from numbers, a wrong formula flips them, the audit shows them."""
+
+import json
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from spikedim import cli, theory
+from spikedim.circuits.softmax import ShuntingSoftmax
+from spikedim.claims import (
+    VERDICTS,
+    Measurement,
+    NotTestable,
+    audit,
+    claim,
+    get_claim,
+    judge,
+    list_claims,
+)
+from spikedim.claims.literature import Ablation
+from spikedim.errors import ConfigError
+from spikedim.report.audit import render_audit
+from spikedim.results import Estimate
+from spikedim.theory import reduction
+
+SPECIFIED = """
+LIF RATE RATE-LIF EXP EXP-VETO PRODUCT SOFTMAX-SUBTRACTIVE SOFTMAX-SHUNTING SOFTMAX-RACE LYAPUNOV
+UNIVERSAL BOUND-WORST BOUND-BITS BOUND-CODE BOUND-INPUT DEFF-CIFAR10 DEFF-CIFAR100 DEFF-IMAGENET
+DEFF-TEXT RULE-T RULE-C T4-SUFFICES SPIKE-RATIO SCALING HEADS ENERGY-38-57 SNTK R-RANGE
+R-PROPERTIES R-PRODUCT R-REGIMES TAU-DIRECTION INVERT GENERALISATION
+"""
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    monkeypatch.delenv("SPIKEDIM_DATA", raising=False)
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """The registry, restored afterwards."""
+    from spikedim.claims.registry import _REGISTRY
+
+    monkeypatch.setattr("spikedim.claims.registry._REGISTRY", dict(_REGISTRY))
+
+
+def test_every_specified_claim_is_registered():
+    ids = [item.id for item in list_claims()]
+    assert len(ids) == len(set(ids))
+    assert set(ids) >= set(SPECIFIED.split())
+    assert all(item.statement and item.source and item.expression for item in list_claims())
+
+
+def wrong_step(u, s, current, beta):
+    u = beta * u - 0.5 * s + current
+    return u, float(u >= 1)
+
+
+@pytest.mark.parametrize(
+    ("id", "right", "formula", "wrong"),
+    [
+        ("LIF", "holds", wrong_step, "fails"),
+        ("RATE", "holds", lambda T, delta: 2 * math.exp(-8 * T * delta**2), "fails"),
+        ("EXP-VETO", "holds", lambda x: torch.exp(-2 * x), "fails"),
+        ("T4-SUFFICES", "holds", lambda: 1, "fails"),
+        ("TAU-DIRECTION", "holds", lambda: -1, "fails"),
+        ("ATTENTION", "holds", lambda: -1.0, "fails"),
+        (
+            "LYAPUNOV",
+            "holds after correction",
+            lambda r, e: e - r * e.sum(-1, keepdim=True),
+            "holds",
+        ),
+        ("SOFTMAX-SUBTRACTIVE", "holds after correction", ShuntingSoftmax, "holds"),
+        ("BITS-PER-SPIKE", "holds after correction", lambda rate: 10.0, "holds"),
+        ("R-PROPERTIES", "holds after correction", reduction.reduction_corrected, "holds"),
+        ("ENERGY-38-57", "fails", lambda ann, snn: 45.0, "holds"),
+    ],
+)
+def test_another_formula_flips_the_verdict(id, right, formula, wrong):
+    item = get_claim(id)
+    assert item.run().verdict == right
+    assert replace(item, formula=formula).run().verdict == wrong
+
+
+@pytest.mark.parametrize(
+    ("id", "correction"),
+    [
+        ("BOUND-WORST", lambda m, epsilon, rate: theory.spikes_worst_case(1, m, epsilon)),
+        ("BOUND-BITS", lambda m, epsilon: theory.bits_published(1, m, epsilon)),
+        ("RATE-LIF", lambda T: 0.1 / T),
+        ("PRODUCT", lambda x, y: torch.minimum(x, y)),
+        ("R-PROPERTIES", reduction.reduction_published),
+    ],
+)
+def test_a_wrong_correction_flips_the_verdict(id, correction):
+    item = get_claim(id)
+    assert item.run().verdict == "holds after correction"
+    assert replace(item, correction=correction).run().verdict == "fails"
+
+
+@pytest.mark.parametrize(
+    ("measured", "shown", "passes"),
+    [
+        (Estimate(0.5), False, True),
+        (Estimate(1.5), False, False),
+        (Estimate(1.2, 0.9, 1.5), False, True),
+        (Estimate(1.2, 0.9, 1.5), True, False),
+        (Estimate(0.5, 0.1, 0.9), True, True),
+        (Estimate(0.5, 0.1, None), False, True),
+        (Estimate(0.5, 0.1, None), True, False),
+        (Estimate(1.5, 1.1, None), False, False),
+        (Estimate(math.nan), False, False),
+    ],
+)
+def test_a_measurement_passes_by_its_interval(measured, shown, passes):
+    assert Measurement("x", measured, 0, 1, shown=shown).passes is passes
+    assert Measurement("x", measured, 0, 1, "context").passes is None
+
+
+def test_the_verdict_follows_from_the_measurements():
+    yes, no = Estimate(0.0), Estimate(2.0)
+
+    def stated(value):
+        return Measurement("s", value, high=1)
+
+    def corrected(value):
+        return Measurement("c", value, high=1, form="corrected")
+
+    assert judge([stated(yes), stated(yes), corrected(no)]) == "holds"
+    assert judge([stated(yes), stated(no), corrected(yes)]) == "holds after correction"
+    assert judge([stated(no), corrected(yes), corrected(no)]) == "fails"
+    assert judge([stated(no)]) == "fails"
+    with pytest.raises(ConfigError, match="as stated"):
+        judge([corrected(yes)])
+
+
+def test_data_claims_say_what_is_missing(no_data):
+    for id in ("DEFF-CIFAR10", "DEFF-TEXT"):
+        result = get_claim(id).run()
+        assert result.verdict == "not testable here"
+        assert "SPIKEDIM_DATA" in result.reason
+        assert not result.measurements
+
+
+def test_data_claims_are_measured_where_the_data_are(shared):
+    result = get_claim("DEFF-CIFAR10").run(data_root=shared)
+    assert result.verdict == "fails"
+    assert result.measurements[0].measured.value > 100
+
+
+@pytest.mark.parametrize("id", ["PRODUCT", "BITS-PER-SPIKE"])
+def test_the_same_seed_gives_the_same_numbers(id):
+    first, again, other = (get_claim(id).run(seed=seed) for seed in (3, 3, 4))
+    assert first.measurements == again.measurements
+    assert first.measurements != other.measurements
+
+
+def test_a_user_adds_a_claim(registry):
+    @claim(
+        "MY-CLAIM",
+        statement="1 + 1 = 2",
+        source="this lab",
+        expression="1 + 1",
+        formula=lambda: 1 + 1,
+    )
+    def mine(setting):
+        return [Measurement("sum", Estimate(setting.formula()), 2, 2)]
+
+    result = audit(["my-claim", "MY-CLAIM"])
+    assert [r.verdict for r in result.results] == ["holds"]
+    with pytest.raises(ConfigError, match="registered already"):
+        claim("MY-CLAIM", statement="", source="", expression="", formula=len)(lambda setting: [])
+    with pytest.raises(ConfigError, match="no corrected form"):
+        get_claim("MY-CLAIM").correction()
+
+
+def test_a_check_may_find_that_it_cannot_run(registry):
+    @claim("HARD", statement="", source="", expression="", formula=len)
+    def hard(setting):
+        raise NotTestable("needs a neuromorphic chip")
+
+    (result,) = audit(["HARD"]).results
+    assert (result.verdict, result.reason) == ("not testable here", "needs a neuromorphic chip")
+    assert "neuromorphic chip" in str(audit(["HARD"]))
+
+
+def test_mistakes_are_refused():
+    with pytest.raises(ConfigError, match="LYAPUNOV"):
+        get_claim("LYAPUNOF")
+    with pytest.raises(ConfigError, match="effort"):
+        get_claim("LYAPUNOV").run("slow")
+
+
+def test_t_star_of_an_ablation_covers_the_untried_steps():
+    sure = Ablation("cifar10", "net", "here", {1: 50.0, 2: 60.0, 4: 79.5, 8: 80.0}, 10**8)
+    star = sure.t_star(1.0)
+    assert (star.low, star.value, star.high) == (3, 4, 4)
+    unsure = replace(sure, tested=1000).t_star(1.0)
+    assert unsure.high == 8
+    assert sure.loss(8) == Estimate(0.0, 0.0, 0.0, 10**8, "points", method="binomial")
+
+
+def test_the_page_and_the_report_show_every_number():
+    result = audit(["LYAPUNOV", "R-PROPERTIES", "T4-SUFFICES"])
+    page, html = result.markdown(), render_audit(result)
+    for item in result.results:
+        for text in (page, html):
+            assert item.id in text
+            assert item.verdict in text
+            assert all(str(m.measured) in text for m in item.measurements)
+    assert "http://" not in html
+    assert "src=" not in html
+    assert "<script" not in html
+    assert page.count("| ---") >= 4
+    assert json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_the_report_escapes_what_it_shows(registry):
+    @claim("X", statement="<script>alert(1)</script>", source="", expression="",
+                     formula=len)  # fmt: skip
+    def check(setting):
+        return [Measurement("a | b", Estimate(1.0), 1, 1)]
+
+    result = audit(["X"])
+    assert "<script" not in render_audit(result)
+    assert "a \\| b" in result.markdown()
+
+
+def run(capsys, *words):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["audit", *words])
+    out, err = capsys.readouterr()
+    return SimpleNamespace(code=stop.value.code, out=out, err=err)
+
+
+def test_command_line(capsys, tmp_path):
+    page, report = tmp_path / "claims.md", tmp_path / "audit.html"
+    done = run(
+        capsys, "LYAPUNOV", "RULE-C", "--json", "--out", str(page), "--report", str(report), "-q"
+    )
+    assert done.code == 0
+    found = json.loads(done.out)
+    assert {r["id"]: r["verdict"] for r in found["results"]} == {
+        "LYAPUNOV": "holds after correction",
+        "RULE-C": "fails",
+    }
+    assert all(m["passes"] in (True, False, None) for m in found["results"][0]["measurements"])
+    assert "## RULE-C" in page.read_text()
+    assert 'id="RULE-C"' in report.read_text()
+
+    shown = run(capsys, "lyapunov")
+    assert shown.code == 0
+    assert "holds after correction" in shown.out
+
+
+def test_help_has_an_example(capsys):
+    done = run(capsys, "--help")
+    assert done.code == 0
+    assert "Example: spikedim audit" in done.out
+
+
+@pytest.mark.parametrize(
+    "words", [("NONSENSE",), ("RATE", "--out", "page.txt"), ("RATE", "--report", "page.md")]
+)
+def test_command_line_refuses_mistakes(capsys, words):
+    done = run(capsys, *words)
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_quick_audit_computes_thirty_verdicts(no_data):
+    result = audit()
+    computed = [r for r in result.results if r.verdict != "not testable here"]
+    assert len(computed) >= 30
+    assert set(result.counts) <= set(VERDICTS)
+    assert sum(result.counts.values()) == len(result.results)
