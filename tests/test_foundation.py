@@ -28,8 +28,7 @@ SOURCE = Path(spikedim.__file__).parent
 FLOORS = [
     {"errors", "results", "storage", "provenance", "progress"},
     {"neurons", "theory", "dimension"},
-    {"circuits", "models", "data"},
-    {"adapters"},
+    {"adapters", "circuits", "models", "data"},
     {"profiling"},
     {"ntk"},
     {"training"},
