@@ -8,7 +8,7 @@ WORKERS ?= auto
 # One math thread per process: the tests already use every core.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo test test-slow test-extras lint format bench clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -21,6 +21,22 @@ test: $(READY)   ## the default test suite
 
 test-slow: $(READY)  ## the long statistical and parity checks
 	$(BIN)/pytest -n $(WORKERS) -m slow
+
+# Each peer version has an environment of its own on top of the main one, which .pth adds.
+# SpikingJelly and Norse ask for torchvision, which they do not need here: --no-deps.
+EXTRAS := $(VENV)-adapters
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+
+test-extras: $(EXTRAS)-2.0.0/.ready $(EXTRAS)-0.0.0.0.14/.ready  ## parity with SpikingJelly, snnTorch, Norse
+	set -e; for venv in $(^D); do \
+		$$venv/bin/python -m pytest -q tests/test_adapters_extras.py tests/test_circuits_exchange.py; done
+
+$(EXTRAS)-%/.ready: $(READY)
+	rm -rf $(@D) && $(BIN)/python -m venv $(@D)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > $$($(@D)/bin/python $(PURELIB))/main.pth
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[adapters]'
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps spikingjelly==$* norse==1.1.0
+	touch $@
 
 lint: $(READY)   ## style and types
 	$(BIN)/ruff check .

@@ -5,14 +5,19 @@ import errno
 import json
 import os
 import pickle
+from collections import defaultdict
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from spikedim.errors import CheckpointError, StorageError
 from spikedim.models import (
+    VisionTransformer,
     calibrate_batchnorm,
+    convert,
     create_model,
     load_checkpoint,
     load_model,
@@ -60,6 +65,14 @@ def test_round_trip_rebuilds_network_neurons_and_precision(tmp_path, dtype):
         lambda s: {"module." + k: v for k, v in s.items()},
         lambda s: {"state_dict": {"model._orig_mod." + k: v for k, v in s.items()}},
         lambda s: {"model": {"state_dict": s}},
+        lambda s: {"net": {"network." + k: v for k, v in s.items()}},
+        lambda s: {"state_dict": s, "state_dict_ema": s, "metric": np.float64(91.5)},
+        lambda s: {
+            "model": s,
+            "args": argparse.Namespace(out=Path("runs"), gpu=torch.device("cuda:0")),
+        },
+        lambda s: {"state_dict": s, "losses": np.ones(3), "log": defaultdict(list, a=[1])},
+        lambda s: {"model": s, "neuron": LIFParams(beta=0.7)},
     ],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".pth.tar"])
@@ -72,6 +85,37 @@ def test_usual_wrappings_are_understood(tmp_path, wrap, suffix):
     assert report.entries == len(source.state_dict())
     assert report.reshaped == ()
     assert "path" in str(report)
+
+
+def test_two_networks_under_one_name_are_refused(tmp_path):
+    state = network().state_dict()
+    both = {f"{prefix}.{k}": v for prefix in ("model", "net") for k, v in state.items()}
+    torch.save({"state_dict": both}, tmp_path / "both.pt")
+    with pytest.raises(CheckpointError, match=r"several networks: entries such as model\.block"):
+        load_checkpoint(network(1), tmp_path / "both.pt")
+
+
+def test_neurons_that_differ_come_back(tmp_path):
+    beta = torch.linspace(0.1, 0.9, 7)[2:3]
+    model = network(neuron=LIFParams(beta=beta))
+    again = load_model(save_checkpoint(model, tmp_path / "net.safetensors"))
+    assert torch.equal(again.config.neuron.beta.float(), beta)
+    x = torch.randn(2, *SHAPE)
+    assert torch.equal(again(x), model(x))
+
+
+def test_converted_network_is_converted_again_and_loaded(tmp_path):
+    def converted(seed):
+        torch.manual_seed(seed)
+        return convert(VisionTransformer().eval(), [torch.rand(4, *SHAPE)], T=8)
+
+    source, target = converted(0), converted(1)
+    path = save_checkpoint(source, tmp_path / "net.safetensors")
+    with pytest.raises(CheckpointError, match=r"family 'spikedattention'.*load_checkpoint"):
+        load_model(path)
+    load_checkpoint(target, path)
+    x = torch.rand(3, *SHAPE)
+    assert torch.equal(target(x), source(x))
 
 
 def test_plain_safetensors_and_other_precision(tmp_path):

@@ -272,3 +272,26 @@ def test_a_network_without_attention_says_so():
     model = alive("spikegpt_nano")
     with pytest.raises(ModelError, match="no attention maps"):
         attention_maps(model, sample(model))
+
+
+EPOCHS = {
+    "spikformer_nano": 8,
+    "qkformer_nano": 16,
+    "spike_driven_nano": 8,
+    "spike_driven_v2_nano": 10,
+    "spikingresformer_nano": 6,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VISION)
+def test_digits_are_learned(name, tmp_path):
+    from spikedim.data import load_dataset
+    from spikedim.training import TrainConfig, fit
+
+    digits = load_dataset("digits")
+    model = create_model(name, input_shape=digits.input_shape)
+    fit(model, digits, TrainConfig(epochs=EPOCHS[name]), 4, tmp_path)
+    x, y = digits.tensors("test")
+    with torch.no_grad():
+        assert (model(x, 4).argmax(1) == y).double().mean() >= 0.9

@@ -476,15 +476,3 @@ def test_grid_halves_from_stage_to_stage():
     grids = [recording.spikes[f"patch_embed{s}.proj_res_lif"].shape[2:4] for s in (1, 2, 3)]
     assert grids[0] == (8, 8)
     assert all(big[0] == 2 * small[0] for big, small in pairwise(grids))
-
-
-@pytest.mark.slow
-def test_small_network_learns_digits(tmp_path):
-    from spikedim.data import load_dataset
-    from spikedim.training import TrainConfig, fit
-
-    model, data = create_model("qkformer_nano", input_shape=(1, 8, 8)), load_dataset("digits")
-    fit(model, data, TrainConfig(epochs=16), 4, tmp_path)
-    x, y = data.tensors("test")
-    with torch.no_grad():
-        assert (model(x, 4).argmax(1) == y).double().mean() >= 0.9

@@ -119,7 +119,7 @@ def test_original_network_is_reproduced(shared, file):
         bits = spikes.movedim(-1, 2).to(torch.uint8).detach().numpy()
         digest = hashlib.sha256(np.packbits(bits.ravel()).tobytes()).hexdigest()
         assert digest == ref["spikes"][name]["sha256"], name
-    if "grads_f64_as_f32" not in ref:
+    if not ref.get("grads_f64_as_f32"):
         return
     loss = F.cross_entropy(logits, ref["labels"])
     assert loss.item() == pytest.approx(ref["loss_f64"], abs=1e-9)
@@ -605,18 +605,3 @@ def test_wrong_inputs_are_refused(name, x, T, error):
     with pytest.raises(error) as caught:
         create_model(name, input_shape=(1, 8, 8))(x, T)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "epochs"), [("spike_driven_nano", 8), ("spike_driven_v2_nano", 16)]
-)
-def test_small_networks_learn_digits(name, epochs, tmp_path):
-    from spikedim.data import load_dataset
-    from spikedim.training import TrainConfig, fit
-
-    model, data = create_model(name, input_shape=(1, 8, 8)), load_dataset("digits")
-    fit(model, data, TrainConfig(epochs=epochs), 4, tmp_path)
-    x, y = data.tensors("test")
-    with torch.no_grad():
-        assert (model(x, 4).argmax(1) == y).double().mean() >= 0.9

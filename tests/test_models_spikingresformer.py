@@ -547,17 +547,3 @@ def test_wrong_options_are_named(options, error, message):
     with pytest.raises(error, match=message) as caught:
         create_model("spikingresformer_nano", **options)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.slow
-def test_digits_are_learned(tmp_path):
-    from spikedim.data import load_dataset
-    from spikedim.training import TrainConfig, fit
-
-    digits = load_dataset("digits")
-    model = create_model("spikingresformer_nano", input_shape=digits.input_shape)
-    fit(model, digits, TrainConfig(epochs=6), 4, tmp_path)
-    x, y = digits.tensors("test")
-    with torch.no_grad():
-        accuracy = (model(x, 4).argmax(1) == y).float().mean().item()
-    assert accuracy >= 0.9

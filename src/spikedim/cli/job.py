@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from spikedim import progress
+from spikedim.adapters.files import fingerprint
 from spikedim.data import Dataset, load_dataset
 from spikedim.errors import ConfigError
 from spikedim.models import SpikingModel, create_model
+from spikedim.models.registry import is_file
 from spikedim.storage import Run
 from spikedim.training import (
     TrainConfig,
@@ -71,12 +73,14 @@ class Job:
             "train_samples": len(self.dataset.train),
             "test_samples": 0 if self.dataset.test is None else len(self.dataset.test),
             "model": self.model,
+            **({"model_file": fingerprint(self.model)} if is_file(self.model) else {}),
             "training": asdict(self.config),
             **settings,
         }
         if out is not None:
             return Run(out, resolved)
-        return Run.named(RUNS, f"{verb}-{self.dataset.name}-{self.model}", resolved)
+        name = Path(self.model).name.replace(":", "-")
+        return Run.named(RUNS, f"{verb}-{self.dataset.name}-{name}", resolved)
 
 
 def prepare(

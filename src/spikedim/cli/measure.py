@@ -40,7 +40,10 @@ def measure(
         typer.Option(help="NAME=VALUE of the data representation, e.g. size=8; repeatable."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="Measure the layers of this network.")
+        str | None,
+        typer.Option(
+            "--model", help="Measure the layers of this network (name or FILE.py:FUNCTION)."
+        ),
     ] = None,
     checkpoint: options.Checkpoint = None,
     layers: Annotated[

@@ -56,7 +56,13 @@ DataRoot = Annotated[
         help="Folder of the data samples and downloads.", envvar="SPIKEDIM_DATA", show_envvar=True
     ),
 ]
-Model = Annotated[str, typer.Option("--model", help="Network name (spikedim models).")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="Network name (spikedim models), or FILE.py:FUNCTION that returns your own network.",
+    ),
+]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="Weights to load (.pt, .pth, .ckpt, .safetensors).")
 ]

@@ -216,6 +216,11 @@ def build_model(family: str, config: Any, seed: int | None = 0) -> SpikingModel:
     return model
 
 
+def is_family(family: str) -> bool:
+    """Whether networks of ``family`` are built from a configuration alone."""
+    return family in _FAMILIES
+
+
 def config_class(family: str) -> type:
     """The configuration dataclass of ``family``.
 
