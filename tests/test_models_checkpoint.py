@@ -19,6 +19,7 @@ from spikedim.models import (
     calibrate_batchnorm,
     convert,
     create_model,
+    diagram,
     load_checkpoint,
     load_model,
     save_checkpoint,
@@ -87,6 +88,15 @@ def test_usual_wrappings_are_understood(tmp_path, wrap, suffix):
     assert "path" in str(report)
 
 
+def test_files_of_the_format_before_pytorch_1_6(tmp_path):
+    source, target = network(0), network(1)
+    beside = {"args": argparse.Namespace(out=Path("runs")), "best": np.float64(91.5)}
+    content = {"state_dict": source.state_dict(), **beside}
+    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    load_checkpoint(target, tmp_path / "old.pth")
+    assert same(source, target)
+
+
 def test_two_networks_under_one_name_are_refused(tmp_path):
     state = network().state_dict()
     both = {f"{prefix}.{k}": v for prefix in ("model", "net") for k, v in state.items()}
@@ -98,6 +108,7 @@ def test_two_networks_under_one_name_are_refused(tmp_path):
 def test_neurons_that_differ_come_back(tmp_path):
     beta = torch.linspace(0.1, 0.9, 7)[2:3]
     model = network(neuron=LIFParams(beta=beta))
+    assert "β per neuron (1,)" in str(diagram(model))
     again = load_model(save_checkpoint(model, tmp_path / "net.safetensors"))
     assert torch.equal(again.config.neuron.beta.float(), beta)
     x = torch.randn(2, *SHAPE)

@@ -179,10 +179,32 @@ class Images(nn.Module):
         return self.head((maps @ v)[:, 0] - x.mean(1))
 
 
-@pytest.mark.parametrize("kind", ["transformer", "images"])
+class Residual(nn.Module):
+    """One ReLU module serves layers of different widths, as in the usual residual networks."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(2, 4, 3, stride=2), nn.Conv2d(4, 7, 1)
+        self.conv3, self.relu = nn.Conv2d(7, 7, 3, padding=1), nn.ReLU()
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(7, 3)
+
+    def forward(self, x):
+        x = self.relu(self.conv2(self.relu(self.conv1(x))))
+        return self.head(self.pool(x + self.relu(self.conv3(x))).flatten(1))
+
+
+def test_a_module_called_twice_becomes_two_layers_with_scales_per_channel():
+    spiking = convert(Residual().eval(), [torch.rand(4, 2, 6, 6)], T=8)
+    peaks = {name: tuple(layer.peak.shape) for name, layer in spiking.neurons.items()}
+    assert peaks.pop("flatten") == (1, 7)
+    assert peaks == {"relu": (1, 4, 1, 1), "relu#2": (1, 7, 1, 1), "relu#3": (1, 7, 1, 1)}
+
+
+@pytest.mark.parametrize("kind", ["transformer", "images", "residual"])
 def test_closed_form_is_the_simulation(kind):
     torch.manual_seed(0)
-    ann = network() if kind == "transformer" else Images().double().eval()
+    made = {"transformer": network, "images": Images, "residual": Residual}[kind]
+    ann = made().double().eval()
     shape = (1, 8, 8) if kind == "transformer" else (2, 6, 6)
     x = gaussian(5, *shape, seed=3)
     spiking = convert(ann, [gaussian(32, *shape, seed=4)], T=12)
@@ -319,6 +341,8 @@ def test_wrong_settings_and_inputs_are_named():
     ):
         with pytest.raises(DataError, match=message):
             convert(ann, batches)
+    with pytest.raises(ModelError, match=r"batch of shape \(4, 3, 8, 8\)"):
+        convert(ann, [torch.rand(4, 3, 8, 8)])
     spiking = convert(ann, [batch], T=8)
     for x, T, error, message in (
         (batch, 0, ConfigError, "T=0"),

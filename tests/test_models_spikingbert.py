@@ -349,6 +349,7 @@ def test_distilled_network_has_no_classifier():
         ({"x": ids(2, 6), "types": ids(2, 6) + 2}, ModelError, "segment ids"),
         ({"x": ids(2, 6), "mask": torch.ones(2, 5)}, ModelError, r"mask is \(2, 5\)"),
         ({"x": ids(2, 6), "types": [0]}, ModelError, "types is list"),
+        ({"x": ids(2, 6), "types": torch.zeros(2, 6)}, ModelError, "types has type torch.float32"),
     ],
 )
 def test_wrong_inputs_are_named(inputs, error, message):

@@ -26,12 +26,10 @@ from spikedim.models.registry import (
 )
 from spikedim.models.spike_driven import SpikeDriven, SpikeDrivenConfig
 from spikedim.models.spike_driven_v2 import SpikeDrivenV2, SpikeDrivenV2Config
-from spikedim.models.spikedattention import (
+from spikedim.models.spikedattention import SpikedAttention, SpikedAttentionConfig, convert
+from spikedim.models.spikedattention_search import (
     ConversionSearch,
     SpikeCount,
-    SpikedAttention,
-    SpikedAttentionConfig,
-    convert,
     count_spikes,
     search_timesteps,
 )

@@ -149,8 +149,7 @@ class SpikingModel(nn.Module, ABC):
         return state
 
     def _check_input(self, x: Tensor, T: int | None) -> tuple[bool, int]:
-        if T is not None and (isinstance(T, bool) or not isinstance(T, Integral) or T < 1):
-            raise ConfigError(f"T={T!r}: the number of timesteps must be a whole number, 1 or more")
+        check_timesteps(T)
         if not isinstance(x, Tensor):
             raise ModelError(f"input is a {type(x).__name__}, expected a torch.Tensor")
         frame = " x ".join(map(str, self.input_shape))
@@ -188,6 +187,12 @@ class SpikingModel(nn.Module, ABC):
                 "time first); leave T out or cut the input"
             )
         return False, len(x)
+
+
+def check_timesteps(T: Any) -> None:
+    """Raise ConfigError unless ``T`` is ``None`` or a whole number >= 1."""
+    if T is not None and (isinstance(T, bool) or not isinstance(T, Integral) or int(T) < 1):
+        raise ConfigError(f"T={T!r}: the number of timesteps must be a whole number, 1 or more")
 
 
 @contextmanager

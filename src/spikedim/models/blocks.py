@@ -34,17 +34,22 @@ def check_vision(config: Any, whole: Sequence[str], positive: Sequence[str] = ()
     Raises:
         ConfigError: a field is out of its domain.
     """
-    value = config.input_shape
-    shape = tuple(value) if isinstance(value, Sequence) else ()
-    if len(shape) != 3 or not all(is_whole(n) for n in shape):
-        raise ConfigError(f"input_shape={value!r}: expected three whole numbers (C, H, W)")
-    object.__setattr__(config, "input_shape", tuple(int(n) for n in shape))
+    check_shape(config)
     for name in ("num_classes", *whole):
         check_whole(name, getattr(config, name))
     for name in positive:
         check_positive(name, getattr(config, name))
     if not isinstance(config.neuron, LIFParams):
         raise ConfigError(f"neuron={config.neuron!r}: expected a spikedim.neurons.LIFParams")
+
+
+def check_shape(config: Any) -> None:
+    """Bring ``input_shape`` to plain numbers, or raise ConfigError unless it is (C, H, W)."""
+    value = config.input_shape
+    shape = tuple(value) if isinstance(value, Sequence) else ()
+    if len(shape) != 3 or not all(is_whole(n) for n in shape):
+        raise ConfigError(f"input_shape={value!r}: expected three whole numbers (C, H, W)")
+    object.__setattr__(config, "input_shape", tuple(int(n) for n in shape))
 
 
 def is_whole(value: Any) -> bool:

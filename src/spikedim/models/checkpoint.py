@@ -2,30 +2,39 @@
 
 ``save_checkpoint`` writes one safetensors file whose header carries the configuration as JSON, so
 weights and configuration cannot be torn apart. Pickled files are read with ``weights_only=True``
-always: loading one cannot run code.
+always, and Python objects beside the weights (optimisers, paths, NumPy numbers) are not built:
+loading a file cannot run code.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
 from spikedim.errors import CheckpointError, SpikedimError
 from spikedim.models.base import SpikingModel
-from spikedim.models.registry import build_model, config_class
+from spikedim.models.registry import build_model, config_class, is_family
 from spikedim.results import Result, plain
 from spikedim.storage import write_bytes
 
 _FORMAT = "spikedim-model-1"
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "ema", "state_dict_ema", "model_ema")
-_PREFIXES = ("module.", "model.", "_orig_mod.")
+_WRAPPERS = (
+    *("state_dict", "model", "model_state_dict", "net", "module"),
+    *("ema", "state_dict_ema", "model_ema"),
+)
+_PREFIXES = ("module.", "model.", "net.", "network.", "_orig_mod.")
+_BESIDE = (  # what training scripts store next to weights: command line, metrics, paths
+    *("argparse.Namespace", "pathlib.PosixPath", "numpy.dtype", "_codecs.encode"),
+    *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),
+)
 _SHOWN = 3
 
 
@@ -61,9 +70,16 @@ def load_checkpoint(model: SpikingModel, path: str | Path) -> LoadReport:
         CheckpointError: the file is missing, unreadable, holds no weights, non-finite ones, or
             does not fit; the message counts and samples every kind of mismatch.
     """
-    state, source_key = _unwrap(_read(Path(path)), Path(path))
+    found, source_key = _unwrap(_read(Path(path)), Path(path))
     own = model.state_dict()
-    state = model.released_state({_strip(name, own): value for name, value in state.items()})
+    state = {_strip(name, own): value for name, value in found.items()}
+    if len(state) < len(found):
+        twice = sorted(name for name in found if name != _strip(name, own))
+        raise CheckpointError(
+            f"{path} holds several networks: entries such as {_some(twice)} have the names of "
+            "others but for their prefix; save one network's state_dict() alone"
+        )
+    state = model.released_state(state)
     reshaped = []
     for name in own.keys() & state.keys():
         if state[name].shape != own[name].shape and _squeezed(state[name]) == _squeezed(own[name]):
@@ -93,7 +109,8 @@ def load_model(path: str | Path) -> SpikingModel:
     """Rebuild a network from a file of :func:`save_checkpoint`, in eval mode.
 
     Raises:
-        CheckpointError: unreadable, not written by ``save_checkpoint``, or inconsistent.
+        CheckpointError: unreadable, not written by ``save_checkpoint``, inconsistent, or of a
+            network that was converted or adapted from one of your own.
     """
     path = Path(path)
     header = _metadata(path)
@@ -104,8 +121,13 @@ def load_model(path: str | Path) -> SpikingModel:
                 f"{path} has format {stored['version']!r}, this version reads {_FORMAT!r}; "
                 "load it with the spikedim that wrote it"
             )
-        config = _restore(config_class(stored["family"]), stored["config"])
-        model = build_model(stored["family"], config)
+        if not is_family(family := str(stored["family"])):
+            raise CheckpointError(
+                f"{path} holds a network of family {family!r}, which a configuration alone does "
+                "not build; make it as before saving, then use load_checkpoint"
+            )
+        config = _restore(config_class(family), stored["config"])
+        model = build_model(family, config)
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, SpikedimError) as error:
@@ -142,14 +164,41 @@ def _read(path: Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        # timm stores its command line next to the weights; a Namespace only holds attributes
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([(_Ignored, name) for name in _foreign(path)]):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"cannot read weights from {path}: the file is damaged, or it holds objects whose "
+            "loading could run code; save the network's state_dict() alone"
+        ) from error
     except Exception as error:
         raise CheckpointError(
             f"cannot read weights from {path}: {_line(error)}; the file is damaged, incomplete or "
             "not a safetensors or torch weights file"
         ) from error
+
+
+class _Ignored:
+    """In the place of an object stored beside the weights, whatever it was; does nothing."""
+
+    def __new__(cls, *args: Any) -> Any:
+        if all(isinstance(arg, type) for arg in args):  # items may follow: it may be a mapping
+            return OrderedDict()
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _foreign(path: Path) -> list[str]:
+    """Classes and functions that a torch file names and that do not belong to weights."""
+    try:
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # files of before PyTorch 1.6 cannot be asked
+        return list(_BESIDE)
 
 
 def _existing(path: Path) -> Path:
@@ -169,7 +218,10 @@ def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
         keys.append(key)
         content = content[key]
     if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{path} holds no weights (found a {type(content).__name__})")
+        raise CheckpointError(
+            f"{path} holds no weights; expected a state_dict, as written by "
+            "torch.save(model.state_dict(), path)"
+        )
     other = [str(k) for k, v in content.items() if not isinstance(v, Tensor)]
     if other:
         raise CheckpointError(
@@ -235,6 +287,8 @@ def _restore(cls: Any, data: Mapping[str, Any]) -> Any:
         **{
             name: _restore(hints[name], value)
             if is_dataclass(hints[name])
+            else torch.tensor(value, dtype=torch.float64)
+            if isinstance(value, list) and Tensor in get_args(hints[name])
             else tuple(value)
             if isinstance(value, list)
             else value

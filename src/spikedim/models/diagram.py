@@ -179,6 +179,10 @@ def _kind(module: nn.Module) -> str:
     if isinstance(module, LIF):
         p = module.params
         learned = next(module.parameters(), None) is not None
-        beta = "learned β" if learned else f"β {p.beta:g}"
-        return f"{type(module).__name__} v_th {p.threshold:g}, {beta}, {p.reset} reset"
+        beta = "learned β" if learned else f"β {_value(p.beta)}"
+        return f"{type(module).__name__} v_th {_value(p.threshold)}, {beta}, {p.reset} reset"
     return type(module).__name__
+
+
+def _value(value: float | Tensor) -> str:
+    return f"per neuron {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value:g}"

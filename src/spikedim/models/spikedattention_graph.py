@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import operator
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,7 @@ _VIEWS = ("mT", "T")
 _HINTS = {
     "LayerNorm": "use BatchNorm, which folds into weights, and train again",
     "GELU": "use ReLU and train again",
+    **dict.fromkeys(("MaxPool2d", "max_pool2d"), "use average pooling and train again"),
     "MultiheadAttention": "write the attention out as matmul, softmax, matmul",
     "scaled_dot_product_attention": "write the attention out as matmul, softmax, matmul",
 }
@@ -49,7 +51,7 @@ class Site:
     """A neuron layer of the conversion.
 
     Args:
-        name: where it stands, unique.
+        name: where it stands; the second one of a module called twice is ``name#2``.
         kind: ``"signed"``, ``"relu"`` or ``"winner"``.
         axis: axis of the channels that have scales of their own; ``None`` for one common scale.
     """
@@ -138,10 +140,13 @@ def sites(module: fx.GraphModule, role: dict[fx.Node, str]) -> dict[fx.Node, Sit
         split = all(n.target is operator.getitem for n in readers)
         if state[node] == "potential" and len(readers) > 1 and not split and role[node] != "parts":
             fire(node)
-    return {
-        node: Site(_place(node), kind, _channels(module, node, role))
-        for node, kind in kinds.items()
-    }
+    calls: Counter[str] = Counter()
+    found: dict[fx.Node, Site] = {}
+    for node, kind in kinds.items():
+        calls[place := _place(node)] += 1  # one ReLU module may serve several layers
+        name = place if calls[place] == 1 else f"{place}#{calls[place]}"
+        found[node] = Site(name, kind, _channels(module, node, role))
+    return found
 
 
 def _role(module: fx.GraphModule, node: fx.Node, found: dict[fx.Node, str]) -> str:
@@ -192,7 +197,7 @@ def _channels(module: fx.GraphModule, node: fx.Node, role: dict[fx.Node, str]) -
         reader = readers.pop()
         if role[reader] == "product":
             return None
-        if role[reader] in ("shape", "parts"):
+        if role[reader] in ("shape", "parts", "sum"):
             readers += list(reader.users)
         elif reader.op == "call_module" and not isinstance(
             module.get_submodule(str(reader.target)), (nn.Linear, nn.BatchNorm1d)

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spikedim.errors import ConfigError, ModelError
-from spikedim.models.base import Macs, SpikingModel, evaluating
+from spikedim.models.base import Macs, SpikingModel, check_timesteps, evaluating
 from spikedim.models.blocks import check_positive, check_whole
 from spikedim.models.registry import register_family
 from spikedim.models.wkv import Sums, wkv
@@ -350,8 +349,7 @@ class SpikeGPT(SpikingModel):
             raise ModelError(f"input has {found}, expected tokens [B, S] of torch.int64")
         if 0 in x.shape:
             raise ModelError(f"input has shape {tuple(x.shape)}: nothing to compute")
-        if T is not None and (isinstance(T, bool) or not isinstance(T, Integral) or T < 1):
-            raise ConfigError(f"T={T!r}: the number of timesteps must be a whole number, 1 or more")
+        check_timesteps(T)
         if T is not None and x.shape[1] != T:
             raise ModelError(
                 f"T={T}, but the sequences have {x.shape[1]} tokens, one per timestep; "

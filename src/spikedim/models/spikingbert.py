@@ -19,20 +19,20 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from spikedim.errors import CheckpointError, ConfigError, ModelError
-from spikedim.models.base import Macs, SpikingModel
+from spikedim.models.base import Macs, SpikingModel, check_timesteps
 from spikedim.models.blocks import check_positive, check_whole, merge_heads, split_heads
 from spikedim.models.registry import register_family
 from spikedim.neurons import LIF, LIFParams
 
 GRADIENTS = ("equilibrium", "surrogate")
 _MASKED = -10_000.0
+_IDS = (torch.int64, torch.int32)
 _LAYERS = 6  # of an encoder: key, value, query and softmax, projection, MLP in, MLP out
 
 Fire = Callable[[LIF, Tensor], Tensor]
@@ -357,6 +357,10 @@ class SpikingBERT(SpikingModel):
                 found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ModelError(f"{name} is {found}; expected a tensor {tuple(x.shape)} as tokens")
         segments = torch.zeros_like(x) if types is None else types
+        if segments.dtype not in _IDS:
+            raise ModelError(
+                f"types has type {segments.dtype}, expected segment ids as torch.int64"
+            )
         try:
             current = self.network_x(x, segments)
         except IndexError as error:
@@ -380,7 +384,7 @@ class SpikingBERT(SpikingModel):
             )
 
     def _check_input(self, x: Tensor, T: int | None) -> tuple[bool, int]:
-        T = self._timesteps(T)
+        check_timesteps(T)
         if not isinstance(x, Tensor):
             raise ModelError(f"input is a {type(x).__name__}, expected a torch.Tensor of token ids")
         longest = self.config.positions
@@ -389,19 +393,12 @@ class SpikingBERT(SpikingModel):
                 f"input has shape {tuple(x.shape)}, expected token ids [B, N] with N from 1 to "
                 f"{longest} (positions); cut longer texts, pad shorter ones and mask the padding"
             )
-        if x.dtype not in (torch.int64, torch.int32):
+        if x.dtype not in _IDS:
             raise ModelError(f"input has type {x.dtype}, expected token ids as torch.int64")
         device = self.network_x.word_embeddings.weight.device
         if x.device != device:
             raise ModelError(f"input is on {x.device}, the network on {device}; move one")
-        return True, T
-
-    def _timesteps(self, T: Any) -> int:
-        if T is None:
-            return self.default_timesteps
-        if isinstance(T, bool) or not isinstance(T, int) or T < 1:
-            raise ConfigError(f"T={T!r}: the number of timesteps must be a whole number, 1 or more")
-        return T
+        return True, self.default_timesteps if T is None else int(T)
 
     def released_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Entries of a released ``state_dict`` under this network's names.

@@ -316,8 +316,7 @@ class SpikingResformer(SpikingModel):
         super().set_neurons(**changes)
         for module in self.modules():
             if isinstance(module, PLIF) and "beta" in changes:
-                beta = PLIF(self.config.neuron).w.detach()
-                module.w.data.copy_(beta)
+                module.w.data.copy_(PLIF(self.config.neuron).w.detach())
         return self
 
     def macs_per_step(self) -> Macs:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedim.errors import ConfigError, ModelError
-from spikedim.models.blocks import check_whole, merge_heads, split_heads
+from spikedim.models.blocks import check_shape, check_whole, merge_heads, split_heads
 
 _NORMS = ("batch", "layer")
 _ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
@@ -49,6 +49,7 @@ class ViTConfig:
     activation: str = "relu"
 
     def __post_init__(self) -> None:
+        check_shape(self)
         for name in ("num_classes", "patch", "embed_dim", "num_heads", "depth", "mlp_ratio"):
             check_whole(name, getattr(self, name))
         if self.embed_dim % self.num_heads:

@@ -24,7 +24,10 @@ def steady_potential(x: Tensor, params: LIFParams) -> Tensor:
     """
     if isinstance(params.beta, Tensor):
         beta = params.beta.to(x.dtype)
-        return x if params.decay_input else torch.where(beta < 1, x / (1 - beta), x)
+        if params.decay_input:
+            return x
+        leak = torch.where(beta < 1, 1 - beta, torch.ones_like(beta))
+        return x / leak
     if params.decay_input or params.beta == 1:
         return x
     return x / (1 - params.beta)
