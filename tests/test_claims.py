@@ -68,6 +68,8 @@ def wrong_step(u, s, current, beta):
         ("T4-SUFFICES", "holds", lambda: 1, "fails"),
         ("TAU-DIRECTION", "holds", lambda: -1, "fails"),
         ("ATTENTION", "holds", lambda: -1.0, "fails"),
+        ("SOFTMAX-SHUNTING", "holds", lambda T: T**-1.5, "fails"),
+        ("UNIVERSAL", "holds", lambda n, d, e: SimpleNamespace(heads=n, T=n * d / e), "fails"),
         (
             "LYAPUNOV",
             "holds after correction",
@@ -118,7 +120,11 @@ def test_a_wrong_correction_flips_the_verdict(id, correction):
 )
 def test_a_measurement_passes_by_its_interval(measured, shown, passes):
     assert Measurement("x", measured, 0, 1, shown=shown).passes is passes
-    assert Measurement("x", measured, 0, 1, "context").passes is None
+    context = Measurement("x", measured, 0, 1, "context")
+    assert (context.passes, context.allowed) == (None, "–")
+    assert Measurement("x", measured, 0, 1, shown=shown).allowed == (
+        "0 to 1, all of it" if shown else "0 to 1"
+    )
 
 
 def test_the_verdict_follows_from_the_measurements():
@@ -168,10 +174,16 @@ def test_a_user_adds_a_claim(registry):
         formula=lambda: 1 + 1,
     )
     def mine(setting):
+        """Counted on fingers.
+
+        Twice.
+        """
         return [Measurement("sum", Estimate(setting.formula()), 2, 2)]
 
     result = audit(["my-claim", "MY-CLAIM"])
     assert [r.verdict for r in result.results] == ["holds"]
+    assert "Check: Counted on fingers. Twice." in result.markdown()
+    assert result.headline == "Claims: 1 × holds"
     with pytest.raises(ConfigError, match="registered already"):
         claim("MY-CLAIM", statement="", source="", expression="", formula=len)(lambda setting: [])
     with pytest.raises(ConfigError, match="no corrected form"):
@@ -189,8 +201,10 @@ def test_a_check_may_find_that_it_cannot_run(registry):
 
 
 def test_mistakes_are_refused():
-    with pytest.raises(ConfigError, match="LYAPUNOV"):
+    with pytest.raises(ConfigError, match=r"one of LYAPUNOV$"):
         get_claim("LYAPUNOF")
+    with pytest.raises(ConfigError, match="one of LIF, RATE, RATE-LIF"):
+        get_claim("nothing like it")
     with pytest.raises(ConfigError, match="effort"):
         get_claim("LYAPUNOV").run("slow")
 
@@ -271,6 +285,14 @@ def test_command_line_refuses_mistakes(capsys, words):
     assert done.code == 2
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
+
+
+def test_the_verdict_is_told_even_where_the_page_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    done = run(capsys, "LYAPUNOV", "--out", str(tmp_path / "file" / "page.md"), "-q")
+    assert done.code == 2
+    assert "holds after correction" in done.out
+    assert done.err.startswith("error: cannot write")
 
 
 @pytest.mark.slow

@@ -107,5 +107,8 @@ def test_mistakes_are_refused():
         lipschitz(smooth_network().train(), x)
     with pytest.raises(ConfigError, match="twin"):
         lipschitz(smooth_network(), x, twin="rate")
+    for bad in (x / 0, x.long()):
+        with pytest.raises(ConfigError, match="finite"):
+            lipschitz(smooth_network(), bad)
     with pytest.raises(ConfigError, match="n=0"):
         lipschitz(smooth_network(), x[:0])

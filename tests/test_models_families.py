@@ -275,7 +275,7 @@ def test_a_network_without_attention_says_so():
 
 
 EPOCHS = {
-    "spikformer_nano": 8,
+    "spikformer_nano": 16,
     "qkformer_nano": 16,
     "spike_driven_nano": 8,
     "spike_driven_v2_nano": 10,

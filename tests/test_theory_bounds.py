@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import optimize
 
@@ -43,6 +43,19 @@ def test_water_filling_agrees_with_a_numerical_optimiser(seed):
         options={"ftol": 1e-16, "maxiter": 2000},
     )
     assert theory.water_filling(values, distortion).bits == pytest.approx(primal.fun, abs=1e-8)
+
+
+@given(
+    values=st.lists(st.floats(1e-9, 1e6) | st.just(0.0) | st.just(1.0), min_size=1, max_size=40),
+    exponent=st.floats(0, 20),
+)
+def test_the_water_level_leaves_the_distortion_asked_for_however_small(values, exponent):
+    assume(sum(values) > 0)
+    distortion = sum(values) * 10**-exponent
+    found = theory.water_filling(values, distortion)
+    assert math.isfinite(found.bits)
+    assert np.minimum(found.level, values).sum() == pytest.approx(distortion, rel=1e-12)
+    assert found.active == (np.array(values) > found.level).sum()
 
 
 spectra = st.lists(st.floats(0.01, 10), min_size=1, max_size=6)
@@ -120,6 +133,7 @@ def test_blahut_arimoto_agrees_with_the_closed_form_of_a_coin(p):
         lambda: theory.blahut_arimoto([0.5, 0.5], np.eye(3), 1.0),
         lambda: theory.blahut_arimoto([0.5, 0.5], np.eye(2), 0.0),
         lambda: theory.blahut_arimoto([0.5, 0.5], -np.eye(2), 1.0),
+        lambda: theory.blahut_arimoto([0.5, 0.5], np.full((2, 2), np.inf), 1.0),
     ],
 )
 def test_blahut_arimoto_refuses_nonsense(call):
@@ -155,6 +169,7 @@ def test_refractory_and_reset_factors():
     assert reduction.reset_published(0.0, 1.0) == 1
     assert reduction.reset_published(-1.0, 2.0) == pytest.approx(0.8)
     joint = reduction.reduction_published(1.0, 0.0, 1.0, v_reset=-0.5, refractory=1)
+    assert reduction.reduction_published(100.0, 0.0, 1.0, refractory=1) == 0  # never fires
     rate = 0.15865525393145707
     assert joint == pytest.approx(reduction.threshold_published(1.0, 0.0, 1.0) / 1.25 * (1 - rate))
 

@@ -224,7 +224,8 @@ def convergence(
 def _check(T_values: Sequence[int], trials: int, norm: str, seed: int) -> None:
     if len(T_values) < 4 or any(a >= b for a, b in pairwise(T_values)) or T_values[0] < 1:
         raise ConfigError(
-            f"T_values={tuple(T_values)}: expected at least four, ascending, from 1 on"
+            f"T_values={tuple(T_values)}: expected at least four, ascending, from 1 on, "
+            "e.g. 16,64,256,1024"
         )
     if trials < 2:
         raise ConfigError(f"trials={trials}: an interval needs at least 2")

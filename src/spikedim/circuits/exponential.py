@@ -94,7 +94,7 @@ class VetoExponential(Exponential):
 
     def _domain(self, *inputs: Tensor) -> Tensor:
         (z,) = arguments(inputs, "z")
-        return in_range("z", z, -math.inf, self.bound, "raise bound")
+        return in_range("z", z, -math.inf, self.bound, "raise bound or scale z")
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class TaylorExponential(Exponential):
 
     def _domain(self, *inputs: Tensor) -> Tensor:
         (z,) = arguments(inputs, "z")
-        return in_range("z", z, -self.bound, self.bound, "raise bound")
+        return in_range("z", z, -self.bound, self.bound, "raise bound or scale z")
 
 
 def _series(base: float, order: int) -> list[float]:

@@ -52,8 +52,8 @@ class Audit(Result):
     @property
     def headline(self) -> str:
         """The counts in one line."""
-        counted = ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items())
-        return f"{len(self.results)} claims: {counted}"
+        counted = ", ".join(f"{count} × {verdict}" for verdict, count in self.counts.items())
+        return f"Claims: {counted}"
 
     def tables(self) -> list[Table]:
         """One row per claim; for few claims also every measurement."""
@@ -80,7 +80,9 @@ class Audit(Result):
             "",
             "A verdict is computed from the numbers: *holds* when every test of the claim as "
             "stated agrees, *holds after correction* when one does not but every test of the "
-            "corrected form does, else *fails*. Intervals are 95 % unless said otherwise.",
+            "corrected form does, else *fails*. A test agrees when its interval meets the allowed "
+            "range, or lies within it where the range says *all of it*; rows of *context* decide "
+            "nothing. Intervals are 95 % unless said otherwise.",
             "",
             *_markdown_table(
                 ("claim", "verdict", "what decides"),

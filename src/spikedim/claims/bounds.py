@@ -50,10 +50,10 @@ def bound_worst(setting: Setting) -> list[Measurement]:
     worst = max(float(error.max()) / e for error, e in zip(errors, epsilons, strict=True))
     return [
         Measurement("least spikes used / bound, identity map", Estimate(min(stated)), low=1),
-        Measurement("largest error / ε of that code", Estimate(worst), high=1, form="corrected"),
         Measurement(
             "least spikes used / corrected bound", Estimate(min(needed)), low=1, form="corrected"
         ),
+        Measurement("largest error / ε of that code", Estimate(worst), high=1, form="corrected"),
         Measurement(
             "exponent of the spikes used in 1/ε (the bound has 2)",
             log_slope([1 / e for e in epsilons], [n.mean() for n in spikes]),
@@ -68,7 +68,8 @@ def bound_worst(setting: Setting) -> list[Measurement]:
     source=DIGEST,
     expression="N ≥ L_f²·d_eff/ε² (also found: L_f²·n·d_eff/ε²)",
     formula=theory.spikes_input_dependent,
-    corrected="N ≥ R·r/H_b(r) with R from water-filling on the covariance spectrum at D = (ε/L_f)²",
+    corrected="N ≥ R·r/H_b(r) with R from water-filling on the covariance spectrum at D = "
+    "(ε/L_f)², for Gaussian inputs",
     correction=lambda values, epsilon, rate: theory.spikes_for_bits(
         theory.water_filling(values, epsilon**2).bits, rate
     ),

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from inspect import getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 
-from spikedim.errors import ConfigError, DataError
+from spikedim.errors import ConfigError, SpikedimError
 from spikedim.results import Estimate, Result, Table, number
 from spikedim.training.threads import math_threads
 
@@ -69,16 +70,18 @@ class Measurement:
 
     @property
     def allowed(self) -> str:
-        """The range in words."""
+        """The range in words, and whether the whole interval has to lie in it."""
         if self.form == "context":
             return "–"
         if self.low == self.high:
-            return f"= {number(self.low)}"
-        if math.isinf(self.high):
-            return f"≥ {number(self.low)}"
-        if math.isinf(self.low):
-            return f"≤ {number(self.high)}"
-        return f"{number(self.low)} to {number(self.high)}"
+            text = f"= {number(self.low)}"
+        elif math.isinf(self.high):
+            text = f"≥ {number(self.low)}"
+        elif math.isinf(self.low):
+            text = f"≤ {number(self.high)}"
+        else:
+            text = f"{number(self.low)} to {number(self.high)}"
+        return f"{text}, all of it" if self.shown else text
 
 
 def judge(measurements: Sequence[Measurement]) -> Verdict:
@@ -151,6 +154,7 @@ class ClaimResult(Result):
 
     Attributes:
         id, statement, source, expression, correction: of the claim.
+        method: what the check does, its docstring.
         verdict: computed from the measurements.
         reason: why it is not testable here; empty where it is.
         measurements: every number behind the verdict.
@@ -163,6 +167,7 @@ class ClaimResult(Result):
     source: str
     expression: str
     correction: str
+    method: str
     verdict: Verdict
     reason: str
     measurements: tuple[Measurement, ...]
@@ -173,9 +178,11 @@ class ClaimResult(Result):
     def tables(self) -> list[Table]:
         """Every measurement beside what the claim allows."""
         rows = [(m.form, m.name, m.measured, m.allowed, _mark(m.passes)) for m in self.measurements]
-        notes = [f"As published: {self.statement} [{self.source}]", f"Formula: {self.expression}"]
+        notes = [f"Statement: {self.statement} [{self.source}]", f"Formula: {self.expression}"]
         if self.correction:
             notes.append(f"Corrected: {self.correction}")
+        if self.method:
+            notes.append(f"Check: {self.method}")
         if self.reason:
             notes.append(f"Reason: {self.reason}")
         columns = ("form", "measurement", "measured", "allowed", "agrees")
@@ -192,7 +199,7 @@ class Claim:
         source: where.
         expression: the formula in words.
         formula: the same as a function, which the check uses: another one changes the verdict.
-        check: measures and returns what decides.
+        check: measures and returns what decides; its docstring is shown with the numbers.
         corrected: the corrected form in words; empty where there is none.
         correction: the same as a function, used by the check.
     """
@@ -230,7 +237,7 @@ class Claim:
             with math_threads(1):
                 measurements = tuple(self.check(setting))
             verdict = judge(measurements)
-        except (NotTestable, DataError) as error:
+        except (NotTestable, SpikedimError) as error:  # one check must not end the audit
             reason = str(error)
         return ClaimResult(
             self.id,
@@ -238,6 +245,7 @@ class Claim:
             self.source,
             self.expression,
             self.corrected,
+            " ".join((getdoc(self.check) or "").split()),
             verdict,
             reason,
             measurements,
@@ -298,12 +306,12 @@ def get_claim(id: str) -> Claim:
     """Find a claim by id, in any case.
 
     Raises:
-        ConfigError: unknown id; the message lists the nearest ones.
+        ConfigError: unknown id; the message lists the nearest ones, or all.
     """
     key = id.upper()
     if key not in _REGISTRY:
-        near = get_close_matches(key, _REGISTRY, n=3, cutoff=0.4) or list(_REGISTRY)
-        raise ConfigError(f"unknown claim {id!r}; nearest: {', '.join(near)} (see spikedim audit)")
+        near = get_close_matches(key, _REGISTRY, n=3) or list(_REGISTRY)
+        raise ConfigError(f"claim {id!r} is unknown; choose one of {', '.join(near)}")
     return _REGISTRY[key]
 
 

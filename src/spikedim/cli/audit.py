@@ -42,8 +42,8 @@ def audit(
             raise ConfigError(f"{path}: name a {kind} file")
     with working(quiet):
         result = check(ids or (), "full" if full else "quick", seed, data_root)
+    emit(result, as_json)  # first: minutes of work outlive a place that cannot be written
     if out is not None:
         say(f"Page: {write_text(out, result.markdown())}")
     if report is not None:
         say(f"Report: {write_text(report, render_audit(result))}")
-    emit(result, as_json)

@@ -87,10 +87,10 @@ def circuits(
             seed=seed,
             norm=example.norm,
         )
-        if plot is not None:
-            save_figure(result, plot)
-            say(f"Plot: {plot}")
     emit(result, as_json)
+    if plot is not None:
+        save_figure(result, plot)
+        say(f"Plot: {plot}")
 
 
 def _row(key: str, example: Example) -> dict[str, str]:

@@ -141,7 +141,7 @@ def _on_ray(
     workers: int | None,
     bar: Task,
 ) -> SpectrumStream:
-    with _connected(address, workers) as ray:
+    with connected(address, workers) as ray:
         remote = ray.remote(num_cpus=1)(moments_of)
         width = 2 * (workers or max(1, int(ray.cluster_resources().get("CPU", 1))))
         waiting: list[Any] = []
@@ -149,12 +149,12 @@ def _on_ray(
             if place < len(shards):
                 waiting.append(remote.remote(shards[place], merged.memory_limit))
             if place >= width - 1 and waiting:
-                merged = merged.merge(_fetch(ray, waiting.pop(0)))
+                merged = merged.merge(fetch(ray, waiting.pop(0)))
                 bar.advance()
     return merged
 
 
-def _fetch(ray: Any, reference: Any) -> SpectrumStream:
+def fetch(ray: Any, reference: Any) -> SpectrumStream:
     try:
         part: SpectrumStream = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -177,7 +177,7 @@ def _unreadable(error: Exception) -> DataError:
 
 
 @contextmanager
-def _connected(address: str | None, workers: int | None) -> Iterator[Any]:
+def connected(address: str | None, workers: int | None) -> Iterator[Any]:
     """Ray joined for the length of the block; a connection that was open before stays open."""
     try:
         import ray

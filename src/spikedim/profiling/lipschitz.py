@@ -86,7 +86,7 @@ def lipschitz(
         seed: of the starting vectors.
 
     Raises:
-        ConfigError: unknown twin, or no samples.
+        ConfigError: unknown twin, no samples, or samples that are not finite floating point.
         ModelError: the network is in training mode (batch statistics would couple samples).
 
     Example:
@@ -102,6 +102,8 @@ def lipschitz(
         raise ConfigError(
             f"n={len(x)}, iterations={iterations}, batch={batch}: each must be 1 or more"
         )
+    if not (x.is_floating_point() and bool(x.isfinite().all())):
+        raise ConfigError(f"x of {x.dtype} must be floating point, and all of it finite")
     if any(module.training for module in model.modules()):
         raise ModelError("the network is in training mode, which couples samples; call .eval()")
     function = _smoothed(model) if twin == "smooth" else model

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from spikedim.claims import Audit
 
 _HERE = Path(__file__).parent
-_TONES = {"holds": "good", "holds after correction": "good", "fails": "bad"}
+_TONES = {"holds": "good", "holds after correction": "mended", "fails": "bad"}
 
 
 def render_audit(audit: Audit) -> str:

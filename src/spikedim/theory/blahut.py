@@ -54,8 +54,10 @@ def blahut_arimoto(
     d: NDArray[np.float64] = np.asarray(distortions, dtype=np.float64)
     if p.ndim != 1 or not (p > 0).all() or not np.isclose(p.sum(), 1):
         raise ConfigError("probabilities must be positive and sum to 1")
-    if d.ndim != 2 or len(d) != len(p) or not (d >= 0).all() or not slope > 0:
-        raise ConfigError(f"distortions must be >= 0, [{len(p)}, k], and slope={slope} above 0")
+    if d.ndim != 2 or len(d) != len(p) or not ((d >= 0) & (d < np.inf)).all() or not slope > 0:
+        raise ConfigError(
+            f"distortions must be finite, >= 0, [{len(p)}, k], and slope={slope} above 0"
+        )
     kernel = np.exp(-slope * d)
     q = np.full(d.shape[1], 1 / d.shape[1])
     for _ in range(iterations):

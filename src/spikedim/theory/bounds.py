@@ -96,15 +96,15 @@ def water_filling(eigenvalues: ArrayLike, distortion: float) -> WaterFilling:
     _positive(distortion=distortion)
     if values.size == 0 or not np.isfinite(values).all() or values[-1] < 0:
         raise ConfigError("eigenvalues must be a non-empty list of finite numbers >= 0")
-    total = float(values.sum())
-    if distortion >= total:
-        return WaterFilling(0.0, float(values[0]), total, 0)
-    # With the k largest components above the level, D = k·θ + (sum of the rest).
-    tail = total - np.cumsum(values)
-    counts = np.arange(1, values.size + 1)
-    levels = (distortion - tail) / counts
-    following = np.append(values[1:], 0.0)
-    k = int(np.argmax((levels >= following) & (levels <= values)))
+    # Sum of the k-th component and all after it, smallest first: a difference of sums would lose
+    # what is left of a small distortion.
+    rest = np.append(np.cumsum(values[::-1])[::-1], 0.0)
+    if distortion >= rest[0]:
+        return WaterFilling(0.0, float(values[0]), float(rest[0]), 0)
+    # With the k largest components above the level, D = k·θ + (sum of the rest); the first k whose
+    # level reaches the next component is the solution.
+    levels = (distortion - rest[1:]) / np.arange(1, values.size + 1)
+    k = int(np.argmax(levels >= np.append(values[1:], 0.0)))
     level = float(levels[k])
     active = values[: k + 1]
     return WaterFilling(float(0.5 * np.log2(active / level).sum()), level, distortion, k + 1)
@@ -132,7 +132,7 @@ def spikes_for_bits(bits: float, rate: float) -> float:
 
     Infinite at r = 1, where a train that always fires carries nothing.
     """
-    if bits < 0:
+    if not bits >= 0:
         raise ConfigError(f"bits={bits} must not be negative")
     capacity = bits_per_spike(rate)
     return bits / capacity if capacity > 0 else (math.inf if bits > 0 else 0.0)

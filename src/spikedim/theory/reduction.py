@@ -95,7 +95,8 @@ def reduction_published(
     Arguments as for the factors; ``refractory`` must stay below T_ISI.
     """
     probability = float(ndtr(-_alpha(threshold, mean, deviation)))
-    dead_time = refractory_published(refractory, 1 / probability) if refractory else 1.0
+    interval = 1 / probability if probability > 0 else math.inf
+    dead_time = refractory_published(refractory, interval) if refractory else 1.0
     reset = reset_published(v_reset, threshold, strength) if v_reset else 1.0
     return threshold_published(threshold, mean, deviation) * reset * dead_time
 
