@@ -53,6 +53,7 @@ def here(tmp_path, monkeypatch):
         "report",
         "audit",
         "circuits",
+        "ntk",
         "export",
         "models",
         "data",

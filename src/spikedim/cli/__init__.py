@@ -17,6 +17,7 @@ from spikedim.cli import (
     info,
     measure,
     models,
+    ntk,
     profile,
     report,
     sweep,
@@ -41,6 +42,7 @@ app.command()(train.train)
 app.command()(sweep.sweep)
 app.command()(report.report)
 app.command()(audit.audit)
+app.command()(ntk.ntk)
 app.command()(circuits.circuits)
 app.command()(export.export)
 app.add_typer(models.app, name="models")

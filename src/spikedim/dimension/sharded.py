@@ -154,7 +154,8 @@ def _on_ray(
     return merged
 
 
-def fetch(ray: Any, reference: Any) -> SpectrumStream:
+def fetch(ray: Any, reference: Any) -> Any:
+    """Result of a remote task; a fault of the user's data or of the cluster as one clear error."""
     try:
         part: SpectrumStream = ray.get(reference)
     except ray.exceptions.RayTaskError as error:

@@ -1,0 +1,124 @@
+"""Time and memory of the exact neural tangent kernel by each method, in one run.
+
+The network of the acceptance figures: a Spikformer of 0.8 M parameters (embed_dim 128, depth 4,
+64 tokens, T = 4, 10 outputs, soft reset, atan surrogate), trace kernel of 64 images of 8 x 8 in
+float32. Every case runs in a process of its own: processor seconds of the kernel without imports,
+peak resident memory of the whole process. ``structured-lean`` runs in the memory of ``--lean`` GiB;
+``float64`` is the structured kernel in double precision, which the others are compared with.
+
+``OMP_NUM_THREADS=1 python benchmarks/bench_ntk.py [--samples 64] [--lean 0.8] [--repeats 1]
+[--cases structured structured-lean jacobian loop float64]``; two minutes of one core. On a
+GPU: ``--device cuda``, where seconds are wall time and memory is that of the device.
+
+``--model spikformer_4_384 --images CIFAR.npy --cases structured --memory 5`` measures one network
+of the registry on images [n, C, H, W] of a file, or on noise without one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+CASES = ("structured", "structured-lean", "jacobian", "loop", "float64")
+NETWORK = {"input_shape": (1, 8, 8), "embed_dim": 128, "depth": 4, "num_heads": 4}
+
+
+def measure(case: str, options: argparse.Namespace) -> dict[str, object]:
+    import torch
+
+    from spikedim.models import calibrate_batchnorm, create_model
+    from spikedim.neurons import LIFParams, Surrogate
+    from spikedim.ntk import gram
+
+    generator = torch.Generator().manual_seed(0)
+    neuron = LIFParams(reset="soft", threshold=0.5, surrogate=Surrogate("atan", 2.0))
+    extra = {**NETWORK, "neuron": neuron} if options.model == "spikformer_nano" else {}
+    model = create_model(options.model, seed=0, **extra)
+    x = torch.randn(options.samples + 32, *model.input_shape, generator=generator)
+    if options.images:
+        x = torch.from_numpy(np.load(options.images)[: len(x)]).float()
+    calibrate_batchnorm(model, x[-32:].split(16), 4)
+    model.eval().to(options.device)
+    x = x[: options.samples].to(options.device)
+    if case == "float64":
+        model, x = model.double(), x.double()
+    method = case if case in ("jacobian", "loop") else "structured"
+    memory = options.lean if case == "structured-lean" else options.memory
+    gpu = options.device != "cpu"
+    clock = time.perf_counter if gpu else time.process_time
+    if gpu:
+        gram(model, x[:2], T=4, method=method, memory=memory)
+        torch.cuda.reset_peak_memory_stats()
+    started = clock()
+    kernel = gram(model, x, T=4, method=method, memory=memory)
+    seconds = clock() - started
+    peak = (
+        torch.cuda.max_memory_allocated() / 2**20
+        if gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    )
+    return {
+        "seconds": seconds,
+        "MB": peak,
+        "parameters": kernel.parameters,
+        "pr": kernel.dimension(interval="none")["pr"].value,
+        "values": kernel.values.tolist(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--memory", type=float, default=16.0, help="GiB allowed")
+    parser.add_argument("--lean", type=float, default=0.8, help="GiB allowed in structured-lean")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--model", default="spikformer_nano")
+    parser.add_argument("--images")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--one", choices=CASES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one, options)))
+        return
+    found = {}
+    for case in options.cases:
+        command = [sys.executable, __file__, *sys.argv[1:], "--one", case]
+        runs = [
+            json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+            for _ in range(options.repeats)
+        ]
+        runs[0]["seconds"] = statistics.median(run["seconds"] for run in runs)
+        found[case] = runs[0]
+        first = runs[0]
+        print(
+            f"{case:16} {first['seconds']:8.1f} s {first['MB']:8.0f} MB  PR {first['pr']:.4f}  "
+            f"{first['parameters']:,} parameters",
+            flush=True,
+        )
+    true = found.get("float64")
+    for case, run in found.items():
+        parts = []
+        for other in ("jacobian", "loop"):
+            if other in found and other != case and case.startswith("structured"):
+                peer = found[other]
+                parts.append(
+                    f"{peer['seconds'] / run['seconds']:.2f}x faster than {other} "
+                    f"at {run['MB'] / peer['MB']:.2f} of its memory"
+                )
+        if true is not None and run is not true:
+            a, b = np.array(run["values"]), np.array(true["values"])
+            parts.append(f"relative error {np.linalg.norm(a - b) / np.linalg.norm(b):.1e}")
+        if parts:
+            print(f"{case}: {'; '.join(parts)}")
+
+
+if __name__ == "__main__":
+    main()

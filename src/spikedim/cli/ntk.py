@@ -1,0 +1,329 @@
+"""``spikedim ntk``: the tangent kernel of a spiking network and what its neurons do to it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from spikedim.cli import options
+from spikedim.cli.output import emit, save_figure, say, working
+from spikedim.errors import ConfigError, DataError
+from spikedim.results import Estimate, Result, Table
+
+if TYPE_CHECKING:
+    from spikedim.dimension import DimensionReport
+    from spikedim.models.base import SpikingModel
+    from spikedim.ntk import Kernel
+
+
+@dataclass(frozen=True)
+class KernelReport(Result):
+    """The kernel of a network on samples of a data set, without its n² values.
+
+    Attributes:
+        network, dataset, T, samples, parameters: what it is of.
+        outputs, surrogate, method, dtype, seconds: how it was made.
+        centred, uncentred: effective dimensions of HKH and K.
+        alignment: kernel-target alignment with the labels, centred; ``None`` for all outputs.
+        regression: held-out accuracy of kernel ridge regression on the labels, percent; ``None``
+            without labels or with too few samples per class.
+        layers: share of each layer in the trace.
+    """
+
+    network: str
+    dataset: str
+    T: int
+    samples: int
+    parameters: int
+    outputs: str | int
+    surrogate: tuple[tuple[str, float, float], ...]
+    method: str
+    dtype: str
+    seconds: float
+    centred: DimensionReport
+    uncentred: DimensionReport
+    alignment: float | None
+    regression: Estimate | None
+    layers: dict[str, float]
+    _kernel: Kernel = field(repr=False)
+
+    def tables(self) -> list[Table]:
+        """Dimensions side by side, then the kernel and its layers."""
+        rows = [
+            (key, e, self.uncentred[key], e.method) for key, e in self.centred.estimates.items()
+        ]
+        title = (
+            f"d_eff of the tangent kernel: {self.network} on {self.dataset}, T={self.T}, "
+            f"{self.samples} samples"
+        )
+        about = [("alignment with labels", self.alignment), ("held-out accuracy", self.regression)]
+        labels = Table("Kernel and labels", ("quantity", "value"), about)
+        columns = ("estimator", "centred", "uncentred", "interval")
+        return [
+            Table(title, columns, rows, self.centred.warnings),
+            *([labels] if self.alignment is not None else []),
+            *self._kernel.tables(),
+        ]
+
+    def plot(self, ax: Any = None) -> Any:
+        """Spectrum of the kernel; returns the matplotlib axes."""
+        return self._kernel.plot(ax)
+
+
+def ntk(
+    data: options.Data = "digits",
+    model: options.Model = "spikformer_tiny",
+    timesteps: options.OneT = 4,
+    checkpoint: options.Checkpoint = None,
+    samples: Annotated[int, typer.Option(min=8, help="Training samples of the kernel.")] = 64,
+    outputs: Annotated[
+        str, typer.Option(help="trace over outputs, full (every pair of them), or one's index.")
+    ] = "trace",
+    method: Annotated[
+        Literal["auto", "structured", "jacobian", "loop"],
+        typer.Option(help="How the kernel is computed; all agree."),
+    ] = "auto",
+    surrogate: Annotated[
+        str | None, typer.Option(help="Surrogate of every neuron, e.g. atan; default its own.")
+    ] = None,
+    width: Annotated[float | None, typer.Option(help="Sharpness of the surrogate.")] = None,
+    neuron: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Neuron parameter, e.g. refractory=1, v_reset=-0.5, decay_input=false; repeat.",
+        ),
+    ] = None,
+    initialisations: Annotated[
+        int, typer.Option(min=1, help="Untrained networks that intervals cover, with other seeds.")
+    ] = 1,
+    reduction: Annotated[
+        bool,
+        typer.Option("--reduction", help="Factor of d_eff by each mechanism of the neuron."),
+    ] = False,
+    sweep: Annotated[
+        Literal["v_th", "v_reset", "t_ref", "tau_m"] | None,
+        typer.Option(help="Effect of one neuron parameter on d_eff."),
+    ] = None,
+    values: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Values of --sweep, e.g. 0.5,1,2.")
+    ] = None,
+    regimes: Annotated[
+        bool, typer.Option("--regimes", help="Reduction at the published firing rates.")
+    ] = False,
+    invert: Annotated[
+        bool, typer.Option("--invert", help="Find v_th, beta and t_ref for a target.")
+    ] = False,
+    target_d_eff: Annotated[float | None, typer.Option(help="Wanted d_eff of --invert.")] = None,
+    target_reduction: Annotated[
+        float | None,
+        typer.Option(help="Wanted R = d_eff / d_eff of the continuous twin, of --invert."),
+    ] = None,
+    rate: Annotated[
+        tuple[float, float],
+        typer.Option(
+            metavar="LOW HIGH", help="Firing rates of --invert: spikes per step, or Hz with --dt."
+        ),
+    ] = (0.0, 1.0),
+    dt: Annotated[
+        float | None, typer.Option(help="Seconds per step, for rates in Hz (--regimes: 0.004).")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for ntk.json, ntk.png and the kernel (.npy)."),
+    ] = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    data_root: options.DataRoot = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    config: options.ConfigFile = None,
+) -> None:
+    """Effective dimension of the neural tangent kernel, and which neuron gives the wanted one.
+
+    Without --checkpoint the network is untrained, and the batch norm of every variant of it is
+    calibrated on the data; a trained one keeps its statistics.
+
+    Example: spikedim ntk --data digits --model spikformer_nano --reduction --neuron refractory=1
+    """
+    from spikedim.data import load_dataset
+    from spikedim.models import calibrate_batchnorm, create_model, load_checkpoint
+    from spikedim.ntk.effects import sweep as swept
+    from spikedim.ntk.invert import invert as inverted
+    from spikedim.ntk.reduction import reduction as reduced
+    from spikedim.ntk.regimes import regimes as regimes_of
+    from spikedim.ntk.variants import calibrated
+    from spikedim.training import resolve_device
+
+    modes = [name for name, on in _modes(reduction, sweep, regimes, invert).items() if on]
+    _check(modes, outputs, values, target_d_eff, target_reduction, initialisations, checkpoint)
+    with working(quiet):
+        dataset = load_dataset(data, data_root)
+        place = resolve_device(device)
+        x, labels = dataset.tensors("train", samples, seed)
+        images, _ = dataset.tensors("train", limit=128, seed=seed)
+        x, batches = x.to(place), images.to(place).split(64)
+        networks = []
+        for place_in_line in range(initialisations):
+            network = create_model(
+                model,
+                num_classes=dataset.num_classes,
+                input_shape=dataset.input_shape,
+                seed=seed + place_in_line,
+            )
+            if checkpoint is not None:
+                load_checkpoint(network, checkpoint)
+            network.set_neurons(**_neuron(network, neuron, surrogate, width))
+            network.to(place).eval()
+            networks.append(network)
+        prepare = calibrated(*batches) if checkpoint is None else None
+        shared: dict[str, Any] = {"T": timesteps, "prepare": prepare, "method": method}
+        result: Any
+        if reduction:
+            result = reduced(networks, x, seed=seed, **shared)
+        elif sweep is not None:
+            result = swept(networks, x, sweep, _numbers(values), seed=seed, **shared)
+        elif regimes:
+            result = regimes_of(networks, x, dt=dt or 0.004, seed=seed, **shared)
+        elif invert:
+            result = inverted(
+                networks[0],
+                x,
+                target_d_eff=target_d_eff,
+                target_reduction=target_reduction,
+                rate_window=rate,
+                dt=dt,
+                **shared,
+            )
+        else:
+            if checkpoint is None:
+                calibrate_batchnorm(networks[0], batches, timesteps)
+            result = _kernel(
+                networks[0], model, dataset.name, x, labels, timesteps, outputs, method, out, seed
+            )
+        if out is not None:
+            _write(result, out)
+    emit(result, as_json)
+
+
+def _kernel(
+    network: SpikingModel,
+    name: str,
+    dataset: str,
+    x: Any,
+    labels: Any,
+    T: int,
+    outputs: str,
+    method: str,
+    out: Path | None,
+    seed: int,
+) -> KernelReport:
+    from spikedim.ntk import gram
+
+    which = int(outputs) if outputs.isdecimal() else outputs
+    tiles = None if out is None else out / "tiles"
+    kernel = gram(network, x, T=T, outputs=which, method=method, directory=tiles)
+    supervised = which != "full"
+    regression = None
+    if supervised:
+        with suppress(DataError):  # too few samples of every class to hold any out
+            regression = kernel.regression(labels, seed=seed)
+    return KernelReport(
+        name,
+        dataset,
+        T,
+        len(x),
+        kernel.parameters,
+        kernel.outputs,
+        kernel.surrogate,
+        kernel.method,
+        kernel.dtype,
+        kernel.seconds,
+        kernel.dimension(center=True, seed=seed),
+        kernel.dimension(center=False, seed=seed),
+        kernel.alignment(labels) if supervised else None,
+        regression,
+        kernel.contributions(),
+        kernel,
+    )
+
+
+def _write(result: Any, out: Path) -> None:
+    """Result, figure and, of a kernel, its values."""
+    import io
+
+    import numpy as np
+
+    from spikedim.storage import write_bytes, write_json
+
+    write_json(out / "ntk.json", result)
+    save_figure(result, out / "ntk.png")
+    if isinstance(result, KernelReport):
+        buffer = io.BytesIO()
+        np.save(buffer, result._kernel.values)
+        write_bytes(out / "kernel.npy", buffer.getvalue())
+    say(f"Written to {out}")
+
+
+def _modes(reduction: bool, sweep: str | None, regimes: bool, invert: bool) -> dict[str, bool]:
+    found = {"--reduction": reduction, "--sweep": sweep is not None}
+    return found | {"--regimes": regimes, "--invert": invert}
+
+
+def _check(
+    modes: list[str],
+    outputs: str,
+    values: str | None,
+    target_d_eff: float | None,
+    target_reduction: float | None,
+    initialisations: int,
+    checkpoint: Path | None,
+) -> None:
+    """Refuse options that do not go together."""
+    if len(modes) > 1:
+        raise ConfigError(f"{' and '.join(modes)}: give one of them at a time")
+    if outputs not in ("trace", "full") and not outputs.isdecimal():
+        raise ConfigError(f"--outputs {outputs!r}: expected trace, full or the index of an output")
+    if modes and outputs != "trace":
+        raise ConfigError(f"{modes[0]} compares trace kernels; leave --outputs {outputs} out")
+    if values is not None and "--sweep" not in modes:
+        raise ConfigError("--values are those of --sweep; say which parameter")
+    if (target_d_eff or target_reduction) and "--invert" not in modes:
+        raise ConfigError("a target needs --invert")
+    if initialisations > 1 and (checkpoint is not None or not modes or "--invert" in modes):
+        raise ConfigError(
+            f"--initialisations {initialisations} is for --reduction, --sweep and --regimes of "
+            "untrained networks"
+        )
+
+
+def _neuron(
+    network: SpikingModel, words: list[str] | None, kind: str | None, width: float | None
+) -> dict[str, Any]:
+    """Changes of the neuron that the options ask for."""
+    import yaml
+
+    from spikedim.neurons import surrogate as shaped
+
+    changes: dict[str, Any] = {}
+    for word in words or ():
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"--neuron {word!r}: expected NAME=VALUE, e.g. refractory=1")
+        changes[name.strip()] = yaml.safe_load(value)
+    if kind is not None or width is not None:
+        changes["surrogate"] = shaped(kind or network.config.neuron.surrogate.kind, width)
+    return changes
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--values {text!r}: expected numbers such as 0.5,1,2") from error

@@ -1,0 +1,34 @@
+"""The neural tangent kernel of spiking networks.
+
+``gram(model, x)`` gives the exact kernel with its effective dimensions, alignment with labels and
+contribution of every layer; ``sketched_gram`` and ``KernelOperator`` estimate it where it is too
+large; ``reduction``, ``sweep`` and ``invert`` ask what threshold, reset, refractory period and leak
+do to its effective dimension.
+"""
+
+from spikedim.ntk.capture import Capture
+from spikedim.ntk.effects import sweep
+from spikedim.ntk.gram import Setup, with_surrogate
+from spikedim.ntk.invert import invert
+from spikedim.ntk.kernel import Kernel, gram
+from spikedim.ntk.matrix_free import KernelOperator, kernel_spectrum, kernel_traces
+from spikedim.ntk.reduction import reduction
+from spikedim.ntk.regimes import regimes
+from spikedim.ntk.sketch import SketchedKernel, sketched_gram
+
+__all__ = [
+    "Capture",
+    "Kernel",
+    "KernelOperator",
+    "Setup",
+    "SketchedKernel",
+    "gram",
+    "invert",
+    "kernel_spectrum",
+    "kernel_traces",
+    "reduction",
+    "regimes",
+    "sketched_gram",
+    "sweep",
+    "with_surrogate",
+]

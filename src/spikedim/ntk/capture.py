@@ -1,0 +1,363 @@
+"""One forward pass of a network, kept so that per-sample parameter gradients can be read off.
+
+A layer's parameter gradient is a sum over its rows (timesteps, tokens, pixels) of an outer product
+of its input with the gradient at its output. In eval mode samples do not interact, so one backward
+pass over a whole batch gives every sample's rows.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spikedim.errors import ModelError
+from spikedim.models.base import SpikingModel
+from spikedim.neurons import LIF, PLIF
+from spikedim.ntk.layers import CONVOLUTIONS, Features, covered, features
+from spikedim.ntk.passes import Call, Sink, fused, linear, neurons, norm, scale_of, tap
+
+Readout = Callable[[nn.Module, Tensor, int | None], Tensor]
+
+
+def logits(model: nn.Module, x: Tensor, T: int | None) -> Tensor:
+    """The network's own output, [B, outputs]: the default readout."""
+    out: Tensor = model(x, T)
+    return out
+
+
+class Capture:
+    """One forward of a batch, ready to be differentiated one output at a time.
+
+    Args:
+        model: a network in eval mode.
+        x: the batch; samples along axis 0, or axis 1 of an event input [T, B, ...].
+        T: timesteps, as the network takes them.
+        readout: what is differentiated, [B, outputs].
+        samples: B.
+        without: parameters that need no gradient although there is no rule for them.
+
+    Raises:
+        ModelError: the network is in training mode, or the output depends on a parameter without
+            a rule.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        T: int | None,
+        readout: Readout,
+        samples: int,
+        without: Collection[str] = (),
+    ) -> None:
+        check_evaluating(model)
+        self.samples = samples
+        self.steps = steps_of(model, x, T)
+        self.calls: list[Call] = []
+        self.leaks: dict[str, Tensor] = {}
+        self._names = {id(p): name for name, p in model.named_parameters()}
+        self._sink = Sink()
+        self._written: weakref.ref[Tensor] | None = None
+        with torch.enable_grad(), self._replaced(model):
+            self.output = readout(model, x, T)
+        if self.output.ndim != 2 or len(self.output) != samples:
+            raise ModelError(
+                f"the readout gives shape {tuple(self.output.shape)} for {samples} samples; "
+                "expected [samples, outputs]"
+            )
+        self._fold()
+        self._check_covered(model, without)
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs."""
+        return self.output.shape[1]
+
+    def run(
+        self,
+        weights: Tensor,
+        receive: Callable[[Call, Tensor], None],
+        calls: Sequence[Call] | None = None,
+        leaks: Sequence[str] = (),
+        keep: bool = True,
+    ) -> dict[str, Tensor]:
+        """Differentiate one weighted sum of the outputs of every sample.
+
+        Args:
+            weights: [outputs].
+            receive: gets each of the ``calls`` with the gradient at its output (behind the norm
+                folded into it), while the backward pass runs.
+            calls: the calls of interest; all by default. Nothing below the last of them runs.
+            leaks: learned leaks of interest.
+            keep: whether there will be another pass.
+
+        Returns:
+            Gradients of the leaks, [B] each.
+        """
+        wanted = self.calls if calls is None else calls
+        chosen = set(map(id, wanted))
+
+        def take(call: Call, gradient: Tensor) -> None:
+            if id(call) in chosen:
+                receive(call, gradient)
+
+        sources = [*(call.anchor for call in wanted), *(self.leaks[name] for name in leaks)]
+        if not sources or not self.output.requires_grad:
+            return {name: torch.zeros_like(self.leaks[name]) for name in leaks}
+        self._sink.receive = take
+        try:
+            found = torch.autograd.grad(
+                self.output,
+                sources,
+                weights.expand_as(self.output),
+                retain_graph=keep,
+                allow_unused=True,
+            )
+        finally:
+            self._sink.receive = None
+        return {
+            name: torch.zeros_like(self.leaks[name]) if gradient is None else gradient
+            for name, gradient in zip(leaks, found[len(wanted) :], strict=True)
+        }
+
+    def gradients(self, cotangents: Tensor, last: bool) -> dict[str, Features]:
+        """Per-sample parameter gradients of weighted sums of the outputs.
+
+        Args:
+            cotangents: [F, outputs], the weights of each of F sums.
+            last: whether the graph may be freed.
+
+        Returns:
+            By parameter name, the gradients in factored or plain form.
+        """
+        rows: dict[int, list[Tensor | None]] = {id(c): [None] * len(cotangents) for c in self.calls}
+        leaky: list[dict[str, Tensor]] = []
+        for index, weights in enumerate(cotangents):
+
+            def receive(call: Call, gradient: Tensor, index: int = index) -> None:
+                rows[id(call)][index] = gradient
+
+            keep = not (last and index == len(cotangents) - 1)
+            leaky.append(self.run(weights, receive, leaks=list(self.leaks), keep=keep))
+        out: dict[str, Features] = {}
+        for call in self.calls:
+            found = rows.pop(id(call))
+            like = next((g for g in found if g is not None), None)
+            if like is None:
+                continue
+            g = torch.stack([torch.zeros_like(like) if g is None else g for g in found])
+            for module, name, value in self._features(call, g):
+                key = self._names[id(getattr(module, name))]
+                out[key] = out[key].joined(value) if key in out else value
+        for name in self.leaks:
+            out[name] = Features.plain(torch.stack([found[name] for found in leaky])[:, :, None])
+        return out
+
+    def _features(self, call: Call, g: Tensor) -> Iterator[tuple[nn.Module, str, Features]]:
+        """Gradients of a call's parameters and of those of the norm folded into it."""
+        if call.norm is not None and call.scale is not None:
+            norm = call.norm
+            with torch.no_grad():
+                middle = call.forward(call.input)
+            for name, value in features(norm.module, middle, g, self.samples, self.steps):
+                yield norm.module, name, value
+            g = g * call.scale.view(-1, *[1] * (g.ndim - 3))
+        for name, value in features(call.module, call.input, g, self.samples, self.steps):
+            yield call.module, name, value
+
+    def _fold(self) -> None:
+        """Fold batch norms into the linear layers that nothing else reads."""
+        readers: dict[int, int] = {}
+        seen: dict[int, Any] = {}
+        waiting = [self.output.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            if node is None or id(node) in seen:
+                continue
+            seen[id(node)] = node
+            for below, _ in node.next_functions:
+                call = getattr(below, "call", None)
+                if call is not None:
+                    readers[id(call)] = readers.get(id(call), 0) + 1
+                waiting.append(below)
+        kept = []
+        for call in self.calls:
+            before, call.before = call.before, None
+            if before is not None and readers.get(id(before)) == 1:
+                before.scale, before.norm = scale_of(call.module), call
+                call.folded, call.input = True, None
+            else:
+                kept.append(call)
+        self.calls = kept
+
+    def _check_covered(self, model: nn.Module, without: Collection[str]) -> None:
+        """Raise ModelError if the output depends on a parameter without a rule."""
+        found = uncovered(model, self.output, without)
+        if found:
+            name, kind = found[0]
+            raise ModelError(
+                f"parameter {name} of {kind} has no per-sample gradient rule; pass fallback=True "
+                "(autograd sample by sample for it), use method='jacobian' or 'loop', or freeze it "
+                "with requires_grad_(False)"
+            )
+
+    @contextmanager
+    def _replaced(self, model: nn.Module) -> Iterator[None]:
+        handles: list[Any] = []
+        leaks: list[tuple[PLIF, nn.Parameter]] = []
+        changed: list[nn.Module] = []
+        try:
+            for name, module in model.named_modules():
+                if isinstance(module, PLIF):
+                    self._split_leak(f"{name}.w" if name else "w", module, leaks, handles)
+                elif (forward := self._forward(name, module)) is not None:
+                    module.forward = forward
+                    changed.append(module)
+            yield
+        finally:
+            for module in changed:
+                del module.forward
+            for handle in handles:
+                handle.remove()
+            for plif, parameter in leaks:
+                del plif.w
+                plif.w = parameter
+
+    def _forward(self, name: str, module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+        """What stands in for the module's forward, or ``None`` for the module itself."""
+        original = module.forward
+        if "forward" in vars(module):
+            return None
+        if type(module).forward is LIF.forward:
+            assert isinstance(module, LIF)
+            return partial(self._neurons, module, original)
+        if isinstance(module, _BatchNorm) and type(module).forward is not _BatchNorm.forward:
+            return None
+        if isinstance(module, _BatchNorm) or (
+            covered(module) and any(p.requires_grad for p in module.parameters(False))
+        ):
+            if isinstance(module, nn.LayerNorm):
+                original = partial(_layer_norm, module)
+            return partial(self._layer, name, module, original)
+        return None
+
+    def _neurons(self, module: LIF, original: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        plain = module.activation is None and not module._observers and not module._streaming
+        if not (plain and x.requires_grad and fused(module.params)):
+            return original(x)
+        spikes: Tensor = neurons(x, module.params)
+        return spikes
+
+    def _layer(
+        self, name: str, module: nn.Module, original: Callable[[Tensor], Tensor], x: Tensor
+    ) -> Tensor:
+        if isinstance(module, nn.Embedding):
+            x = self._own_tokens(x)
+        call = Call(name, module, original, x.detach(), torch.zeros((), requires_grad=True))
+        out: Tensor
+        if isinstance(module, _BatchNorm):
+            if self._written is not None and self._written() is x:
+                call.before = self.calls[-1]
+            out = norm(x, call.anchor, call, self._sink)
+        elif isinstance(module, (nn.Linear, *CONVOLUTIONS)):
+            out = linear(x, call.anchor, call, self._sink)
+        else:
+            with torch.set_grad_enabled(isinstance(module, nn.LayerNorm)):
+                y = original(x)
+            out = tap(y, call.anchor, call, self._sink)
+        self.calls.append(call)
+        features_at_1 = isinstance(module, CONVOLUTIONS) or out.ndim == 2
+        foldable = isinstance(module, (nn.Linear, *CONVOLUTIONS)) and features_at_1
+        foldable = foldable and getattr(module, "groups", 1) == 1
+        self._written = weakref.ref(out) if foldable else None
+        return out
+
+    def _own_tokens(self, ids: Tensor) -> Tensor:
+        """Positions that all samples share, [N] or [1, N], as one row for each sample."""
+        if ids.ndim == 2 and len(ids) == 1:
+            return ids.expand(self.samples, -1)
+        counted = ids.ndim == 1 and torch.equal(ids, torch.arange(len(ids)).to(ids))
+        return ids.expand(self.samples, -1) if counted else ids
+
+    def _split_leak(
+        self, name: str, module: PLIF, replaced: list[tuple[PLIF, nn.Parameter]], handles: list[Any]
+    ) -> None:
+        """Give every sample its own copy of a learned leak, so that its gradient is per sample."""
+        parameter = module.w
+        copies = parameter.detach().expand(self.samples).clone().requires_grad_()
+        replaced.append((module, parameter))
+        del module.w
+        self.leaks[name] = copies
+
+        def shape(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            module.w = copies.view(-1, *[1] * (inputs[0].dim() - 2))
+
+        handles.append(module.register_forward_pre_hook(shape))
+
+
+def check_evaluating(model: nn.Module) -> None:
+    """Raise ModelError if a layer in training mode makes samples influence each other."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise ModelError(
+                f"{name or type(model).__name__} keeps no running statistics, so that samples "
+                "influence each other: build it with track_running_stats=True"
+            )
+        if module.training and isinstance(module, (_BatchNorm, nn.modules.dropout._DropoutNd)):
+            raise ModelError(
+                f"{name or type(model).__name__} is in training mode, where samples influence each "
+                "other: call model.eval() first (and calibrate_batchnorm on a fresh network)"
+            )
+
+
+def uncovered(
+    model: nn.Module, output: Tensor, without: Collection[str] = ()
+) -> list[tuple[str, str]]:
+    """Name and layer type of each parameter that a captured output still depends on directly."""
+    others = {
+        f"{path}.{name}" if path else name: (parameter, type(module).__name__)
+        for path, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad
+    }
+    others = {name: value for name, value in others.items() if name not in without}
+    if not others or not output.requires_grad:
+        return []
+    reached = set()
+    seen: dict[int, Any] = {}
+    waiting: list[Any] = [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen[id(node)] = node
+        if (variable := getattr(node, "variable", None)) is not None:
+            reached.add(id(variable))
+        waiting.extend(below for below, _ in node.next_functions)
+    return [(name, kind) for name, (parameter, kind) in others.items() if id(parameter) in reached]
+
+
+def _layer_norm(module: nn.LayerNorm, x: Tensor) -> Tensor:
+    """The layer without gradients of its parameters."""
+    weight, bias = (None if p is None else p.detach() for p in (module.weight, module.bias))
+    return functional.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
+
+
+def steps_of(model: nn.Module, x: Tensor, T: int | None) -> int:
+    """Timesteps that the network simulates for ``x``."""
+    if isinstance(model, SpikingModel):
+        return int(model._check_input(x, T)[1])
+    return 1 if T is None else int(T)
+
+
+def neurons_of(model: nn.Module) -> Sequence[LIF]:
+    """LIF layers of the network."""
+    return [module for module in model.modules() if isinstance(module, LIF)]

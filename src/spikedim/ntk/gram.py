@@ -1,0 +1,276 @@
+"""The empirical neural tangent kernel of a spiking network, exactly (claim SNTK).
+
+K(x, x') = ⟨J(x), J(x')⟩ with J the Jacobian of the outputs with respect to the parameters, spikes
+differentiated through their surrogate. Three implementations agree: ``structured`` reads each
+layer's gradient off its input and output gradient (the fast one), ``jacobian`` is ``torch.func``'s
+vmap of jacrev, ``loop`` is autograd, one sample and output at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from spikedim.neurons import Surrogate
+from spikedim.ntk.capture import Capture, Readout, check_evaluating, neurons_of
+from spikedim.ntk.deposit import deposit
+from spikedim.ntk.passes import Call
+
+METHODS = ("structured", "jacobian", "loop")
+Blocks = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the Jacobian is of.
+
+    Attributes:
+        model: the network, in eval mode.
+        T: timesteps of a static input.
+        readout: function of (model, x, T) that is differentiated, [B, outputs].
+        events: whether inputs are [T, B, ...] rather than [B, ...].
+    """
+
+    model: nn.Module
+    T: int | None
+    readout: Readout
+    events: bool
+
+    def batch(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Samples ``start`` to ``stop`` of ``x``."""
+        return x[:, start:stop] if self.events else x[start:stop]
+
+    def count(self, x: Tensor) -> int:
+        """Number of samples of ``x``."""
+        return x.shape[1] if self.events else len(x)
+
+    def capture(self, x: Tensor, without: tuple[str, ...] = ()) -> Capture:
+        """A forward of the samples ``x``, ready to be differentiated."""
+        return Capture(self.model, x, self.T, self.readout, self.count(x), without)
+
+
+def with_surrogate(model: nn.Module, surrogate: Surrogate | None) -> nn.Module:
+    """The same network, parameters shared, with another surrogate in every neuron."""
+    if surrogate is None:
+        return model
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, shared)
+    for layer in neurons_of(twin):
+        layer.params = replace(layer.params, surrogate=surrogate)
+    return twin
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one block of the kernel is worked off.
+
+    Attributes:
+        batch: samples per forward.
+        flight: sums of outputs whose gradients are held at once.
+        keep: every batch's forward is kept, rather than run again for each flight.
+        group: the layers (paths) and channels whose gradients are held; all if ``None``.
+        without: parameters that have no rule.
+        alone: those of them to differentiate by autograd, sample by sample.
+    """
+
+    batch: int
+    flight: int
+    keep: bool
+    group: dict[str, slice] | None = None
+    without: tuple[str, ...] = ()
+    alone: tuple[str, ...] = ()
+
+    def channels(self, layer: str) -> slice | None:
+        """Channels wanted of a layer."""
+        return slice(None) if self.group is None else self.group.get(layer)
+
+
+def block(
+    setup: Setup, left: Tensor, right: Tensor | None, cotangents: Tensor, full: bool, plan: Plan
+) -> Blocks:
+    """Kernel block of every parameter between two sets of samples, by layer-wise contraction.
+
+    Per sum of outputs and batch one backward pass gives every sample's gradients, which are laid
+    side by side, [samples, parameters], and multiplied.
+
+    Args:
+        setup: what is differentiated.
+        left, right: samples; ``right=None`` is ``left`` itself.
+        cotangents: [F, outputs]: the sums of outputs whose gradients are taken.
+        full: all pairs of sums, [n·F, m·F] with the sum running fastest, instead of their trace,
+            [n, m].
+        plan: how.
+
+    Returns:
+        By parameter, float64; sum them for the kernel.
+    """
+    sides = [_Side(setup, x, plan) for x in (left, right) if x is not None]
+    out: Blocks = {}
+    for piece in cotangents.split(len(cotangents) if full else plan.flight):
+        for side in sides:
+            side.gather(piece)
+        for name, mine in sides[0].rows.items():
+            found = products(mine, sides[-1].rows[name], full)
+            out[name] = out[name] + found if name in out else found
+    return out
+
+
+class _Side:
+    """Gradients of one set of samples, [F, n, P] for every parameter."""
+
+    def __init__(self, setup: Setup, x: Tensor, plan: Plan) -> None:
+        self.rows: Blocks = {}
+        self._setup, self._x, self._plan = setup, x, plan
+        self._count = setup.count(x)
+        self._names = {id(p): n for n, p in setup.model.named_parameters()}
+        self._kept: dict[int, Capture] = {}
+        self._filled: set[tuple[str, int, int]] = set()
+
+    def gather(self, piece: Tensor) -> None:
+        """Fill the rows with the gradients of these sums of outputs."""
+        self._filled.clear()
+        for start in range(0, self._count, self._plan.batch):
+            stop = min(start + self._plan.batch, self._count)
+            capture = self._kept.get(start)
+            if capture is None:
+                x = self._setup.batch(self._x, start, stop)
+                capture = self._setup.capture(x, self._plan.without)
+            if self._plan.keep:
+                self._kept[start] = capture
+            for index, weights in enumerate(piece):
+                last = not self._plan.keep and index == len(piece) - 1
+                self._differentiate(capture, weights, (len(piece), index, start, stop), last)
+        if self._plan.alone:
+            self._gather_alone(piece)
+        for name, rows in self.rows.items():
+            self.rows[name] = rows[: len(piece)]
+            for index in range(len(piece)):
+                for start in range(0, self._count, self._plan.batch):
+                    if (name, index, start) not in self._filled:
+                        rows[index, start : start + self._plan.batch] = 0
+
+    def _gather_alone(self, piece: Tensor) -> None:
+        for sample in range(self._count):
+            x = self._setup.batch(self._x, sample, sample + 1)
+            found = _loop_row(self._setup, x, piece, list(self._plan.alone))
+            for name, value in zip(self._plan.alone, found, strict=True):
+                start = sample - sample % self._plan.batch
+                for index in range(len(piece)):
+                    place = len(piece), index, start, start + self._plan.batch
+                    rows, _ = self._room(name, place, value.shape[1:])
+                    rows[sample - start] = value[index]
+
+    def _differentiate(
+        self, capture: Capture, weights: Tensor, place: tuple[int, int, int, int], last: bool
+    ) -> None:
+        plan = self._plan
+        calls = [c for c in capture.calls if plan.channels(c.layer) is not None]
+        leaks = [name for name in capture.leaks if plan.channels(name) is not None]
+
+        def room(module: nn.Module, layer: str, name: str, shape: tuple[int, ...]) -> Place:
+            return self._room(self._names[id(getattr(module, name))], place, shape[1:])
+
+        def receive(call: Call, gradient: Tensor) -> None:
+            channels = plan.channels(call.layer)
+            assert channels is not None
+            deposit(call, gradient, capture.samples, capture.steps, channels, room)
+
+        with torch.no_grad():
+            found = capture.run(weights, receive, calls, leaks, keep=not last)
+            for name, gradient in found.items():
+                rows, _ = self._room(name, place, (1,))
+                rows.copy_(gradient[:, None])
+
+    def _room(
+        self, name: str, place: tuple[int, int, int, int], shape: tuple[int, ...]
+    ) -> tuple[Tensor, bool]:
+        """Where the gradients of a parameter belong, and whether nothing is there yet."""
+        functions, index, start, stop = place
+        if name not in self.rows or len(self.rows[name]) < functions:
+            like = next(self._setup.model.parameters())
+            self.rows[name] = like.new_empty(functions, self._count, math.prod(shape))
+        fresh = (name, index, start) not in self._filled
+        self._filled.add((name, index, start))
+        return self.rows[name][index, start:stop], fresh
+
+
+Place = tuple[Tensor, bool] | None
+_COLUMNS = 1 << 15  # of one product in the precision of the network, added up in float64
+
+
+def products(x: Tensor, y: Tensor, full: bool) -> Tensor:
+    """Inner products of gradients [F, n, P] and [F, m, P]: their trace over F, or all pairs."""
+    if full:
+        x, y = (z.transpose(0, 1).flatten(0, 1)[None] for z in (x, y))
+    out = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
+    for a, b in zip(x, y, strict=True):
+        for start in range(0, a.shape[1], _COLUMNS):
+            part = slice(start, start + _COLUMNS)
+            out += a[:, part] @ b[:, part].T
+    return out
+
+
+def jacobian_rows(
+    setup: Setup, x: Tensor, cotangents: Tensor, method: str, chunk: int = 8
+) -> Iterator[tuple[str, Tensor]]:
+    """Jacobian of every parameter, [F, B, P], by ``torch.func`` or by a loop of autograd calls."""
+    check_evaluating(setup.model)
+    names = [n for n, p in setup.model.named_parameters() if p.requires_grad]
+    count = setup.count(x)
+    if method == "loop":
+        rows = [_loop_row(setup, setup.batch(x, i, i + 1), cotangents, names) for i in range(count)]
+        for index, name in enumerate(names):
+            yield name, torch.stack([row[index] for row in rows], 1)
+        return
+    fixed: dict[str, Tensor] = {n: p for n, p in setup.model.named_parameters() if n not in names}
+    fixed |= dict(setup.model.named_buffers())
+    moving = {n: p.detach() for n, p in setup.model.named_parameters() if n in names}
+    model = ReadoutModule(setup)
+
+    def single(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
+        values = {f"model.{n}": p for n, p in {**fixed, **parameters}.items()}
+        batch = sample[:, None] if setup.events else sample[None]
+        return cotangents @ torch.func.functional_call(model, values, (batch,))[0]
+
+    axis = 1 if setup.events else 0
+    per_sample = torch.func.vmap(torch.func.jacrev(single), in_dims=(None, axis))
+    parts = [
+        per_sample(moving, setup.batch(x, start, min(start + chunk, count)))
+        for start in range(0, count, chunk)
+    ]
+    for name in names:
+        yield name, torch.cat([p.pop(name) for p in parts]).flatten(2).transpose(0, 1)
+
+
+class ReadoutModule(nn.Module):
+    """The readout as a module, so that parameters can be swapped by name."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+        self.model, self._setup = setup.model, setup
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What is differentiated, [B, outputs]."""
+        return self._setup.readout(self.model, x, self._setup.T)
+
+
+def _loop_row(setup: Setup, x: Tensor, cotangents: Tensor, names: list[str]) -> list[Tensor]:
+    parameters = dict(setup.model.named_parameters())
+    with torch.enable_grad():
+        y = cotangents @ setup.readout(setup.model, x, setup.T)[0]
+    rows = []
+    for index in range(len(cotangents)):
+        found = torch.autograd.grad(
+            y[index],
+            [parameters[n] for n in names],
+            retain_graph=index < len(cotangents) - 1,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        rows.append([gradient.flatten() for gradient in found])
+    return [torch.stack([row[i] for row in rows]) for i in range(len(names))]

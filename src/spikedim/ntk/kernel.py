@@ -1,0 +1,448 @@
+"""Computing the kernel: which method, in which pieces, where."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spikedim.dimension.arrays import spans
+from spikedim.dimension.sharded import ENGINES, connected, fetch
+from spikedim.errors import BudgetError, ConfigError, ModelError, StorageError
+from spikedim.models.base import SpikingModel
+from spikedim.neurons import Surrogate, surrogate
+from spikedim.ntk.capture import Readout, check_evaluating, logits, neurons_of
+from spikedim.ntk.gram import METHODS, Blocks, Plan, Setup, block, jacobian_rows, products
+from spikedim.ntk.gram import with_surrogate as replaced
+from spikedim.ntk.plan import budget_of, plans, probe, verify, without_rule
+from spikedim.ntk.result import Float, Kernel
+from spikedim.progress import note, task
+from spikedim.storage import Run, write_bytes
+
+__all__ = ["Kernel", "gram"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of the work: a block of samples, a group of layers, some sums of outputs."""
+
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    plan: Plan
+    cotangents: tuple[int, int]
+
+    @property
+    def key(self) -> str:
+        """Name of its file, whatever the group is called."""
+        group = hashlib.sha256(repr(self.plan).encode()).hexdigest()[:10]
+        places = (*self.rows, *self.columns, *self.cotangents)
+        return "-".join([*map(str, places), group])
+
+
+def gram(
+    model: nn.Module,
+    x: Tensor,
+    x2: Tensor | None = None,
+    *,
+    T: int | None = None,
+    outputs: str | int = "trace",
+    method: str = "auto",
+    surrogate: str | Surrogate | None = None,
+    width: float | None = None,
+    readout: Readout | None = None,
+    fallback: bool = False,
+    memory: float | None = None,
+    directory: str | Path | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    workers: int | None = None,
+) -> Kernel:
+    """The exact empirical neural tangent kernel of a network (claim SNTK).
+
+    ``structured`` reads every sample's gradients off each layer's input and output gradient: one
+    backward pass per output for a whole batch. ``jacobian`` is ``torch.func``'s vmap of jacrev and
+    ``loop`` autograd, one sample and output at a time; both hold the whole Jacobian. They agree to
+    rounding. ``auto`` is ``structured``, which needs the least time and memory of the three
+    wherever it applies.
+
+    Args:
+        model: a network in eval mode; parameters that do not require gradients are left out.
+        x, x2: samples, as the network takes them; with ``x2`` the kernel between the two sets.
+        T: timesteps of a static input.
+        outputs: ``"trace"`` sums the kernels of all outputs, ``"full"`` keeps every pair of them,
+            a whole number takes one output.
+        method: ``"auto"``, ``"structured"``, ``"jacobian"`` or ``"loop"``.
+        surrogate, width: surrogate of every neuron in place of the network's own; a width alone
+            changes their widths.
+        readout: what is differentiated, a function of (model, x, T) that returns [B, outputs]; the
+            network's output by default.
+        fallback: differentiate parameters without a rule by autograd, sample by sample.
+        memory: GiB the computation may take beside network and samples; half of the free memory
+            by default.
+        directory: folder for finished pieces; the same call resumes there, and a kernel whose
+            parts by layer do not fit the memory is kept there.
+        engine: ``"local"`` or ``"ray"``, pieces on a Ray cluster.
+        address: Ray cluster to join; one on this machine by default.
+        workers: pieces worked on at once with Ray; the processors of the cluster by default.
+
+    Raises:
+        ModelError: the network is in training mode, a parameter has no rule, or the readout does
+            not give one row per sample.
+        ConfigError: an unknown option.
+        BudgetError: it does not fit ``memory``.
+
+    Example:
+        >>> import torch
+        >>> from spikedim.models import create_model
+        >>> net = create_model("spikformer_micro", seed=0).eval()
+        >>> kernel = gram(net, torch.randn(8, *net.input_shape))
+        >>> kernel.values.shape
+        (8, 8)
+    """
+    started = time.monotonic()
+    if method not in ("auto", *METHODS):
+        raise ConfigError(f"method={method!r}; expected one of auto, {', '.join(METHODS)}")
+    if engine not in ENGINES:
+        raise ConfigError(f"engine={engine!r}; expected one of {', '.join(ENGINES)}")
+    check_evaluating(model)
+    method = "structured" if method == "auto" else method
+    network = with_named_surrogate(model, surrogate, width)
+    setup = Setup(network, T, readout or logits, has_events(model, x))
+    n, m = setup.count(x), setup.count(x if x2 is None else x2)
+    cotangents = output_sums(setup, x, outputs)
+    full = outputs == "full"
+    budget = budget_of(memory)
+    blocks: dict[str, Any]
+    if method == "structured":
+        without = without_rule(setup, x) if fallback else ()
+        work = _Work(setup, x, x2, cotangents, full, budget, without)
+        blocks, used = work.run(directory, engine, address, workers)
+    else:
+        blocks, used = _by_jacobian(setup, x, x2, cotangents, full, method, budget)
+    values = np.zeros((n * (len(cotangents) if full else 1), m * (len(cotangents) if full else 1)))
+    for name in blocks:
+        values += blocks[name]
+    kinds = {(s.kind, s.width, s.peak) for s in (n.params.surrogate for n in neurons_of(network))}
+    moving = [p for p in model.parameters() if p.requires_grad]
+    return Kernel(
+        values,
+        blocks,
+        outputs,
+        cotangents.shape[1],
+        x2 is None,
+        T,
+        tuple(sorted(kinds)),
+        method,
+        str(cotangents.dtype).removeprefix("torch."),
+        sum(p.numel() for p in moving),
+        time.monotonic() - started,
+        int(used),
+    )
+
+
+def has_events(model: nn.Module, x: Tensor) -> bool:
+    """Whether ``x`` is a recording [T, B, ...] for this network, rather than samples [B, ...]."""
+    if not isinstance(model, SpikingModel):
+        return False
+    return x.is_floating_point() and x.ndim == len(model.input_shape) + 2
+
+
+def with_named_surrogate(
+    model: nn.Module, kind: str | Surrogate | None, width: float | None
+) -> nn.Module:
+    """The network with another surrogate, given by name, by width alone, or as one.
+
+    Raises:
+        ConfigError: an unknown kind, or a width beside a complete surrogate.
+    """
+    if isinstance(kind, Surrogate):
+        if width is not None:
+            raise ConfigError(f"width={width} and a Surrogate, which has a width; give one")
+        return replaced(model, kind)
+    if kind is not None:
+        return replaced(model, surrogate(kind, width))
+    if width is None:
+        return model
+    twin = replaced(model, Surrogate("sigmoid", width))
+    for old, new in zip(neurons_of(model), neurons_of(twin), strict=True):
+        new.params = replace(old.params, surrogate=Surrogate(old.params.surrogate.kind, width))
+    return twin
+
+
+def output_sums(setup: Setup, x: Tensor, outputs: str | int) -> Tensor:
+    """The sums of outputs to differentiate, [F, O]."""
+    with torch.no_grad():
+        out = setup.readout(setup.model, setup.batch(x, 0, 1), setup.T)
+    if out.ndim != 2 or len(out) != 1:
+        raise ModelError(
+            f"the network gives shape {tuple(out.shape)} for one sample, expected [samples, "
+            "outputs]; give a readout, e.g. the last token: "
+            "lambda model, x, T: model(x, T)[:, -1]"
+        )
+    every = torch.eye(out.shape[1], dtype=out.dtype, device=out.device)
+    if outputs in ("trace", "full"):
+        return every
+    if isinstance(outputs, bool) or not isinstance(outputs, int):
+        raise ConfigError(f"outputs={outputs!r}; expected 'trace', 'full' or the index of one")
+    if not 0 <= outputs < len(every):
+        raise ConfigError(f"outputs={outputs}; the network has outputs 0 to {len(every) - 1}")
+    return every[outputs : outputs + 1]
+
+
+def _by_jacobian(
+    setup: Setup,
+    x: Tensor,
+    x2: Tensor | None,
+    cotangents: Tensor,
+    full: bool,
+    method: str,
+    budget: float,
+) -> tuple[dict[str, Float], float]:
+    sides = [s for s in (x, x2) if s is not None]
+    samples = sum(setup.count(s) for s in sides)
+    columns = sum(p.numel() for p in setup.model.parameters() if p.requires_grad)
+    need = 2.0 * samples * len(cotangents) * columns * cotangents.element_size()
+    _announce(method, samples, columns, need, budget)
+    if need > budget:
+        raise BudgetError(
+            f"the Jacobian of method={method!r} takes {need / 2**30:.3g} GiB, over the "
+            f"{budget / 2**30:.3g} GiB allowed; use method='structured' or fewer samples"
+        )
+    rows = [dict(jacobian_rows(setup, side, cotangents, method)) for side in sides]
+    found = {name: products(rows[0][name], rows[-1][name], full) for name in rows[0]}
+    return _arrays(found, x2 is None), need
+
+
+def _announce(method: str, samples: int, columns: int, need: float, budget: float) -> None:
+    note(
+        f"NTK of {samples:,} samples and {columns:,} parameters ({method}): about "
+        f"{need / 2**30:.2g} GiB of {budget / 2**30:.2g} GiB allowed"
+    )
+
+
+def _arrays(blocks: Blocks, symmetric: bool) -> dict[str, Float]:
+    """Blocks as arrays; square ones made symmetric to the last bit."""
+    found = {name: value.cpu().numpy() for name, value in blocks.items()}
+    return {k: (v + v.T) / 2 for k, v in found.items()} if symmetric else found
+
+
+class _Work:
+    """The structured method: units of work, and what they add up to."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        x: Tensor,
+        x2: Tensor | None,
+        cotangents: Tensor,
+        full: bool,
+        budget: float,
+        without: tuple[str, ...],
+    ) -> None:
+        self._setup, self._x, self._x2 = setup, x, x2
+        self._cotangents, self._full, self._budget = cotangents, full, budget
+        self._without = without
+        verify(setup, x, without)
+        self._probe = probe(setup, x, without)
+
+    def run(
+        self,
+        directory: str | Path | None,
+        engine: str,
+        address: str | None,
+        workers: int | None,
+    ) -> tuple[dict[str, Any], float]:
+        """Blocks by parameter, and the bytes the work was planned to take."""
+        setup, functions = self._setup, len(self._cotangents)
+        n = setup.count(self._x)
+        m = n if self._x2 is None else setup.count(self._x2)
+        side = functions if self._full else 1
+        parts = sum(len(layer.sizes) or 1 for layer in self._probe.layers.values()) + 1
+        whole = 8.0 * n * m * side**2 * (parts + len(self._without))
+        stored = whole > self._budget / 2
+        if stored and directory is None:
+            raise BudgetError(
+                f"the kernel and its parts by layer take {whole / 2**30:.3g} GiB, over half of the "
+                f"{self._budget / 2**30:.3g} GiB allowed; give a directory to keep them in"
+            )
+        tile = max(n, m)
+        if stored:
+            tile = max(1, int((self._budget / (4 * 8 * side**2 * parts)) ** 0.5))
+        sides = min(n, tile) + (0 if self._x2 is None and tile >= n else min(m, tile))
+        room = self._budget - (self._budget / 4 if stored else whole)
+        made, need = plans(self._probe, sides, functions, self._full, room, self._without)
+        need += 0 if stored else whole
+        _announce(
+            "structured",
+            n + (0 if self._x2 is None else m),
+            self._probe.columns,
+            need,
+            self._budget,
+        )
+        pieces = 1 if self._full or (directory is None and engine == "local") else min(functions, 8)
+        step = -(-functions // pieces)
+        units = [
+            Unit(a, b, plan, c)
+            for a in spans(n, tile)
+            for b in spans(m, tile)
+            if self._x2 is not None or b >= a
+            for plan in made
+            for c in spans(functions, step)
+        ]
+        kept = Run(directory, self._config(tile)) if directory is not None else nullcontext()
+        with kept as folder:
+            target = _Sum(folder if stored else None, (n * side, m * side), self._x2 is None, side)
+            done = (
+                self._finished(units, folder)
+                if engine == "local"
+                else self._on_ray(units, folder, address, workers)
+            )
+            with task("kernel", len(units)) as bar:
+                for unit, blocks in done:
+                    target.add(unit, blocks)
+                    bar.advance()
+        return target.blocks, need
+
+    def _config(self, tile: int) -> dict[str, Any]:
+        """Everything the finished pieces depend on."""
+        content = hashlib.sha256()
+        for value in (
+            self._x,
+            self._x2,
+            self._cotangents,
+            *self._setup.model.state_dict().values(),
+        ):
+            if value is not None:
+                content.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return {
+            "content": content.hexdigest(),
+            "network": hashlib.sha256(repr(self._setup.model).encode()).hexdigest(),
+            "readout": getattr(self._setup.readout, "__qualname__", ""),
+            "T": self._setup.T,
+            "full": self._full,
+            "samples per tile": tile,
+            "fallback": list(self._without),
+        }
+
+    def _finished(
+        self, units: list[Unit], folder: Run | None
+    ) -> Iterator[tuple[Unit, dict[str, Float]]]:
+        for unit in units:
+            blocks = _stored(folder, unit)
+            if blocks is None:
+                blocks = _compute(
+                    self._setup, *self._samples(unit), self._part(unit), self._full, unit.plan
+                )
+                _store(folder, unit, blocks)
+            yield unit, blocks
+
+    def _samples(self, unit: Unit) -> tuple[Tensor, Tensor | None]:
+        other = self._x if self._x2 is None else self._x2
+        right = self._setup.batch(other, *unit.columns)
+        same = self._x2 is None and unit.rows == unit.columns
+        return self._setup.batch(self._x, *unit.rows), None if same else right
+
+    def _part(self, unit: Unit) -> Tensor:
+        return self._cotangents[slice(*unit.cotangents)]
+
+    def _on_ray(
+        self,
+        units: list[Unit],
+        folder: Run | None,
+        address: str | None,
+        workers: int | None,
+    ) -> Iterator[tuple[Unit, dict[str, Float]]]:
+        with connected(address, workers) as ray:
+            remote = ray.remote(num_cpus=1)(_compute)
+            setup = ray.put(self._setup)
+            width = 2 * (workers or max(1, int(ray.cluster_resources().get("CPU", 1))))
+            waiting: list[tuple[Unit, Any]] = []
+
+            def oldest() -> tuple[Unit, dict[str, Float]]:
+                unit, reference = waiting.pop(0)
+                if isinstance(reference, dict):
+                    return unit, reference
+                blocks: Any = fetch(ray, reference)
+                _store(folder, unit, blocks)
+                return unit, blocks
+
+            for unit in units:
+                blocks = _stored(folder, unit)
+                left, right = self._samples(unit)
+                waiting.append(
+                    (
+                        unit,
+                        remote.remote(setup, left, right, self._part(unit), self._full, unit.plan)
+                        if blocks is None
+                        else blocks,
+                    )
+                )
+                if len(waiting) >= width:
+                    yield oldest()
+            while waiting:
+                yield oldest()
+
+
+def _compute(
+    setup: Setup, left: Tensor, right: Tensor | None, cotangents: Tensor, full: bool, plan: Plan
+) -> dict[str, Float]:
+    """One unit: what a worker does."""
+    return _arrays(block(setup, left, right, cotangents, full, plan), right is None)
+
+
+def _stored(folder: Run | None, unit: Unit) -> dict[str, Float] | None:
+    if folder is None:
+        return None
+    path = folder.file("tiles", f"{unit.key}.npz")
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return dict(data)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot read {path}: {error}; remove it and run again") from error
+
+
+def _store(folder: Run | None, unit: Unit, blocks: dict[str, Float]) -> None:
+    if folder is not None:
+        data = io.BytesIO()
+        np.savez(data, **blocks)  # type: ignore[arg-type]
+        write_bytes(folder.file("tiles", f"{unit.key}.npz"), data.getvalue())
+
+
+class _Sum:
+    """Adds up units, in memory or, with a folder, in files mapped from there."""
+
+    def __init__(
+        self, folder: Run | None, shape: tuple[int, int], symmetric: bool, side: int
+    ) -> None:
+        self.blocks: dict[str, Any] = {}
+        self._folder, self._shape, self._symmetric, self._side = folder, shape, symmetric, side
+
+    def add(self, unit: Unit, blocks: dict[str, Float]) -> None:
+        """Add a unit's blocks to their places."""
+        rows, columns = (
+            slice(start * self._side, stop * self._side)
+            for start, stop in (unit.rows, unit.columns)
+        )
+        for name, value in blocks.items():
+            if name not in self.blocks:
+                self.blocks[name] = self._empty(name)
+            self.blocks[name][rows, columns] += value
+            if self._symmetric and unit.rows != unit.columns:
+                self.blocks[name][columns, rows] += value.T
+
+    def _empty(self, name: str) -> Any:
+        if self._folder is None:
+            return np.zeros(self._shape)
+        path = self._folder.file("layers", f"{name}.npy")
+        return np.lib.format.open_memmap(path, "w+", np.float64, self._shape)

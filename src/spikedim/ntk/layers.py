@@ -1,0 +1,189 @@
+"""Per-sample parameter gradients of single layers, from their input and output gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spikedim.errors import ModelError
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+_COVERED = (nn.Linear, *CONVOLUTIONS, _BatchNorm, nn.LayerNorm, nn.Embedding)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Gradients of F functions with respect to one parameter, for each of B samples.
+
+    Either plain, ``g`` [F, B, P], or factored: the gradient of sample b is the sum over rows r of
+    the outer products ``g[f, b, r, k] ⊗ a[b, r, k]`` for each group k.
+
+    Attributes:
+        g: [F, B, P], or [F, B, R, groups, O].
+        a: [B, R, groups, I]; ``None`` if plain.
+    """
+
+    g: Tensor
+    a: Tensor | None = None
+
+    @classmethod
+    def plain(cls, g: Tensor) -> Features:
+        """Gradients given in full, [F, B, P]."""
+        return cls(g)
+
+    @property
+    def size(self) -> int:
+        """P, the length of one gradient."""
+        if self.a is None:
+            return self.g.shape[-1]
+        return self.g.shape[-2] * self.g.shape[-1] * self.a.shape[-1]
+
+    def joined(self, other: Features) -> Features:
+        """The gradient of a parameter used in two calls: rows side by side, or the sum."""
+        if self.a is None or other.a is None:
+            return Features(self.dense() + other.dense())
+        return Features(torch.cat([self.g, other.g], 2), torch.cat([self.a, other.a], 1))
+
+    def dense(self) -> Tensor:
+        """Gradients in full, [F, B, P]."""
+        if self.a is None:
+            return self.g
+        f, b, r, k, o = self.g.shape
+        # [B, k, F O, R] @ [B, k, R, I]: one product per sample for all F functions
+        left = self.g.permute(1, 3, 0, 4, 2).reshape(b, k, f * o, r)
+        full = left @ self.a.permute(0, 2, 1, 3)
+        return full.view(b, k, f, o, -1).permute(2, 0, 1, 3, 4).reshape(f, b, -1)
+
+
+def covered(module: nn.Module) -> bool:
+    """Whether this layer's parameters have a rule here."""
+    if isinstance(module, CONVOLUTIONS):
+        even = module.padding == "same" and any(k % 2 == 0 for k in module.kernel_size)
+        return module.padding_mode == "zeros" and not even
+    return isinstance(module, _COVERED)
+
+
+def features(
+    module: nn.Module, x: Tensor, g: Tensor, samples: int, steps: int
+) -> Iterator[tuple[str, Features]]:
+    """Per-sample gradients of a layer's parameters.
+
+    Args:
+        module: the layer.
+        x: its input in one call.
+        g: gradients at its output, [F, *output shape].
+        samples, steps: B and T of the run.
+
+    Yields:
+        Parameter name and gradient.
+    """
+    if isinstance(module, nn.Embedding):
+        yield "weight", _embedding(module, x, g, samples, steps)
+        return
+    bias = getattr(module, "bias", None)
+    if isinstance(module, (_BatchNorm, nn.LayerNorm)):
+        if not (isinstance(module.weight, nn.Parameter) and module.weight.requires_grad):
+            return
+        normal, channels_last = _normalised(module, x), isinstance(module, nn.LayerNorm)
+        for name, value in (("weight", g * normal), ("bias", g)):
+            if name == "bias" and bias is None:
+                continue
+            per_sample = by_sample(value, samples, steps, merged=not channels_last)
+            keep = -1 if channels_last else 3
+            yield name, Features(_sum_but(per_sample, keep))
+        return
+    if merged := isinstance(module, CONVOLUTIONS):
+        rows, g = patches(module, x), _grouped_output(module, g)
+    else:
+        rows, g = x[..., None, :], g[..., None, :]
+    a = by_sample(rows[None], samples, steps, merged)[0].flatten(1, -3)  # [B, R, groups, I]
+    g = by_sample(g, samples, steps, merged).flatten(2, -3)  # [F, B, R, groups, O]
+    if module.weight.requires_grad:
+        yield "weight", Features(g, a)
+    if bias is not None and bias.requires_grad:
+        yield "bias", Features(g.sum(2).flatten(2))
+
+
+def by_sample(x: Tensor, samples: int, steps: int, merged: bool = False) -> Tensor:
+    """Bring the sample axis of [F, ...] to the front: [F, B, R, ...].
+
+    The leading axes are read as [T, B, ...] (unless ``merged``), [B, ...], [T·B·N, ...] or
+    [B·N, ...], the first that fits: time (or one step) before samples, samples before tokens.
+
+    Raises:
+        ModelError: none of them fits.
+    """
+    first = x.shape[1]
+    if not merged and x.ndim > 2 and x.shape[2] == samples and first in (steps, 1):
+        return x.transpose(1, 2)
+    if first == samples:
+        return x[:, :, None]
+    if first % (steps * samples) == 0:
+        y = x.unflatten(1, (steps, samples, -1))
+        return y.transpose(1, 2).flatten(2, 3)
+    if first % samples == 0:
+        return x.unflatten(1, (samples, -1))
+    raise ModelError(
+        f"a layer input of shape {tuple(x.shape[1:])} has no axis for {samples} samples and "
+        f"{steps} timesteps; use method='jacobian'"
+    )
+
+
+def _sum_but(x: Tensor, keep: int) -> Tensor:
+    """Sum [F, B, R, ...] over every axis after the second but ``keep``; returns [F, B, C]."""
+    keep %= x.ndim
+    axes = [axis for axis in range(2, x.ndim) if axis != keep]
+    return x.sum(axes) if axes else x
+
+
+def _normalised(module: Any, x: Tensor) -> Tensor:
+    if isinstance(module, nn.LayerNorm):
+        return functional.layer_norm(x, module.normalized_shape, eps=module.eps)
+    return functional.batch_norm(x, module.running_mean, module.running_var, eps=module.eps)
+
+
+def patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """Inputs of every output position: [N, positions, groups, I]."""
+    flat = isinstance(module, nn.Conv1d)
+    image = x[:, :, None] if flat else x
+    pad, size, stride, dilation = (
+        ((0, value[0]) if axis == 0 else (1, value[0])) if flat else value
+        for axis, value in (
+            (0, padding_of(module)),
+            (1, module.kernel_size),
+            (1, module.stride),
+            (1, module.dilation),
+        )
+    )
+    unfolded = functional.unfold(image, size, dilation, pad, stride)  # [N, C k, L]
+    return unfolded.unflatten(1, (module.groups, -1)).permute(0, 3, 1, 2)
+
+
+def padding_of(module: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
+    """Zeros added on each side of each axis."""
+    if isinstance(module.padding, tuple):
+        return module.padding
+    if module.padding == "valid":
+        return (0,) * len(module.kernel_size)
+    return tuple(d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True))
+
+
+def _grouped_output(module: nn.Conv1d | nn.Conv2d, g: Tensor) -> Tensor:
+    """[F, N, C', ...positions] to [F, N, positions, groups, O]."""
+    return g.flatten(3).unflatten(2, (module.groups, -1)).permute(0, 1, 4, 2, 3)
+
+
+def _embedding(module: nn.Embedding, ids: Tensor, g: Tensor, samples: int, steps: int) -> Features:
+    """Gradient rows of the tokens that occur; a one-hot input makes it a linear layer."""
+    tokens = by_sample(ids[None], samples, steps)[0].flatten(1)  # [B, R]
+    rows = by_sample(g, samples, steps).flatten(2, -2)  # [F, B, R, E]
+    full = g.new_zeros(len(g), samples, module.num_embeddings, module.embedding_dim)
+    index = tokens[None, :, :, None].expand_as(rows)
+    full.scatter_add_(2, index, rows)
+    return Features(full.flatten(2))

@@ -1,0 +1,194 @@
+"""Layers whose backward pass is made to be run many times over one forward.
+
+A network in eval mode is run once and differentiated once per output. Its linear layers, batch
+norms and neurons are replaced for the length of the forward by the functions below, which compute
+the same output by the layer itself and then keep only what their backward needs: a neuron its
+surrogate slope and spikes, a batch norm nothing. No parameter gradient is formed here: each layer
+hands the gradient at its output to a :class:`Sink`. The scale of a batch norm that alone reads a
+linear layer is folded into that layer's weights, and the sink then gets the gradient behind the
+norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spikedim.neurons import scan
+from spikedim.neurons.lif import prepare
+from spikedim.neurons.params import LIFParams
+from spikedim.ntk.layers import CONVOLUTIONS, padding_of
+
+Forward = Callable[..., Any]
+
+
+@dataclass(eq=False)
+class Call:
+    """One application of a parameterised layer.
+
+    Attributes:
+        layer: path of the module in the network.
+        module: the layer.
+        forward: what computes its output.
+        input: its input.
+        anchor: a number that every gradient at the output of this call passes by.
+        before: of a batch norm, the linear call whose output it reads, until that is decided:
+        folded: the scale of this batch norm is in the weights of the layer before.
+        scale: of a linear call, the scale of the batch norm folded into it, [C].
+        norm: that batch norm.
+        columns: unfolded input of a convolution, once it was needed, [N, positions, I].
+    """
+
+    layer: str
+    module: Any
+    forward: Forward
+    input: Any
+    anchor: Tensor
+    before: Call | None = None
+    folded: bool = False
+    scale: Tensor | None = None
+    norm: Call | None = None
+    columns: Tensor | None = None
+    _weight: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """Weights of a linear call with the folded scale."""
+        if self._weight is None:
+            weight: Tensor = self.module.weight.detach()
+            if not isinstance(self.module, CONVOLUTIONS):
+                weight = weight.flatten(1)
+            if self.scale is not None:
+                weight = weight * self.scale.view(-1, *[1] * (weight.ndim - 1))
+            self._weight = weight
+        return self._weight
+
+
+class Sink:
+    """Where layers hand over the gradients at their outputs while a backward pass runs."""
+
+    def __init__(self) -> None:
+        self.receive: Callable[[Call, Tensor], None] | None = None
+
+    def take(self, call: Call, gradient: Tensor) -> None:
+        """Pass a gradient on, if anybody listens."""
+        if self.receive is not None:
+            self.receive(call, gradient)
+
+
+class _Linear(torch.autograd.Function):
+    """A linear layer or convolution."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, call: Call, sink: Sink) -> Tensor:
+        ctx.call, ctx.sink = call, sink
+        out: Tensor = call.forward(x)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        call: Call = ctx.call
+        ctx.sink.take(call, gradient)
+        inner = _through(call, gradient) if ctx.needs_input_grad[0] else None
+        return inner, None, None, None
+
+
+def _through(call: Call, gradient: Tensor) -> Tensor:
+    module = call.module
+    if not isinstance(module, CONVOLUTIONS):
+        return gradient @ call.weight
+    return torch.ops.aten.convolution_backward(
+        gradient,
+        call.input,
+        call.weight,
+        None,
+        module.stride,
+        padding_of(module),
+        module.dilation,
+        False,
+        [0] * len(module.stride),
+        module.groups,
+        (True, False, False),
+    )[0]
+
+
+class _Norm(torch.autograd.Function):
+    """Batch norm in eval mode: a scale and a shift."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, call: Call, sink: Sink) -> Tensor:
+        ctx.call, ctx.sink = call, sink
+        out: Tensor = call.forward(x)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        call: Call = ctx.call
+        if call.folded:
+            return gradient, None, None, None
+        ctx.sink.take(call, gradient)
+        scale = scale_of(call.module).view(-1, *[1] * (gradient.ndim - 2))
+        return gradient * scale, None, None, None
+
+
+def scale_of(norm: Any) -> Tensor:
+    """γ/σ of a batch norm in eval mode, [C]."""
+    scale: Tensor = (norm.running_var + norm.eps).rsqrt()
+    return scale if norm.weight is None else scale * norm.weight.detach()
+
+
+class _Tap(torch.autograd.Function):
+    """The identity at the output of any other layer."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, call: Call, sink: Sink) -> Tensor:
+        ctx.call, ctx.sink = call, sink
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.sink.take(ctx.call, gradient)
+        return gradient, None, None, None
+
+
+class _Neurons(torch.autograd.Function):
+    """LIF neurons with fixed parameters, no refractory period and no gradient by the reset."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, params: LIFParams) -> Tensor:
+        beta, threshold = prepare(x, params, None)
+        inputs = scan.Inputs(x.reshape(len(x), -1), beta, threshold, None, None, None)
+        spikes, slope = scan.slopes(inputs, params)
+        spikes = spikes.view(x.shape)
+        ctx.params = params
+        ctx.save_for_backward(spikes, slope.view(x.shape))
+        return spikes
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        spikes, slope = ctx.saved_tensors
+        params: LIFParams = ctx.params
+        hard = params.reset == "hard"
+        assert not isinstance(params.beta, Tensor)
+        return scan.pull_back(slope, spikes, params.beta, hard, gradient), None
+
+
+def fused(params: LIFParams) -> bool:
+    """Whether :func:`neurons` covers these neurons."""
+    return (
+        not isinstance(params.beta, Tensor)
+        and not isinstance(params.threshold, Tensor)
+        and not params.refractory
+        and not params.smooth
+        and (params.detach_reset or params.reset == "none")
+    )
+
+
+linear = _Linear.apply
+norm = _Norm.apply
+tap = _Tap.apply
+neurons = _Neurons.apply

@@ -1,0 +1,319 @@
+"""The trace kernel from a few random sums of outputs and short sketches of the gradients.
+
+Two random projections replace the exact kernel Σ_o J_o J_oᵀ. A sum of outputs with random signs z
+has the kernel (zᵀJ)(zᵀJ)ᵀ, whose mean over z is the trace kernel: m backward passes instead of one
+per output. And a gradient of P numbers is folded, with random signs, to k: inner products keep
+their mean, memory is n·m·k instead of n·P. Each sum has signs of its own, so that the m kernels
+are independent, ⟨K_i, K_j⟩ for i ≠ j is an unbiased ‖K‖²_F, and their scatter gives the error.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor, nn
+
+from spikedim.dimension.arrays import spans
+from spikedim.errors import BudgetError, ConfigError
+from spikedim.neurons import Surrogate
+from spikedim.ntk.capture import Capture, Readout, check_evaluating, logits, neurons_of
+from spikedim.ntk.deposit import deposit
+from spikedim.ntk.gram import Setup
+from spikedim.ntk.kernel import has_events, output_sums, with_named_surrogate
+from spikedim.ntk.passes import Call
+from spikedim.ntk.plan import Probe, budget_of, probe
+from spikedim.progress import note, track
+from spikedim.results import Estimate, Result, Table, plain
+from spikedim.theory.statistics import normal_quantile
+
+Float = NDArray[np.float64]
+_CACHE = 1 << 24  # bytes of the largest tensor of one batch, so that most stay in cache
+_LIVE = 6  # tensors of the largest size alive at once in a backward pass
+_TILE = 1024  # samples on the side of a block of the kernel
+
+
+@dataclass(frozen=True)
+class SketchedKernel(Result):
+    """Estimate of a kernel K: the mean of m independent, unbiased kernels Y_i Y_iᵀ.
+
+    Args:
+        sketches: Y, [m, n, k].
+        outputs: ``"trace"``, ``"sum"`` or the index of one output.
+        classes: number of outputs O.
+        random_sums: the m kernels are of random sums of outputs; else of all of them.
+        centered: participation ratio (tr K)²/‖K‖²_F of HKH, H = 1 − 11ᵀ/n, with its interval.
+        uncentered: of K itself.
+        T: timesteps of a static input, ``None`` for the network's own.
+        surrogate: distinct (kind, width, peak) of the neurons.
+        parameters: number of parameters differentiated.
+        seed: of all signs.
+        seconds: wall time.
+        bytes: working memory that was predicted.
+    """
+
+    sketches: NDArray[Any]
+    outputs: str | int
+    classes: int
+    random_sums: bool
+    centered: Estimate
+    uncentered: Estimate
+    T: int | None
+    surrogate: tuple[tuple[str, float, float], ...]
+    parameters: int
+    seed: int
+    seconds: float
+    bytes: int
+
+    @property
+    def samples(self) -> int:
+        """N."""
+        return self.sketches.shape[1]
+
+    @property
+    def values(self) -> Float:
+        """Unbiased estimate of the kernel, float64 [n, n]."""
+        rows = self.sketches.transpose(1, 0, 2).reshape(self.samples, -1).astype(np.float64)
+        return np.asarray(rows @ rows.T / len(self.sketches))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the sketches."""
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name != "sketches"}
+
+    def tables(self) -> list[Table]:
+        """What was sketched, and the participation ratios."""
+        m, n, k = self.sketches.shape
+        kinds = ", ".join(f"{kind} (width {w:g}, peak {p:g})" for kind, w, p in self.surrogate)
+        rows: list[tuple[str, Any]] = [
+            ("samples", n),
+            ("participation ratio, centred", self.centered),
+            ("participation ratio, uncentred", self.uncentered),
+            ("confidence", f"{100 * self.centered.confidence:g} %"),
+            ("outputs", f"{self.outputs} of {self.classes}"),
+            ("sums of outputs", f"{m} random" if self.random_sums else "all"),
+            ("sketches of each gradient", f"{1 if self.random_sums else m} of {k} numbers"),
+            ("parameters", self.parameters),
+            ("surrogate", kinds or "none"),
+            ("seconds", self.seconds),
+            ("memory predicted", f"{self.bytes / 2**30:.3g} GiB"),
+        ]
+        return [Table("Sketched neural tangent kernel", ("quantity", "value"), rows)]
+
+
+def sketched_gram(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    T: int | None = None,
+    outputs: str | int = "trace",
+    probes: int = 8,
+    size: int = 1021,
+    surrogate: str | Surrogate | None = None,
+    width: float | None = None,
+    readout: Readout | None = None,
+    memory: float | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> SketchedKernel:
+    """Estimate a kernel and its participation ratios with intervals (claim SNTK).
+
+    With as many outputs as probes or fewer, all outputs are differentiated and only the gradients
+    are sketched, ``probes`` times. Otherwise the error comes from the probes and falls as
+    1/√probes, whatever the number of outputs. The intervals are Student's, from a jackknife of
+    the logarithm over the probes.
+
+    Args:
+        model: a network in eval mode; parameters that do not require gradients are left out.
+        x: samples, as the network takes them.
+        T: timesteps of a static input.
+        outputs: ``"trace"`` sums the kernels of all outputs; ``"sum"`` is the kernel of the sum of
+            all outputs (the pseudo-NTK), one pass but another kernel: its interval is about its
+            own value; a whole number takes one output.
+        probes: independent estimates m, at least 3.
+        size: numbers kept of each gradient, k. A prime spreads the inputs of a layer best.
+        surrogate, width: surrogate of every neuron in place of the network's own; a width alone
+            changes their widths.
+        readout: what is differentiated, a function of (model, x, T) that returns [B, outputs].
+        memory: GiB the computation may take beside network and samples; half of the free memory
+            by default.
+        confidence: coverage of the intervals.
+        seed: of all signs.
+
+    Raises:
+        ModelError: the network is in training mode or a parameter has no rule.
+        ConfigError: an unknown or unusable option.
+        BudgetError: it does not fit ``memory``.
+
+    Example:
+        >>> import torch
+        >>> from spikedim.models import create_model
+        >>> net = create_model("spikformer_micro", seed=0).eval()
+        >>> found = sketched_gram(net, torch.randn(8, *net.input_shape))
+        >>> found.sketches.shape
+        (8, 8, 1021)
+    """
+    started = time.monotonic()
+    if probes < 3 or size < 1:
+        raise ConfigError(f"probes={probes}, size={size}; expected 3 or more and 1 or more")
+    normal_quantile(confidence)
+    check_evaluating(model)
+    network = with_named_surrogate(model, surrogate, width)
+    setup = Setup(network, T, readout or logits, has_events(model, x))
+    every = output_sums(setup, x, "trace" if outputs == "sum" else outputs)
+    random_sums = outputs == "trace" and len(every) > probes
+    if random_sums:
+        draws = np.random.default_rng((seed, 0)).choice((-1.0, 1.0), (probes, len(every)))
+        cotangents = torch.as_tensor(draws).to(every)
+    else:
+        cotangents = every.sum(0, keepdim=True) if outputs == "sum" else every
+    found = probe(setup, x)
+    n = setup.count(x)
+    batch, need = _batch(found, n, probes * size, budget_of(memory))
+    note(
+        f"sketched NTK of {n:,} samples and {found.columns:,} parameters: {len(cotangents)} passes "
+        f"in batches of {batch}, about {need / 2**30:.2g} GiB"
+    )
+    sketches = every.new_zeros(probes, n, size)
+    sketch = _Sketch(setup, seed)
+    for start, stop in track(spans(n, batch), "sketched kernel"):
+        capture = setup.capture(setup.batch(x, start, stop))
+        for index, weights in enumerate(cotangents):
+            rows = sketches[index : index + 1] if random_sums else sketches
+            last = index == len(cotangents) - 1
+            sketch.add(capture, weights, index, rows[:, start:stop], last)
+    about = "random sums of outputs" if random_sums else "sketches"
+    method = f"jackknife over {probes} {about}, Student"
+    centered, uncentered = (
+        Estimate(*_ratio(*_moments(y), confidence), n, "", confidence, method)
+        for y in (sketches - sketches.mean(1, keepdim=True), sketches)
+    )
+    kinds = {(s.kind, s.width, s.peak) for s in (n.params.surrogate for n in neurons_of(network))}
+    return SketchedKernel(
+        sketches.cpu().numpy(),
+        outputs,
+        every.shape[1],
+        random_sums,
+        centered,
+        uncentered,
+        T,
+        tuple(sorted(kinds)),
+        sum(p.numel() for p in model.parameters() if p.requires_grad),
+        seed,
+        time.monotonic() - started,
+        int(need),
+    )
+
+
+class _Sketch:
+    """Folds per-sample gradients, as they come, to rows of k numbers."""
+
+    def __init__(self, setup: Setup, seed: int) -> None:
+        self._seed = seed
+        names = [(id(p), p.numel()) for p in setup.model.parameters() if p.requires_grad]
+        ends = np.cumsum([0, *(size for _, size in names)])
+        self._place = {key: (i, int(ends[i])) for i, (key, _) in enumerate(names)}
+        self._length = int(ends[-1])
+        self._leaks = {name: id(p) for name, p in setup.model.named_parameters()}
+
+    def add(
+        self, capture: Capture, weights: Tensor, function: int, rows: Tensor, last: bool
+    ) -> None:
+        """Add the gradients of one sum of outputs to ``rows`` [independent sketches, B, k]."""
+
+        def receive(call: Call, gradient: Tensor) -> None:
+            made: list[tuple[int, Tensor]] = []
+
+            def room(
+                module: nn.Module, layer: str, name: str, shape: tuple[int, ...]
+            ) -> tuple[Tensor, bool]:
+                made.append((id(getattr(module, name)), gradient.new_empty(shape).flatten(1)))
+                return made[-1][1], True
+
+            deposit(call, gradient, capture.samples, capture.steps, slice(None), room)
+            for key, full in made:
+                self._fold(full, key, function, rows)
+
+        with torch.no_grad():
+            leaks = capture.run(weights, receive, leaks=list(capture.leaks), keep=not last)
+            for name, gradient in leaks.items():
+                self._fold(gradient[:, None].clone(), self._leaks[name], function, rows)
+
+    def _fold(self, full: Tensor, key: int, function: int, rows: Tensor) -> None:
+        """Fold gradients [B, P] of a parameter, which are overwritten.
+
+        All parameters of all sums lie side by side and are folded as one vector. The signs of the
+        second sketch are those of the first times new ones, which makes them as independent.
+        """
+        index, start = self._place[key]
+        start += function * self._length
+        draw = np.random.default_rng((self._seed, 1, function, index))
+        count, k = full.shape[1], rows.shape[-1]
+        lead = min(-start % k, count)
+        whole = lead + (count - lead) // k * k
+        for row in rows:
+            bits = np.frombuffer(draw.bytes(-(-count // 8)), np.uint8)
+            signs = torch.from_numpy(np.unpackbits(bits, count=count)).to(full)
+            full.mul_(signs.mul_(2).sub_(1))
+            if lead:
+                row[:, start % k : start % k + lead] += full[:, :lead]
+            if whole > lead:
+                row += full[:, lead:whole].unflatten(1, (-1, k)).sum(1)
+            if count > whole:
+                row[:, : count - whole] += full[:, whole:]
+
+
+def _batch(found: Probe, n: int, kept: int, budget: float) -> tuple[int, float]:
+    """Samples per batch, and bytes in all."""
+    widest = max((layer.columns for layer in found.layers.values()), default=0)
+
+    def need(batch: int) -> float:
+        once = found.saved + _LIVE * found.largest + 2 * widest * found.itemsize
+        return float(batch * once + 2 * n * kept * found.itemsize + found.columns)
+
+    batch = max(1, min(n, _CACHE // max(found.largest, widest * found.itemsize, 1)))
+    while batch > 1 and need(batch) > budget:
+        batch //= 2
+    if need(batch) > budget:
+        raise BudgetError(
+            f"sketches of {n:,} samples take {need(batch) / 2**30:.3g} GiB, over the "
+            f"{budget / 2**30:.3g} GiB allowed; use a smaller size or fewer probes"
+        )
+    return batch, need(batch)
+
+
+def _moments(y: Tensor) -> tuple[Float, Float]:
+    """Traces [m] of the kernels Y_i Y_iᵀ and their inner products [m, m]."""
+    m, n, _ = y.shape
+    traces = y.double().square().sum((1, 2)).cpu().numpy()
+    products = np.zeros((m, m))
+    for a, b in spans(n, _TILE):
+        for c, d in spans(n, _TILE):
+            if c < a:
+                continue
+            block = (y[:, a:b] @ y[:, c:d].mT).flatten(1).double()
+            products += (1 if c == a else 2) * (block @ block.T).cpu().numpy()
+    return traces, products
+
+
+def _ratio(traces: Float, products: Float, confidence: float) -> tuple[float, float, float]:
+    """(tr K)²/‖K‖²_F from pairs of independent kernels, with its interval."""
+
+    def pairs(left_out: int | None) -> float:
+        kept = np.delete(np.arange(m), left_out) if left_out is not None else np.arange(m)
+        t, p = traces[kept], products[np.ix_(kept, kept)]
+        above, below = t.sum() ** 2 - (t @ t), p.sum() - np.trace(p)
+        return float(above / below) if above > 0 and below > 0 else 0.0
+
+    m = len(traces)
+    value, others = pairs(None), np.array([pairs(i) for i in range(m)])
+    if value == 0 or (others == 0).any():
+        return value, 0.0, float("inf")
+    logs = np.log(others)
+    error = np.sqrt((m - 1) / m * ((logs - logs.mean()) ** 2).sum())
+    reach = float(np.exp(stats.t.ppf(0.5 + confidence / 2, m - 1) * error))
+    return max(value, 1.0), max(value / reach, 1.0), max(value * reach, 1.0)

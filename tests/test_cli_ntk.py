@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from spikedim.cli import main
+from spikedim.models import create_model, save_checkpoint
+
+NANO = ("--model", "spikformer_nano", "--samples", "10", "-T", "2", "--quiet")
+
+
+def run(*words):
+    """Run ``spikedim ntk`` in this process and return its exit code."""
+    with pytest.raises(SystemExit) as caught:
+        main(["ntk", *NANO, *map(str, words)])
+    return caught.value.code or 0
+
+
+def fails(capsys, *words):
+    """Run a command that must fail as a user's mistake; return its one line."""
+    assert run(*words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.strip().splitlines()
+    return line
+
+
+def test_the_kernel_with_its_dimensions_and_labels(capsys, tmp_path):
+    assert run("--out", tmp_path / "a", "--json", "--surrogate", "atan", "--width", 3) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["samples"] == 10
+    assert found["surrogate"][0][:2] == ["atan", 3.0]
+    assert 1 <= found["uncentred"]["estimates"]["pr"]["value"] <= 10
+    assert found["centred"]["centered"] is True
+    assert sum(found["layers"].values()) == pytest.approx(1)
+    assert -1 <= found["alignment"] <= 1
+    values = np.load(tmp_path / "a" / "kernel.npy")
+    assert values.shape == (10, 10)
+    square = values - values.mean(0)
+    square -= square.mean(1, keepdims=True)
+    ratio = np.trace(square) ** 2 / (square**2).sum()
+    assert found["centred"]["estimates"]["pr"]["value"] == pytest.approx(ratio)
+    assert json.loads((tmp_path / "a" / "ntk.json").read_text()) == found
+    assert (tmp_path / "a" / "ntk.png").stat().st_size > 0
+
+
+def test_one_output_is_shown_as_tables(capsys):
+    assert run("--outputs", "3") == 0
+    shown = capsys.readouterr().out
+    assert "centred" in shown
+    assert "Share of each layer" in shown
+    assert "alignment with labels" in shown
+
+
+def test_the_reduction_of_a_trained_network(capsys, tmp_path):
+    network = create_model("spikformer_nano", num_classes=10, input_shape=(1, 8, 8), seed=1)
+    path = tmp_path / "trained.safetensors"
+    save_checkpoint(network, path)
+    assert run("--checkpoint", path, "--reduction", "--json", "--neuron", "threshold=0.5") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["neuron"]["threshold"] == 0.5
+    assert [f["mechanism"] for f in found["factors"]] == [
+        "threshold",
+        "leak",
+        "reset",
+        "threshold",
+        "joint",
+    ]
+
+
+def test_a_sweep_over_two_initialisations(capsys, tmp_path):
+    words = ("--sweep", "v_reset", "--values=-0.5,0", "--initialisations", 2)
+    assert run(*words, "--out", tmp_path) == 0
+    assert "2 networks" in capsys.readouterr().out
+    assert (tmp_path / "ntk.png").exists()
+
+
+def test_an_inversion(capsys):
+    words = ("--invert", "--target-d-eff", 2, "--rate", 0.02, 0.3, "--json")
+    assert run(*words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["window"] == [0.02, 0.3]
+    assert found["quantity"] == "d_eff"
+    assert found["feasible"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--outputs", "half"), "--outputs 'half'"),
+        (("--reduction", "--invert"), "--reduction and --invert"),
+        (("--reduction", "--outputs", "full"), "leave --outputs full out"),
+        (("--values", "1,2"), "--values are those of --sweep"),
+        (("--sweep", "v_th", "--values", "1,x"), "--values '1,x'"),
+        (("--target-d-eff", "3"), "needs --invert"),
+        (("--invert",), "give one target"),
+        (("--initialisations", "2"), "--initialisations 2"),
+        (("--neuron", "beta"), "expected NAME=VALUE"),
+        (("--neuron", "betta=1"), "did you mean beta"),
+        (("--sweep", "beta"), "beta"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, words, message):
+    assert message in fails(capsys, *words)

@@ -1,0 +1,376 @@
+"""Sketched and implicit kernels against the exact ones."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from spikedim.errors import BudgetError, ConfigError, ModelError
+from spikedim.models import calibrate_batchnorm, create_model
+from spikedim.ntk import Setup
+from spikedim.ntk.capture import logits
+from spikedim.ntk.gram import jacobian_rows
+from spikedim.ntk.matrix_free import (
+    TRACE_METHODS,
+    KernelOperator,
+    kernel_spectrum,
+    kernel_traces,
+)
+from spikedim.ntk.sketch import _Sketch, sketched_gram
+
+N, T = 12, 2
+
+
+def network(outputs, samples=N):
+    net = create_model(
+        "spikformer_nano", seed=0, num_classes=outputs, input_shape=(3, 16, 16)
+    ).double()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(samples, 3, 16, 16, generator=generator, dtype=torch.float64)
+    calibrate_batchnorm(net, [x], T)
+    return net, x
+
+
+def jacobian(net, x):
+    """[O, n, P]"""
+    setup = Setup(net, T, logits, False)
+    eye = torch.eye(net.num_classes, dtype=torch.float64)
+    rows = [row.detach() for _, row in jacobian_rows(setup, x, eye, "loop")]
+    return torch.cat(rows, 2).numpy()
+
+
+@pytest.fixture(scope="module")
+def many():
+    """A network with more outputs than probes, samples, and the exact Jacobian."""
+    net, x = network(16)
+    return net, x, jacobian(net, x)
+
+
+@pytest.fixture(scope="module")
+def few():
+    net, x = network(3)
+    return net, x, jacobian(net, x)
+
+
+def trace_kernel(jac):
+    return np.einsum("oap,obp->ab", jac, jac)
+
+
+def full_kernel(jac):
+    rows = jac.transpose(1, 0, 2).reshape(-1, jac.shape[-1])
+    return rows @ rows.T
+
+
+def centred(k):
+    k = k - k.mean(0)
+    return k - k.mean(1, keepdims=True)
+
+
+def ratio(k):
+    return float(np.trace(k) ** 2 / (k**2).sum())
+
+
+def covers(estimate, exact):
+    return estimate.low * (1 - 1e-9) <= exact <= estimate.high * (1 + 1e-9)
+
+
+class Dense:
+    """An explicit matrix in the place of a network's kernel."""
+
+    def __init__(self, matrix):
+        self.matrix, self.size, self.products = matrix, len(matrix), 0
+
+    def apply(self, vectors):
+        self.products += vectors.shape[1]
+        return self.matrix @ vectors
+
+
+def with_spectrum(values, seed=0):
+    q = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(values),) * 2))[0]
+    return (q * values) @ q.T
+
+
+def test_signed_folding_is_a_linear_map_with_orthonormal_mean(few):
+    net, _, jac = few
+    setup = Setup(net, T, logits, False)
+    total = np.zeros((N, N))
+    draws, size = 300, 211
+    flat = torch.from_numpy(jac[0])
+    sizes = [p.numel() for p in net.parameters()]
+    places = [id(p) for p in net.parameters()]
+    for seed in range(draws):
+        sketch = _Sketch(setup, seed)
+        row = torch.zeros(1, N, size, dtype=torch.float64)
+        for key, part in zip(places, flat.split(sizes, 1), strict=True):
+            sketch._fold(part.clone(), key, 0, row)
+        total += (row[0] @ row[0].T).numpy()
+    exact = jac[0] @ jac[0].T
+    assert np.linalg.norm(total / draws - exact) < 0.03 * np.linalg.norm(exact)
+
+
+def test_a_sketch_as_long_as_the_gradient_is_exact(few):
+    net, x, jac = few
+    found = sketched_gram(net, x, T=T, outputs=1, probes=3, size=jac.shape[-1])
+    exact = jac[1] @ jac[1].T
+    np.testing.assert_allclose(found.values, exact, rtol=1e-9, atol=1e-9 * exact.max())
+    assert found.centered.value == pytest.approx(ratio(centred(exact)), rel=1e-9)
+    assert found.uncentered.high == pytest.approx(ratio(exact), rel=1e-6)
+    assert not found.random_sums
+    assert found.sketches.shape == (3, N, jac.shape[-1])
+
+
+def test_a_random_sum_of_outputs_has_the_mean_of_the_trace_kernel(many):
+    net, x, jac = many
+    exact = trace_kernel(jac)
+    values = [
+        sketched_gram(net, x, T=T, probes=12, size=1021, seed=seed).values for seed in range(4)
+    ]
+    error = np.linalg.norm(np.mean(values, 0) - exact) / np.linalg.norm(exact)
+    assert error < 0.1
+    assert np.abs(np.mean(values, 0) - np.mean(values, 0).T).max() < 1e-9
+
+
+def test_few_outputs_are_all_differentiated(few):
+    net, x, jac = few
+    found = sketched_gram(net, x, T=T, probes=8, size=509)
+    exact = trace_kernel(jac)
+    assert not found.random_sums
+    assert np.linalg.norm(found.values - exact) < 0.05 * np.linalg.norm(exact)
+    assert found.centered.value == pytest.approx(ratio(centred(exact)), rel=0.1)
+
+
+def test_the_sum_of_outputs_is_another_kernel(few):
+    net, x, jac = few
+    found = sketched_gram(net, x, T=T, outputs="sum", probes=4, size=jac.shape[-1])
+    rows = jac.sum(0)
+    np.testing.assert_allclose(found.values, rows @ rows.T, rtol=1e-8, atol=1e-8)
+
+
+def test_batches_and_calls_leave_the_numbers_alone(many):
+    net, x, _ = many
+    whole = sketched_gram(net, x, T=T, probes=4, size=61)
+    again = sketched_gram(net, x, T=T, probes=4, size=61)
+    np.testing.assert_array_equal(whole.sketches, again.sketches)
+    part = sketched_gram(net, x[:5], T=T, probes=4, size=61)
+    np.testing.assert_allclose(part.sketches, whole.sketches[:, :5], rtol=1e-9, atol=1e-12)
+    other = sketched_gram(net, x, T=T, probes=4, size=61, seed=1)
+    assert not np.allclose(other.sketches, whole.sketches)
+
+
+def test_a_small_budget_makes_small_batches_or_is_refused(few):
+    net, x, _ = few
+    free = sketched_gram(net, x, T=T, probes=3, size=61)
+    tight = sketched_gram(net, x, T=T, probes=3, size=61, memory=0.6 * free.bytes / 2**30)
+    assert tight.bytes < 0.6 * free.bytes
+    np.testing.assert_allclose(tight.sketches, free.sketches, rtol=1e-9, atol=1e-12)
+    with pytest.raises(BudgetError, match="smaller size"):
+        sketched_gram(net, x, T=T, memory=1e-5)
+
+
+def test_sketch_intervals_cover_the_exact_ratio(many):
+    net, x, jac = many
+    exact = trace_kernel(jac)
+    hits = [0, 0]
+    for seed in range(8):
+        found = sketched_gram(net, x, T=T, probes=8, size=251, seed=seed)
+        hits[0] += covers(found.centered, ratio(centred(exact)))
+        hits[1] += covers(found.uncentered, ratio(exact))
+    assert min(hits) >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("outputs", [3, 16])
+def test_sketch_coverage_of_a_hundred_seeds(outputs, many, few):
+    net, x, jac = few if outputs == 3 else many
+    exact = trace_kernel(jac)
+    hits = np.zeros(2)
+    for seed in range(100):
+        found = sketched_gram(net, x, T=T, probes=8, size=251, seed=seed)
+        hits[0] += covers(found.centered, ratio(centred(exact)))
+        hits[1] += covers(found.uncentered, ratio(exact))
+    print("covered", hits)
+    assert (hits >= 90).all()
+
+
+def test_the_result_exports_and_prints_without_its_sketches(few):
+    net, x, _ = few
+    found = sketched_gram(net, x, T=T, probes=3, size=61)
+    assert "sketches" not in found.to_dict()
+    assert found.to_dict()["classes"] == 3
+    assert "95 %" in str(found)
+    assert "sigmoid" in str(found)
+
+
+@pytest.mark.parametrize("outputs", ["full", "trace", 2])
+@pytest.mark.parametrize("center", [True, False])
+def test_products_with_the_kernel(few, outputs, center):
+    net, x, jac = few
+    exact = {"full": full_kernel, "trace": trace_kernel}.get(
+        outputs, lambda j: full_kernel(j[2:3])
+    )(jac)
+    exact = centred(exact) if center else exact
+    operator = KernelOperator(net, x, T=T, outputs=outputs, center=center, batch=5)
+    vectors = np.random.default_rng(0).standard_normal((operator.size, 3))
+    found = operator.apply(vectors)
+    assert np.linalg.norm(found - exact @ vectors) < 1e-11 * np.linalg.norm(exact @ vectors)
+
+
+def test_products_of_networks_with_learned_leaks_and_frozen_parts(few):
+    net, x, jac = few
+    net = create_model("spikformer_nano", seed=0, num_classes=3, input_shape=(3, 16, 16)).double()
+    net.load_state_dict(few[0].state_dict())
+    net.eval()
+    net.head.weight.requires_grad_(False)
+    sizes = {name: p.numel() for name, p in net.named_parameters()}
+    start = sum(list(sizes.values())[: list(sizes).index("head.weight")])
+    kept = np.delete(jac, np.arange(start, start + sizes["head.weight"]), 2)
+    operator = KernelOperator(net, x, T=T, center=False)
+    vector = np.ones((operator.size, 1))
+    np.testing.assert_allclose(operator.apply(vector), full_kernel(kept) @ vector, rtol=1e-10)
+
+
+@pytest.mark.parametrize("method", TRACE_METHODS)
+def test_traces_are_unbiased(method):
+    values = 1 / np.arange(1, 31.0)
+    operator = Dense(with_spectrum(values))
+    found = [kernel_traces(operator, method=method, products=9, seed=s) for s in range(400)]
+    for name, exact in (("trace", values.sum()), ("square", (values**2).sum())):
+        numbers = np.array([getattr(f, name).value for f in found])
+        error = numbers.std() / len(numbers) ** 0.5
+        assert abs(numbers.mean() - exact) < 4 * error + 1e-12
+    assert operator.products <= 400 * 9
+
+
+@pytest.mark.parametrize("method", TRACE_METHODS)
+def test_matrix_free_intervals_cover_in_ninety_of_a_hundred_seeds(method, few):
+    """The network's own kernel, its products computed from the exact Jacobian."""
+    jac = few[2]
+    for center in (True, False):
+        exact = full_kernel(jac)
+        exact = centred(exact) if center else exact
+        operator = Dense(exact)
+        found = [kernel_traces(operator, method=method, products=18, seed=s) for s in range(100)]
+        hits = sum(covers(f.ratio, ratio(exact)) for f in found)
+        assert hits >= 90, (method, center, hits)
+
+
+@pytest.mark.slow
+def test_matrix_free_coverage_of_a_hundred_seeds_from_products_alone(few):
+    net, x, jac = few
+    exact = centred(full_kernel(jac))
+    operator = KernelOperator(net, x, T=T)
+    hits = sum(
+        covers(kernel_traces(operator, products=12, seed=s).ratio, ratio(exact)) for s in range(100)
+    )
+    print("covered", hits)
+    assert hits >= 90
+
+
+def test_deflation_beats_plain_probes_where_the_spectrum_decays():
+    values = 1 / np.arange(1, 121.0) ** 2
+    operator = Dense(with_spectrum(values))
+    exact = values.sum() ** 2 / (values**2).sum()
+    errors = {
+        method: np.sqrt(
+            np.mean(
+                [
+                    (
+                        kernel_traces(operator, method=method, products=30, seed=s).ratio.value
+                        / exact
+                        - 1
+                    )
+                    ** 2
+                    for s in range(40)
+                ]
+            )
+        )
+        for method in TRACE_METHODS
+    }
+    assert errors["xtrace"] < errors["hutch++"] < 0.3 * errors["hutchinson"]
+
+
+def test_enough_products_leave_nothing_to_chance():
+    values = np.arange(1, 7.0)
+    found = kernel_traces(Dense(with_spectrum(values)), products=12)
+    assert found.ratio.value == pytest.approx(21**2 / 91)
+    assert found.products == 6
+    assert found.ratio.low == pytest.approx(found.ratio.high)
+
+
+@pytest.mark.parametrize("method", TRACE_METHODS)
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_traces_of_kernels_of_low_rank(method, rank):
+    values = np.zeros(40)
+    values[:rank] = 1 + np.arange(rank)
+    found = kernel_traces(Dense(with_spectrum(values)), method=method, products=24)
+    if rank == 0:
+        assert found.ratio.value == 0
+    elif method != "hutchinson":
+        assert found.ratio.value == pytest.approx(values.sum() ** 2 / (values**2).sum(), rel=1e-6)
+
+
+def test_lanczos_finds_the_leading_eigenvalues_and_the_density():
+    values = np.concatenate([[40.0, 20.0, 10.0], np.linspace(0.01, 2, 97)])
+    found = kernel_spectrum(Dense(with_spectrum(values)), count=3, steps=30, starts=6)
+    np.testing.assert_allclose(found.eigenvalues, [40, 20, 10], rtol=1e-9)
+    assert (found.errors < 1e-5).all()
+    assert found.weights.sum() == pytest.approx(1)
+    assert covers(found.trace_of(lambda v: v / (v + 0.5)), (values / (values + 0.5)).sum())
+    assert covers(found.trace_of(lambda v: v), values.sum())
+
+
+def test_lanczos_of_a_network(few):
+    net, x, jac = few
+    exact = np.linalg.eigvalsh(centred(full_kernel(jac)))[::-1]
+    operator = KernelOperator(net, x, T=T)
+    found = kernel_spectrum(operator, count=4, steps=8, starts=2)
+    for value, error in zip(found.eigenvalues, found.errors, strict=True):
+        assert np.abs(exact - value).min() <= error + 1e-9 * exact[0]
+    assert found.eigenvalues[0] == pytest.approx(exact[0], rel=1e-6)
+    assert "eigenvalue" in str(found)
+    assert found.plot() is not None
+
+
+def test_lanczos_ends_where_the_krylov_space_ends():
+    found = kernel_spectrum(Dense(np.diag([3.0, 3.0, 1.0, 1.0])), count=4, steps=9, starts=2)
+    np.testing.assert_allclose(sorted(found.eigenvalues), [1, 3])
+    assert found.trace_of(lambda v: v).value == pytest.approx(8, rel=0.5)
+
+
+def test_unusable_options_are_named(few):
+    net, x, _ = few
+    for call, match in (
+        (lambda: sketched_gram(net, x, T=T, probes=2), "probes=2"),
+        (lambda: sketched_gram(net, x, T=T, size=0), "size=0"),
+        (lambda: sketched_gram(net, x, T=T, outputs=3), "outputs=3"),
+        (lambda: sketched_gram(net, x, T=T, confidence=1.5), "confidence=1.5"),
+        (lambda: KernelOperator(net, x, T=T, batch=0), "batch=0"),
+        (lambda: kernel_traces(Dense(np.eye(3)), method="guess"), "method='guess'"),
+        (lambda: kernel_traces(Dense(np.eye(3)), products=2), "products=2"),
+        (lambda: kernel_spectrum(Dense(np.eye(3)), count=9, steps=3), "count=9"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            call()
+    net.train()
+    try:
+        with pytest.raises(ModelError, match="training mode"):
+            sketched_gram(net, x, T=T)
+        with pytest.raises(ModelError, match="training mode"):
+            KernelOperator(net, x, T=T)
+    finally:
+        net.eval()
+
+
+def test_networks_that_are_not_spiking():
+    """A two-layer network whose kernel is known in closed form."""
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    x = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plain = lambda model, x, T: model(x)  # noqa: E731
+    with torch.no_grad():
+        h = net[1](net[0](x))
+        slope = (1 - h**2)[:, None] * net[2].weight  # [n, O, 5]
+        exact = 2 * (h @ h.T + 1) + torch.einsum("aok,bok->ab", slope, slope) * (x @ x.T + 1)
+    found = sketched_gram(net, x, readout=plain, probes=4, size=10_000).values
+    np.testing.assert_allclose(found, exact.numpy(), rtol=1e-10)
+    operator = KernelOperator(net, x, readout=plain, outputs="trace", center=False)
+    np.testing.assert_allclose(operator.apply(np.eye(6)), exact.numpy(), rtol=1e-10)

@@ -1,0 +1,458 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from spikedim.errors import BudgetError, ConfigError, DataError, ModelError, StorageError
+from spikedim.models import calibrate_batchnorm, create_model
+from spikedim.neurons import LIF, LIFParams, Surrogate
+from spikedim.ntk import Setup, gram
+from spikedim.ntk.capture import logits
+from spikedim.ntk.gram import Plan, block
+from spikedim.ntk.kernel import Kernel
+
+# One tiny network of every family; tokens are drawn below the size of the vocabulary.
+FAMILIES = {
+    "spikformer_nano": {"input_shape": (1, 8, 8)},
+    "qkformer_nano": {"input_shape": (1, 8, 8)},
+    "spike_driven_nano": {"input_shape": (1, 8, 8)},
+    "spike_driven_v2_nano": {
+        "input_shape": (1, 16, 16),
+        "embed_dims": (4, 8, 8, 8),
+        "depths": (1, 1),
+        "num_classes": 4,
+    },
+    "spikingresformer_nano": {"input_shape": (1, 16, 16), "num_classes": 3},
+    "spikegpt_nano": {"num_classes": 7, "embed_dim": 16},
+    "spikingbert_nano": {"vocabulary": 11},
+}
+
+
+def last_token(model, x, T):
+    return model(x, T)[:, -1]
+
+
+def network(name, samples, dtype=torch.float64, **options):
+    """A calibrated network in eval mode, inputs, and what else ``gram`` needs."""
+    model = create_model(name, seed=0, **options)
+    generator = torch.Generator().manual_seed(1)
+    if name.startswith(("spikegpt", "spikingbert")):
+        x = torch.randint(0, 7, (samples, 5), generator=generator)
+        more = {"readout": last_token, "fallback": True} if "gpt" in name else {"T": 3}
+        return model.to(dtype).eval(), x, more
+    calibrate_batchnorm(model, [torch.randn(16, *model.input_shape, generator=generator)], 3)
+    x = torch.randn(samples, *model.input_shape, generator=generator)
+    return model.to(dtype).eval(), x.to(dtype), {"T": 3}
+
+
+@pytest.fixture(scope="module")
+def small():
+    options = {"input_shape": (1, 4, 4), "embed_dim": 16, "num_classes": 3}
+    return network("spikformer_nano", 5, **options)
+
+
+@pytest.fixture(scope="module")
+def kernel(small):
+    model, x, more = small
+    return gram(model, x, **more)
+
+
+def distance(a, b):
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+# -- agreement ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_agrees_with_autograd_sample_by_sample(name):
+    model, x, more = network(name, 3, **FAMILIES[name])
+    found = gram(model, x, **more)
+    loop = gram(model, x, method="loop", **more)
+    assert distance(found.values, loop.values) < 1e-10
+    for part, true in loop.layers.items():
+        mine = found.layers.get(part, np.zeros_like(true))
+        np.testing.assert_allclose(mine, true, rtol=1e-9, atol=1e-12 * abs(loop.values).max())
+
+
+@pytest.mark.parametrize("layout", ["cifar", "imagenet", "dvs"])
+def test_single_precision(layout):
+    model, x, more = network(
+        "spikformer_nano", 4, torch.float32, input_shape=(1, 8, 8), num_classes=3, layout=layout
+    )
+    found = gram(model, x, **more)
+    assert distance(found.values, gram(model, x, method="loop", **more).values) < 1e-4
+
+
+def test_jacobian_by_torch_func_agrees(small, kernel):
+    model, x, more = small
+    assert distance(gram(model, x, method="jacobian", **more).values, kernel.values) < 1e-10
+
+
+def test_learned_leak_has_its_own_gradient_per_sample():
+    options = {"input_shape": (1, 16, 16), "num_classes": 3, "plif": True}
+    model, x, more = network("spikingresformer_nano", 3, **options)
+    found, loop = gram(model, x, **more), gram(model, x, method="loop", **more)
+    leaks = [name for name in found.layers if name.endswith(".w")]
+    assert len(leaks) > 5
+    assert distance(found.values, loop.values) < 1e-10
+    for name in leaks:
+        np.testing.assert_allclose(found.layers[name], loop.layers[name], rtol=1e-9, atol=1e-12)
+
+
+def test_event_inputs(small):
+    model, x, _ = small
+    events = x[None] * torch.linspace(0.5, 1.5, 3).double().view(3, 1, 1, 1, 1)
+    loop = gram(model, events, method="loop").values
+    assert distance(gram(model, events).values, loop) < 1e-10
+
+
+def test_pairs_of_outputs(small, kernel):
+    model, x, more = small
+    full = gram(model, x, outputs="full", **more)
+    pairs = full.values.reshape(5, 3, 5, 3)
+    np.testing.assert_allclose(np.einsum("iojo->ij", pairs), kernel.values, rtol=1e-10)
+    one = gram(model, x, outputs=2, **more).values
+    np.testing.assert_allclose(pairs[:, 2, :, 2], one, rtol=1e-9, atol=1e-12)
+    assert np.array_equal(full.values, full.values.T)
+
+
+def test_cross_kernel(small, kernel):
+    model, x, more = small
+    cross = gram(model, x[:2], x[2:], **more)
+    np.testing.assert_allclose(cross.values, kernel.values[:2, 2:], rtol=1e-10)
+    with pytest.raises(ConfigError, match="leave x2 out"):
+        cross.dimension()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        LIFParams(reset="soft"),
+        LIFParams(reset="none"),
+        LIFParams(v_reset=-0.2),
+        LIFParams(refractory=1),
+        LIFParams(detach_reset=False),
+        LIFParams(delayed_reset=True),
+        LIFParams(decay_input=False, surrogate=Surrogate("rectangular", 1.0)),
+    ],
+    ids=str,
+)
+def test_every_kind_of_neuron(params):
+    options = {"input_shape": (1, 8, 8), "num_classes": 3, "neuron": params}
+    model, x, more = network("spikformer_nano", 3, **options)
+    loop = gram(model, x, method="loop", **more).values
+    assert distance(gram(model, x, **more).values, loop) < 1e-10
+
+
+class Odd(nn.Module):
+    """Layers used twice, a norm whose input is read elsewhere, tied weights, odd convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv1d(2, 4, 3, padding="same", groups=2)
+        self.norm = nn.BatchNorm1d(4)
+        self.twice = nn.Linear(6, 6)
+        self.scale = nn.LayerNorm(6)
+        self.tied = nn.Linear(6, 6, bias=False)
+        self.tied.weight = self.twice.weight
+        self.strided = nn.Conv1d(4, 5, 2, stride=2, dilation=2)
+        self.after = nn.BatchNorm1d(5, affine=False)
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, x, T=None):
+        y = self.first(x)
+        y = self.norm(y) + y
+        y = self.scale(torch.tanh(self.twice(torch.tanh(self.twice(y)))))
+        y = torch.tanh(self.tied(y))
+        return self.head(self.after(self.strided(y)).flatten(1))
+
+
+@pytest.mark.parametrize("memory", [None, 2e-5, 1.2e-5])
+def test_odd_networks(memory):
+    torch.manual_seed(0)
+    model = Odd().double().eval()
+    for norm in (model.norm, model.after):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(4, 2, 6, dtype=torch.float64)
+    found, loop = gram(model, x, memory=memory), gram(model, x, method="loop")
+    assert set(found.layers) == set(loop.layers)
+    for name, part in loop.layers.items():
+        np.testing.assert_allclose(found.layers[name], part, rtol=1e-9, atol=1e-12)
+
+
+# -- properties ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32])
+def test_symmetric_positive_and_the_sum_of_its_layers(precision):
+    model, x, more = network("spikformer_nano", 6, precision, input_shape=(1, 8, 8))
+    found = gram(model, x, **more)
+    assert np.array_equal(found.values, found.values.T)
+    values = np.linalg.eigvalsh(found.values)
+    assert values[0] > -(1e-12 if precision is torch.float64 else 1e-6) * values[-1]
+    np.testing.assert_allclose(sum(found.layers.values()), found.values, rtol=1e-13)
+    assert sum(found.contributions().values()) == pytest.approx(1)
+
+
+@settings(max_examples=15)
+@given(st.permutations(range(5)), st.integers(1, 5), st.integers(1, 3), st.booleans())
+def test_neither_order_nor_chunks_matter(small, kernel, order, batch, flight, keep):
+    model, x, more = small
+    setup = Setup(model, more["T"], logits, False)
+    eye = torch.eye(3, dtype=torch.float64)
+    found = sum(block(setup, x[list(order)], None, eye, False, Plan(batch, flight, keep)).values())
+    np.testing.assert_allclose(found.numpy(), kernel.values[np.ix_(order, order)], rtol=1e-10)
+
+
+@settings(max_examples=8)
+@given(st.floats(-2.0, 0.0))
+def test_any_budget_gives_the_same_kernel_or_an_error(small, kernel, exponent):
+    model, x, more = small
+    try:
+        found = gram(model, x, memory=0.02 * 10**exponent, **more)
+    except BudgetError:
+        assert exponent < -0.5
+        return
+    assert found.bytes <= 0.02 * 10**exponent * 2**30 * (1 + 1e-9)
+    np.testing.assert_allclose(found.values, kernel.values, rtol=1e-10)
+
+
+def test_the_network_is_left_as_it_was(small, kernel):
+    model, x, more = small
+    before = {n: (id(p), p.clone()) for n, p in model.named_parameters()}
+    gram(model, x, width=2.0, **more)
+    assert {n: id(p) for n, p in model.named_parameters()} == {n: i for n, (i, _) in before.items()}
+    assert all(p.grad is None and torch.equal(p, before[n][1]) for n, p in model.named_parameters())
+    assert not any("forward" in vars(m) for m in model.modules())
+    assert np.array_equal(gram(model, x, **more).values, kernel.values)
+
+
+def test_the_surrogate_belongs_to_the_result(small, kernel):
+    model, x, more = small
+    other = gram(model, x, surrogate="atan", width=2.0, **more)
+    assert other.surrogate == (("atan", 2.0, 1.0),)
+    assert kernel.surrogate == (("sigmoid", 4.0, 1.0),)
+    assert distance(other.values, kernel.values) > 1e-6
+    narrow = gram(model, x, width=8.0, **more)
+    assert narrow.surrogate == (("sigmoid", 8.0, 2.0),)
+    same = gram(model, x, surrogate=Surrogate("sigmoid", 8.0), **more)
+    assert np.array_equal(same.values, narrow.values)
+
+
+def test_frozen_parameters_are_left_out(small):
+    model, x, more = small
+    model.head.weight.requires_grad_(False)
+    try:
+        found = gram(model, x, **more)
+    finally:
+        model.head.weight.requires_grad_(True)
+    assert "head.weight" not in found.layers
+    assert "head.bias" in found.layers
+
+
+def test_one_output_of_the_head_bias_is_one(small):
+    model, x, more = small
+    np.testing.assert_allclose(gram(model, x, outputs=0, **more).layers["head.bias"], 1)
+
+
+class Smooth(nn.Module):
+    """f(x) = a·φ(Wx)/√width, φ the smooth step of an escape-noise neuron, erf in shape."""
+
+    def __init__(self, width, inputs, seed):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        draw = {"generator": generator, "dtype": torch.float64}
+        self.hidden = nn.Linear(inputs, width, bias=False, dtype=torch.float64)
+        self.out = nn.Linear(width, 1, bias=False, dtype=torch.float64)
+        self.hidden.weight.data = torch.randn(width, inputs, **draw)
+        self.out.weight.data = torch.randn(1, width, **draw)
+        self.width = width
+
+    def forward(self, x, T=None):
+        return self.out(torch.erf(self.hidden(x))) / self.width**0.5
+
+
+def limit(x):
+    """Infinite-width kernel of Smooth (Williams 1997 and its derivative)."""
+    s = x @ x.T
+    a, b = np.meshgrid(1 + 2 * np.diag(s), 1 + 2 * np.diag(s), indexing="ij")
+    ratio = 2 * s / np.sqrt(a * b)
+    slopes = 4 / np.pi / np.sqrt(a * b - 4 * s**2)
+    return 2 / np.pi * np.arcsin(ratio) + s * slopes
+
+
+def test_wide_networks_approach_their_limit():
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    true = limit(x.numpy())
+    widths = [64, 256, 1024, 4096]
+    errors = []
+    for width in widths:
+        kernels = [gram(Smooth(width, 3, seed).eval(), x).values for seed in range(20)]
+        errors.append(np.sqrt(np.mean([distance(k, true) ** 2 for k in kernels])))
+    slope = np.polyfit(np.log(widths), np.log(errors), 1)[0]
+    assert slope == pytest.approx(-0.5, abs=0.08)
+
+
+# -- what the kernel says -----------------------------------------------------------------------
+
+
+def test_dimension_alignment_and_regression():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 20)
+    rows = rng.standard_normal((60, 40)) * 0.3 + 2 * np.eye(3)[labels] @ rng.standard_normal(
+        (3, 40)
+    )
+    values = rows @ rows.T
+    made = Kernel(
+        values, {"a.w": values}, "trace", 3, True, None, (), "loop", "float64", 40, 0.0, 0
+    )
+    report = made.dimension(interval="none")
+    spectrum = np.linalg.eigvalsh(np.cov(rows.T))
+    assert report["pr"].value == pytest.approx(spectrum.sum() ** 2 / (spectrum**2).sum())
+    assert report.d == 40
+    assert made.dimension(center=False, interval="none")["pr"].value < report["pr"].value * 2
+    same = np.equal.outer(labels, labels)
+    perfect = Kernel(same * 1.0, {}, "trace", 3, True, None, (), "loop", "float64", 1, 0.0, 0)
+    assert perfect.alignment(labels) == pytest.approx(1)
+    assert 0.3 < made.alignment(torch.tensor(labels)) < 1
+    assert made.regression(labels).value == 100
+    assert made.regression(labels).n == 15
+    vectors = made.eigenvectors(2)[1]
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(2), atol=1e-12)
+    with pytest.raises(DataError, match="one per sample"):
+        made.alignment([0, 1])
+    with pytest.raises(DataError, match="side of the split"):
+        made.regression(labels, held_out=0)
+
+
+def test_tables_and_plot(kernel):
+    text = str(kernel)
+    assert "Share of each layer" in text
+    assert "sigmoid (width 4, peak 1)" in text
+    assert kernel.plot().get_xlabel() == "rank"
+    assert kernel.to_dict()["parameters"] == kernel.parameters
+
+
+# -- pieces -------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_resumes(small, kernel, tmp_path, monkeypatch):
+    from spikedim.ntk import kernel as module
+
+    model, x, more = small
+    compute, calls = module._compute, []
+
+    def failing(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return compute(*args)
+
+    monkeypatch.setattr(module, "_compute", failing)
+    with pytest.raises(KeyboardInterrupt):
+        gram(model, x, directory=tmp_path / "run", memory=0.001, **more)
+    before = len(calls)
+    found = gram(model, x, directory=tmp_path / "run", memory=0.001, **more)
+    total = len(list((tmp_path / "run" / "tiles").iterdir()))
+    assert len(calls) - before == total - 2
+    np.testing.assert_allclose(found.values, kernel.values, rtol=1e-10)
+    with pytest.raises(StorageError, match="other settings"):
+        gram(model, x + 1, directory=tmp_path / "run", memory=0.001, **more)
+
+
+def test_a_kernel_larger_than_memory_is_kept_on_disk(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double().eval()
+    x = torch.randn(70, 3, dtype=torch.float64)
+    readout = lambda model, x, T: model(x)  # noqa: E731
+    whole = gram(model, x, readout=readout)
+    with pytest.raises(BudgetError, match="give a directory"):
+        gram(model, x, readout=readout, memory=2e-4)
+    for other, columns in ((None, slice(None)), (x[:50], slice(50))):
+        where = tmp_path / str(columns.stop)
+        found = gram(model, x, other, readout=readout, memory=2e-4, directory=where)
+        assert isinstance(found.layers["0.weight"], np.memmap)
+        assert len(list((where / "tiles").iterdir())) > 3
+        np.testing.assert_allclose(found.values, whole.values[:, columns], rtol=1e-10)
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same(small, kernel):
+    pytest.importorskip("ray")
+    model, x, more = small
+    found = gram(model, x, engine="ray", workers=2, **more)
+    np.testing.assert_allclose(found.values, kernel.values, rtol=1e-10)
+
+
+# -- mistakes -----------------------------------------------------------------------------------
+
+
+def test_training_mode_is_refused(small):
+    model, x, _ = small
+    model.train()
+    try:
+        with pytest.raises(ModelError, match="training mode"):
+            gram(model, x)
+    finally:
+        model.eval()
+
+
+def test_a_norm_without_statistics_is_refused():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False)).eval()
+    with pytest.raises(ModelError, match="track_running_stats"):
+        gram(model, torch.randn(3, 3))
+
+
+def test_a_parameter_without_a_rule_is_named():
+    model, x, _ = network("spikegpt_nano", 2, num_classes=7, embed_dim=16)
+    with pytest.raises(ModelError, match=r"blocks\.0\.att\.time_decay of TimeMix .*fallback=True"):
+        gram(model, x, readout=last_token)
+    with pytest.raises(ModelError, match="give a readout"):
+        gram(model, x)
+
+
+class Shared(nn.Module):
+    """A linear layer on something that all samples share."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+        self.register_buffer("fixed", torch.randn(4, 3))
+
+    def forward(self, x, T=None):
+        return self.head(torch.tanh(x * self.inner(self.fixed).mean(0)))
+
+
+def test_rows_without_samples_are_noticed():
+    torch.manual_seed(0)
+    with pytest.raises(ModelError, match="not told apart by sample"):
+        gram(Shared().eval(), torch.randn(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"outputs": 3}, "outputs 0 to 2"),
+        ({"outputs": "sum"}, "'trace', 'full'"),
+        ({"method": "magic"}, "structured"),
+        ({"engine": "cloud"}, "local, ray"),
+        ({"surrogate": Surrogate("atan", 2.0), "width": 1.0}, "give one"),
+    ],
+)
+def test_unknown_options(small, options, text):
+    model, x, more = small
+    with pytest.raises(ConfigError, match=text):
+        gram(model, x, **more, **options)
+
+
+def test_neurons_under_observation_are_counted(small, kernel):
+    from spikedim.neurons import record
+
+    model, x, more = small
+    with record(model, what=("potential",)):
+        assert distance(gram(model, x, **more).values, kernel.values) < 1e-12
+    assert sum(isinstance(m, LIF) for m in model.modules()) > 5
