@@ -563,3 +563,12 @@ def test_corrected_ratio_agrees_with_an_independent_package(shape):
     found = measure(x, ["pr_corrected"])["pr_corrected"]
     assert found.low <= want <= found.high
     assert_allclose(found.value, want, rtol=1e-6)
+
+
+def test_a_half_of_equal_samples_does_not_stop_the_measurement():
+    """One sample differs from all the others: half of the data has no variance at all."""
+    x = np.zeros((40, 7))
+    x[3] = np.arange(7)
+    report = measure(x, ["pca95", "pr"])
+    assert report["pca95"].value == 1
+    assert report["pca95"].low <= 1

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from spikedim.errors import ConfigError, DataError, ModelError
-from spikedim.models import calibrate_batchnorm, create_model, list_models
+from spikedim.models import calibrate_batchnorm, create_model
 from spikedim.neurons import LIF, LIFParams
 from spikedim.profiling import convention, list_conventions, profile, register_neuron
 from spikedim.results import plain
@@ -155,7 +155,7 @@ def test_published_first_layer_constant_of_spikformer():
     assert exact.macs == 4 * inside * 3 * 64
 
 
-@pytest.mark.parametrize("name", [*list_models("*_nano"), *list_models("*_tiny")])
+@pytest.mark.parametrize("name", ["spikformer_nano", "spikformer_tiny"])
 def test_every_small_network_is_counted_completely(name):
     model = create_model(name, seed=0).eval()
     x = torch.rand(2, *model.input_shape, generator=torch.Generator().manual_seed(0))

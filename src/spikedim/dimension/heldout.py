@@ -72,8 +72,7 @@ def held_out(source: Resampler, spec: Spectrum, splits: int, rng: np.random.Gene
         total = total2 = 0.0
         for chosen, others in ((first, second), (second, first)):
             for scores, norms in _scores(source, chosen, others):
-                held = np.cumsum(scores, axis=1)
-                held = np.pad(held, ((0, 0), (0, side - held.shape[1])), "edge")
+                held = _running(scores, side)
                 sums += held.sum(axis=0)
                 squares += np.einsum("ij,ij->j", held, held)
                 cross += norms @ held
@@ -85,14 +84,23 @@ def held_out(source: Resampler, spec: Spectrum, splits: int, rng: np.random.Gene
         outside += share / splits
         variance += (squares - 2 * share * cross + share**2 * total2) / total**2 / splits
     known = side if isinstance(source.whole, Moments) else n // 2 - 1
-    inside = np.cumsum(spec.shares)
-    inside = np.pad(inside, (0, side - len(inside)), "edge")
+    inside = _running(spec.shares[None], side)[0]
     middle = np.where(np.arange(side) < known, (2 * inside + outside) / 3, inside)
     error = np.sqrt(np.maximum(variance, 0.0))
     inside, outside, middle, error = (
         np.concatenate([[0.0], a]) for a in (inside, outside, middle, error)
     )
     return HeldOut(inside, outside, middle, error, n, splits)
+
+
+def _running(shares: Array, side: int) -> Array:
+    """Running sums of rows, constant from their end on to ``side``; 0 for a row without entries."""
+    width = shares.shape[1]
+    sums = np.zeros((len(shares), side))
+    np.cumsum(shares, axis=1, out=sums[:, :width])
+    if width:
+        sums[:, width:] = sums[:, width - 1 : width]
+    return sums
 
 
 def _scores(source: Resampler, chosen: Index, others: Index) -> Iterator[tuple[Array, Array]]:
