@@ -70,9 +70,9 @@ def test_parameters_are_counted_exactly(name):
         assert sum(p.numel() for p in model.parameters()) == entry.parameters
     if entry.gmac_per_step is not None and len(model.input_shape) == 3:
         macs = model.macs_per_step()
-        once, every = macs.dense + macs.head / 4, macs.dense + macs.head
-        shown = {round(v / 1e9, 3) for v in (once, every)}
-        assert min(abs(entry.gmac_per_step - v) for v in shown) <= 0.0011, (shown, entry)
+        published = (macs.dense + macs.head / 4, macs.dense + macs.head)
+        rounding = 5.001e-4 if entry.gmac_per_step >= 0.1 else 0.05 * entry.gmac_per_step
+        assert min(abs(entry.gmac_per_step - v / 1e9) for v in published) <= rounding
 
 
 @pytest.mark.parametrize("name", VISION + TEXT)

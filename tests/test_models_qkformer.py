@@ -1,7 +1,6 @@
 """QKFormer against its reference tensors, a plain reimplementation, and the common contract."""
 
 import csv
-import hashlib
 import json
 from itertools import pairwise
 
@@ -14,6 +13,7 @@ from torch import nn
 from torch.func import functional_call, jacrev, vmap
 from torch.nn import functional as F
 
+from references import assert_same_gradients, assert_same_spikes, channels_third, counted_macs
 from spikedim.errors import ConfigError, ModelError
 from spikedim.models import (
     QKFormer,
@@ -81,21 +81,9 @@ def reference(shared, layout, legacy):
     return ref, model.double().eval(), x.transpose(0, 1) if layout == "dvs" else x
 
 
-def assert_same_spikes(recording, expected):
-    assert set(recording.spikes) == set(expected)
-    for name, spikes in recording.spikes.items():
-        channels = 1 if spikes.ndim == 3 else 2  # [T B, N, C] where the leak merges the axes
-        bits = spikes.movedim(-1, channels).to(torch.uint8).detach().numpy()
-        digest = hashlib.sha256(np.packbits(bits.ravel()).tobytes()).hexdigest()
-        assert digest == expected[name]["sha256"], name
-
-
-def assert_same_gradients(model, expected, absent=()):
-    parameters = dict(model.named_parameters())
-    for name, gradient in expected.items():
-        difference = (parameters[name].grad - gradient.double()).norm()
-        assert difference <= 1e-6 * gradient.double().norm(), name
-    assert {n for n, p in parameters.items() if p.grad is None} == set(absent)
+def released(name, spikes):
+    """Channels before tokens; [T B, N, C] where the leak merges the axes."""
+    return spikes.movedim(-1, 1) if spikes.ndim == 3 else channels_third(name, spikes)
 
 
 @pytest.mark.shared
@@ -105,7 +93,7 @@ def test_released_network_is_reproduced_with_its_leak(shared, layout):
     with record(model) as recording:
         logits = model(x)
     torch.testing.assert_close(logits, ref["output_f64"], rtol=0, atol=1e-9)
-    assert_same_spikes(recording, ref["spikes"])
+    assert_same_spikes(recording.spikes, ref["spikes"], released)
     loss = F.cross_entropy(logits, ref["labels"])
     assert loss.item() == pytest.approx(ref["loss_f64"], abs=1e-9)
     loss.backward()
@@ -122,7 +110,7 @@ def test_correct_network_gives_every_sample_what_it_gets_alone(shared, layout):
     first = x[:, :1] if layout == "dvs" else x[:1]
     with record(model) as recording:
         logits = model(first)
-    assert_same_spikes(recording, ref.get("B1_spikes", ref["spikes"]))
+    assert_same_spikes(recording.spikes, ref.get("B1_spikes", ref["spikes"]), released)
     loss = F.cross_entropy(logits, ref.get("B1_label", ref["labels"]))
     assert loss.item() == pytest.approx(ref.get("B1_loss_f64", ref["loss_f64"]), abs=1e-9)
     loss.backward()
@@ -333,20 +321,7 @@ def test_published_results_are_those_of_the_literature_table(shared):
 @pytest.mark.parametrize("shape", [(1, 16, 16), (2, 19, 34)])
 def test_macs_are_those_of_the_layers_that_run(layout, shape):
     model = QKFormer(QKFormerConfig(input_shape=shape, layout=layout, **LAYOUTS[layout])).eval()
-    counts = {}
-
-    def count(name):
-        def hook(module, inputs, output):
-            channel_first = isinstance(module, nn.Conv2d)
-            positions = output[:, 0].numel() if channel_first else output[..., 0].numel()
-            counts[name] = counts.get(name, 0) + positions * module.weight.numel()
-
-        return hook
-
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.register_forward_hook(count(name))
-    model.steps(torch.zeros(1, 1, *shape))
+    counts = counted_macs(model, shape)
     macs = model.macs_per_step()
     assert counts.pop("head") == macs.head
     assert sum(counts.values()) == macs.dense

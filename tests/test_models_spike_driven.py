@@ -1,7 +1,6 @@
 """Spike-driven Transformers 1 and 2: reference tensors, plain reimplementations, the contract."""
 
 import csv
-import hashlib
 import json
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import nn
 from torch.func import functional_call, jacrev, vmap
 from torch.nn import functional as F
 
+from references import assert_same_gradients, assert_same_spikes, channels_third, counted_macs
 from spikedim.errors import ConfigError, ModelError
 from spikedim.models import (
     SpikeDriven,
@@ -114,22 +114,13 @@ def test_original_network_is_reproduced(shared, file):
     with record(model) as recording:
         logits = model(x)
     torch.testing.assert_close(logits, ref["output_f64"], rtol=0, atol=1e-9)
-    assert set(recording.spikes) == set(ref["spikes"])
-    for name, spikes in recording.spikes.items():
-        bits = spikes.movedim(-1, 2).to(torch.uint8).detach().numpy()
-        digest = hashlib.sha256(np.packbits(bits.ravel()).tobytes()).hexdigest()
-        assert digest == ref["spikes"][name]["sha256"], name
+    assert_same_spikes(recording.spikes, ref["spikes"], channels_third)
     if not ref.get("grads_f64_as_f32"):
         return
     loss = F.cross_entropy(logits, ref["labels"])
     assert loss.item() == pytest.approx(ref["loss_f64"], abs=1e-9)
     loss.backward()
-    parameters = dict(model.named_parameters())
-    for name, expected in ref["grads_f64_as_f32"].items():
-        difference = (parameters[name].grad - expected.double()).norm()
-        assert difference <= 1e-6 * expected.double().norm(), name
-    silent = {n for n, p in parameters.items() if p.grad is None}
-    assert silent == set(ref["no_grad_params"])
+    assert_same_gradients(model, ref["grads_f64_as_f32"], ref["no_grad_params"])
 
 
 @pytest.mark.shared
@@ -450,20 +441,7 @@ def test_published_results_are_those_of_the_literature_table(shared):
 @pytest.mark.parametrize("shape", [(1, 8, 8), (2, 19, 34)])
 def test_macs_are_those_of_the_layers_that_run(kind, shape):
     model = create_model(SMALL[kind][0], input_shape=shape, **SMALL[kind][1]).eval()
-    counts = {}
-
-    def count(name):
-        def hook(module, inputs, output):
-            channel_first = isinstance(module, nn.Conv2d)
-            positions = output[:, 0].numel() if channel_first else output[..., 0].numel()
-            counts[name] = counts.get(name, 0) + positions * module.weight.numel()
-
-        return hook
-
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.register_forward_hook(count(name))
-    model.steps(torch.zeros(1, 1, *shape))
+    counts = counted_macs(model, shape)
     macs = model.macs_per_step()
     assert counts.pop("head") + counts.pop("head_kd", 0) == macs.head
     assert sum(counts.values()) == macs.dense

@@ -146,6 +146,7 @@ class Sweep(Result):
             ]
             axes.errorbar(x, middle, ends, fmt="o-", color=colour, capsize=3)
             axes.tick_params(axis="y", colors=colour)
+            axes.set_yscale("log")
         ax.set(xlabel=self.parameter, ylabel="d_eff")
         right.set_ylabel("R")
         if self.parameter in ("v_th", "tau_m"):

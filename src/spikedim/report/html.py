@@ -50,9 +50,9 @@ def render_dict(plan: Mapping[str, Any]) -> str:
             f"not a spikedim plan, or damaged ({error}); run `spikedim design` again"
         ) from error
     drawn = {name: figure.spec for name, figure in content["figures"].items() if figure}
-    page = _template().render(
+    page = template("template.html").render(
         **content,
-        css=(_HERE / "style.css").read_text(encoding="utf-8"),
+        css=style(),
         plotly=_plotly(),
         plan_json=_embed(data),
         figures_json=_embed({"specs": drawn, "light": LIGHT, "dark": DARK}),
@@ -113,8 +113,14 @@ def _plotly() -> str:
     return source
 
 
+def style() -> str:
+    """The style sheet of every page."""
+    return (_HERE / "style.css").read_text(encoding="utf-8")
+
+
 @cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A page template of this folder; every value put in is escaped."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -125,7 +131,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters["tidy"] = tidy
-    return environment.get_template("template.html")
+    return environment.get_template(name)
 
 
 def _slug(text: str) -> str:
