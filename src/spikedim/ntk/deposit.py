@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from spikedim.ntk.layers import CONVOLUTIONS, by_sample, features, patches
 from spikedim.ntk.passes import Call
 
+_CACHED = 1 << 17  # numbers
 Room = Callable[[nn.Module, str, str, tuple[int, ...]], "tuple[Tensor, bool] | None"]
 
 
@@ -82,12 +83,17 @@ def _normalised(call: Call, full: Tensor, total: Tensor, channels: slice) -> Ten
     assert call.norm is not None
     norm, module = call.norm.module, call.module
     weight = module.weight.detach().flatten(1)[channels]
-    inner = (full.transpose(0, 1) @ weight[:, :, None])[..., 0].T  # [B, O]
+    inner = torch.cat([(part * weight).sum(-1) for part in full.split(_few(weight))])  # [B, O]
     shift = -norm.running_mean[channels]
     if module.bias is not None:
         shift = shift + module.bias.detach()[channels]
     spread = (norm.running_var[channels] + norm.eps).rsqrt()
     return (inner + shift * total) * spread
+
+
+def _few(weight: Tensor) -> int:
+    """Samples whose gradients stay in cache from one pass to the next."""
+    return max(1, _CACHED // weight.numel())
 
 
 def _rows(
