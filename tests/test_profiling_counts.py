@@ -116,11 +116,12 @@ def test_convolution_of_other_dimensions(dims):
 )
 def test_linear_equals_loops(kind, shape, outputs, seed):
     x = values(shape, kind, seed)
-    count = linear(x, outputs)
+    count = linear(x, torch.ones(shape[1], outputs))
     reached = np.zeros((2, shape[0]))
     for r, k, _ in product(range(shape[0]), range(shape[1]), range(outputs)):
         reached[:, r] += float(x[r, k]) != 0, weight_of(float(x[r, k]), kind)
-    np.testing.assert_array_equal(count.operands[0].counts[2:], reached.astype(float))
+    np.testing.assert_array_equal(count.operands[0].counts[2:4], reached.astype(float))
+    np.testing.assert_array_equal(count.operands[0].counts[4], reached[0])
     assert count.dense == shape[0] * shape[1] * outputs
 
 
@@ -142,8 +143,8 @@ def test_matmul_equals_loops(kinds, shape, seed):
         left[:, g] += x != 0, weight_of(x, kinds[0])
         right[:, g] += y != 0, weight_of(y, kinds[1])
     np.testing.assert_array_equal(count.coincident, pairs)
-    np.testing.assert_array_equal(count.operands[0].counts[2:], left)
-    np.testing.assert_array_equal(count.operands[1].counts[2:], right)
+    np.testing.assert_array_equal(count.operands[0].counts[2:4], left)
+    np.testing.assert_array_equal(count.operands[1].counts[2:4], right)
     assert count.dense == groups * rows * inner * columns
 
 

@@ -6,7 +6,7 @@ from spikedim.claims import networks
 from spikedim.claims.literature import ANN_TABULATED_MJ, DIGEST, PRICES, VIT_B_GMAC
 from spikedim.claims.registry import Measurement, Setting, claim
 from spikedim.profiling import profile
-from spikedim.profiling.energy import DENSE_MAC_PJ
+from spikedim.profiling.baselines import DENSE_MAC_PJ
 from spikedim.results import Estimate
 
 LOW, HIGH = 38.0, 57.0

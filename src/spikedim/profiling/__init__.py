@@ -6,6 +6,7 @@ from spikedim.profiling.conventions import (
     convention,
     list_conventions,
 )
+from spikedim.profiling.baselines import Comparison
 from spikedim.profiling.energy import Charge, Energy
 from spikedim.profiling.gates import Finding, batchnorm_gates
 from spikedim.profiling.lipschitz import Lipschitz, lipschitz

@@ -26,6 +26,10 @@ _RULES = {
         "rate": "binary inputs: nonzero fraction x dense MACs accumulations (padding included)",
         "fanout": "binary inputs: an accumulation per synapse a spike reaches (exact at borders)",
     },
+    "ternary": {
+        "spikes": "values -1, 0, 1 are spikes",
+        "integers": "values -1, 0, 1 are integers",
+    },
     "integers": {
         "nonzero": "integer inputs: one event per nonzero value",
         "unit-spikes": "integer inputs: a value k is k unit spikes",
@@ -42,6 +46,14 @@ _RULES = {
         "its events x fan-out)",
         "excluded": "attention products not charged",
     },
+    "weights": {
+        "all": "every weight is a synapse",
+        "nonzero": "weights that are exactly zero are no synapses",
+    },
+    "judged": {
+        "run": "inputs are of the widest kind seen in the whole run",
+        "call": "inputs are classified anew in every execution",
+    },
     "first_layer": {
         "mac": "layers before the first neuron are MACs when the input is static",
         "by-kind": "layers before the first neuron are charged by the kind of their input",
@@ -49,18 +61,58 @@ _RULES = {
     "first_layer_repeats": {
         "per-step": "a static input is charged in the first layer T times, computed once or not",
         "once": "a static input is charged in the first layer once",
+        "as-run": "a static input is charged in the first layer as often as it was computed",
     },
+}
+# Left unsaid where a convention keeps to them.
+_DEFAULTS = (
+    _RULES["ternary"]["integers"],
+    _RULES["weights"]["all"],
+    _RULES["judged"]["run"],
+)
+_PRICES = {
+    "mac": "MAC",
+    "accumulate": "accumulation",
+    "neuron_update": "neuron update",
+    "spike": "spike",
+    "weight_read": "weight read",
+    "value_access": "value read or written",
+    "spike_access": "spike bit read or written",
+    "state_access": "membrane potential read or written",
 }
 
 
 @dataclass(frozen=True, config=_STRICT)
 class UnitEnergy:
-    """Energy of one operation of each sort, in pJ; a sort that is not charged stays 0."""
+    """Energy of one operation of each sort, in pJ; a sort that is not charged stays 0.
+
+    Attributes:
+        mac, accumulate: arithmetic of a synapse.
+        neuron_update: one neuron, one timestep.
+        spike: one spike emitted, however many synapses it reaches.
+        weight_read: one weight. An operation reads its weights once per timestep and sample.
+        value_access: one integer or real activation read by an operation, or one value it writes.
+        spike_access: one binary activation read by an operation, or one neuron's output written.
+        state_access: one membrane potential; a neuron reads and writes its own at every timestep.
+        other: one operation of a category without synapses, see :data:`CATEGORIES`.
+    """
 
     mac: Picojoules = 0.0
     accumulate: Picojoules = 0.0
     neuron_update: Picojoules = 0.0
     spike: Picojoules = 0.0
+    weight_read: Picojoules = 0.0
+    value_access: Picojoules = 0.0
+    spike_access: Picojoules = 0.0
+    state_access: Picojoules = 0.0
+    other: dict[Literal["normalisation", "pooling", "softmax", "reduction", "elementwise"], Picojoules] = (
+        Field(default_factory=dict)
+    )
+
+    @property
+    def memory(self) -> bool:
+        """Whether traffic is charged."""
+        return any((self.weight_read, self.value_access, self.spike_access, self.state_access))
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -75,6 +127,7 @@ class EnergyConvention:
         source: where the rule and the unit energies come from.
         spikes: how binary inputs of convolutions and linear layers are charged: ``rate``
             (fraction of nonzero inputs x dense MACs) or ``fanout`` (synapses really reached).
+        ternary: values -1, 0 and 1 count as ``spikes`` or as ``integers``.
         integers: inputs that are whole numbers beyond 0 and 1 (additive residuals): ``nonzero`` and
             ``unit-spikes`` charge accumulations by the rule of ``spikes``, with a value k as
             one or as k events; ``effective-mac`` and ``dense-mac`` charge MACs.
@@ -85,10 +138,14 @@ class EnergyConvention:
             ``coincident`` differs where both are binary: it charges the triples (i, k, j) with
             spikes in q[i, k] and kᵀ[k, j]. Two real operands are MACs (``reals``).
             ``excluded`` charges nothing.
+        weights: ``all``, or ``nonzero`` for networks whose zero weights are not stored.
+        judged: whether the kind of an input is that of the whole ``run`` or of each ``call``, as
+            tools that look at one batch at a time have it (figures then depend on the batches).
         first_layer: ``mac`` charges layers ahead of the first neuron as MACs of a real input when
             the input is static, even if its values happen to be binary; ``by-kind`` does not.
         first_layer_repeats: static input only: ``per-step`` charges those layers T times even if
-            the network computed them once; ``once`` charges them once even if it did not.
+            the network computed them once; ``once`` charges them once even if it did not;
+            ``as-run`` charges what was computed.
         includes, excludes: what the figure covers and leaves out, for the reader.
     """
 
@@ -102,24 +159,25 @@ class EnergyConvention:
     reals: Literal["dense", "effective"]
     products: Literal["driver", "coincident", "excluded"]
     first_layer: Literal["mac", "by-kind"]
-    first_layer_repeats: Literal["per-step", "once"]
+    first_layer_repeats: Literal["per-step", "once", "as-run"]
     includes: tuple[str, ...]
     excludes: tuple[str, ...]
+    ternary: Literal["spikes", "integers"] = "integers"
+    weights: Literal["all", "nonzero"] = "all"
+    judged: Literal["run", "call"] = "run"
 
     @property
     def scope(self) -> str:
         """The convention in words: unit energies, rules, what is in and what is out."""
-        prices = {
-            "MAC": self.energy.mac,
-            "accumulation": self.energy.accumulate,
-            "neuron update": self.energy.neuron_update,
-            "spike": self.energy.spike,
-        }
+        prices = {what: getattr(self.energy, name) for name, what in _PRICES.items()}
+        prices |= {f"operation of {name}": pj for name, pj in self.energy.other.items()}
         units = ", ".join(f"{pj:g} pJ per {what}" for what, pj in prices.items() if pj)
-        rules = "; ".join(texts[getattr(self, rule)] for rule, texts in _RULES.items())
+        synaptic = self.energy.mac or self.energy.accumulate
+        stated = [texts[getattr(self, rule)] for rule, texts in _RULES.items() if synaptic]
+        rules = "; ".join(text for text in stated if text not in _DEFAULTS)
         return (
             f"{self.name}: {self.description} {units or 'no unit energies'} ({self.technology}). "
-            f"{rules}. Includes {', '.join(self.includes) or 'nothing else'}. "
+            f"{rules + '. ' if rules else ''}Includes {', '.join(self.includes) or 'nothing else'}. "
             f"Leaves out {', '.join(self.excludes) or 'nothing'}. Source: {self.source}"
         )
 

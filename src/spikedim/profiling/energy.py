@@ -1,21 +1,20 @@
-"""Charge counted operations under a convention: counts in, millijoules out."""
+"""Energy under a convention: charged operations times unit energies, by layer, step and sample."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from spikedim.profiling.conventions import EnergyConvention
-from spikedim.profiling.counter import OperationRecord
-from spikedim.profiling.rules import Kind
+from spikedim.profiling.charges import amounts
+from spikedim.profiling.conventions import EnergyConvention, UnitEnergy
+from spikedim.profiling.records import OperationRecord, Tally
 from spikedim.results import Estimate
 from spikedim.theory.statistics import mean_interval
 
 PJ_TO_MJ = 1e-9
-DENSE_MAC_PJ = 4.6
-_NONZERO, _UNITS, _NONZERO_FAN, _UNITS_FAN = range(4)
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,12 @@ class Charge:
 
     Attributes:
         layer, operation: where.
-        unit: ``MAC``, ``accumulation``, ``neuron update`` or ``spike``.
+        unit: ``MAC``, ``accumulation``, ``neuron update``, ``spike``, ``weight``, ``value``,
+            ``spike bit``, ``potential``, or a category without synapses.
         count: mean number of units per sample.
         energy: mean mJ per sample.
+        by_step: the part of ``energy`` that belongs to each timestep.
+        once: the part that ran once for all timesteps.
     """
 
     layer: str
@@ -34,6 +36,8 @@ class Charge:
     unit: str
     count: float
     energy: float
+    by_step: tuple[float, ...] = ()
+    once: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ class Energy:
         macs, accumulates: mean per sample.
         charges: every charged operation; their energies add up to ``total``.
         scope: the convention in words.
+        by_step: mJ per sample of each timestep; with ``once`` they add up to ``total``.
+        once: mJ per sample of what ran once for all timesteps.
+        static, linear, quadratic: parts of ``total`` that stay, grow linearly and grow with the
+            square when every firing rate is multiplied by one factor.
     """
 
     convention: str
@@ -54,6 +62,55 @@ class Energy:
     accumulates: float
     charges: tuple[Charge, ...]
     scope: str
+    by_step: tuple[float, ...] = ()
+    once: float = 0.0
+    static: float = 0.0
+    linear: float = 0.0
+    quadratic: float = 0.0
+    _samples: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)), compare=False, repr=False)
+
+    @property
+    def samples(self) -> np.ndarray:
+        """mJ of every sample at every timestep [T + 1, n], the last row what ran once."""
+        return self._samples
+
+    def layers(self) -> dict[str, tuple[float, ...]]:
+        """mJ per sample by layer and timestep, T + 1 values each, the last what ran once."""
+        found: dict[str, list[tuple[float, ...]]] = {}
+        for item in self.charges:
+            found.setdefault(item.layer, []).append((*item.by_step, item.once))
+        return {
+            layer: tuple(math.fsum(column) for column in zip(*rows, strict=True))
+            for layer, rows in found.items()
+        }
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """One spiking layer, as conventions charge it: spikes float64 [T + 1, n] by slot and sample.
+
+    Updates divide evenly over the timesteps unless the layer ran once for all of them.
+    """
+
+    layer: str
+    updates: float
+    spikes: np.ndarray
+    each_step: bool
+
+    @property
+    def slots(self) -> np.ndarray:
+        """Updates by slot and sample [T + 1, n]."""
+        return even(self.updates, *self.spikes.shape, self.each_step)
+
+
+def even(total: float, slots: int, n: int, each_step: bool) -> np.ndarray:
+    """``total`` units per sample spread evenly over the timesteps, or all in the last slot."""
+    grid = np.zeros((slots, n))
+    if each_step:
+        grid[:-1] = total / (slots - 1)
+    else:
+        grid[-1] = total
+    return grid
 
 
 def mean_estimate(values: np.ndarray, unit: str) -> Estimate:
@@ -67,83 +124,14 @@ def mean_estimate(values: np.ndarray, unit: str) -> Estimate:
     )
 
 
-def per_sample(record: OperationRecord) -> np.ndarray:
-    """Counts [rows, n], summed over timesteps."""
-    return np.concatenate([batch.sum(0) for batch in record.counts], axis=1)
-
-
-def charge(
-    record: OperationRecord, convention: EnergyConvention, T: int, static: bool
-) -> tuple[str, np.ndarray] | None:
-    """Operations charged for one record.
-
-    Args:
-        record: what was counted.
-        convention: the rule.
-        T: timesteps.
-        static: whether the network was shown the same input at every step.
-
-    Returns:
-        ``"MAC"`` or ``"accumulation"`` and their number per sample [n]; ``None`` if the
-        convention leaves the operation out.
-    """
-    counts = per_sample(record)
-    n = counts.shape[1]
-    dense = np.full(n, record.dense / n)
-    if record.op == "matmul":
-        if convention.products == "excluded":
-            return None
-        # A spike operand selects, the other is what it adds; the left one if both are spikes.
-        driver = int(record.kinds[1] < record.kinds[0])
-        events, coincident = counts[4 * driver : 4 * driver + 4], counts[-1]
-        kind = record.kinds[driver]
-        if kind is Kind.REAL:
-            return "MAC", dense if convention.reals == "dense" else coincident
-        if max(record.kinds) is Kind.BINARY and convention.products == "coincident":
-            return "accumulation", coincident
-        return _events(convention, kind, events, events[_NONZERO_FAN:], dense)
-    kind = record.kinds[0]
-    repeats = 1.0
-    if record.stem and static:
-        if convention.first_layer == "mac":
-            kind = Kind.REAL
-        every_step = record.copies % T == 0
-        if convention.first_layer_repeats == "per-step":
-            repeats = 1.0 if every_step else float(T)
-        else:
-            repeats = 1.0 / T if every_step else 1.0
-    if kind is Kind.REAL:
-        macs = dense if convention.reals == "dense" else counts[_NONZERO_FAN]
-        return "MAC", macs * repeats
-    reached = counts[_NONZERO_FAN:]
-    if convention.spikes == "rate":
-        reached = counts[:2] / (record.elements[0] / n) * dense
-    unit, number = _events(convention, kind, counts, reached, dense)
-    return unit, number * repeats
-
-
-def _events(
-    convention: EnergyConvention,
-    kind: Kind,
-    counts: np.ndarray,
-    reached: np.ndarray,
-    dense: np.ndarray,
-) -> tuple[str, np.ndarray]:
-    """Charge binary or integer events that reach ``reached`` [nonzero, units] synapses."""
-    if kind is Kind.BINARY or convention.integers == "nonzero":
-        return "accumulation", reached[0]
-    if convention.integers == "unit-spikes":
-        return "accumulation", reached[1]
-    return "MAC", counts[_NONZERO_FAN] if convention.integers == "effective-mac" else dense
-
-
 def energy(
-    records: list[OperationRecord],
-    names: list[str],
+    records: Sequence[OperationRecord],
+    names: Sequence[str],
     convention: EnergyConvention,
     T: int,
     static: bool,
-    neurons: list[tuple[str, float, np.ndarray]],
+    neurons: Sequence[Neurons],
+    others: Sequence[tuple[str, str, Tally]] = (),
 ) -> Energy:
     """Energy of the counted operations under ``convention``.
 
@@ -153,55 +141,61 @@ def energy(
         convention: the rule.
         T: timesteps.
         static: whether the input was the same at every step.
-        neurons: per spiking layer its name, neuron updates per sample and spikes per sample [n].
+        neurons: the spiking layers.
+        others: layer, category and tally of operations without synapses.
     """
     price = convention.energy
-    items: list[tuple[str, str, str, float, np.ndarray]] = []
+    n = neurons[0].spikes.shape[1]
+    items: list[tuple[str, str, str, float, np.ndarray, int]] = []
     for record, name in zip(records, names, strict=True):
-        charged = charge(record, convention, T, static)
-        if charged is not None:
-            unit, number = charged
-            pj = price.mac if unit == "MAC" else price.accumulate
-            items.append((record.layer, name, unit, pj, number))
-    for layer, updates, spikes in neurons:
-        if price.neuron_update:
-            number = np.full(len(spikes), updates)
-            items.append((layer, "neuron", "neuron update", price.neuron_update, number))
-        if price.spike:
-            items.append((layer, "neuron", "spike", price.spike, spikes))
-    n = len(neurons[0][2])
-    total = np.zeros(n)
-    charges = []
-    for layer, name, unit, pj, number in items:
-        cost = number * pj * PJ_TO_MJ
+        for amount in amounts(record, convention, T, static):
+            pj = _price(price, amount.unit)
+            items.append((record.layer, name, amount.unit, pj, amount.slots, amount.order))
+    for layer in neurons:
+        for unit, pj, slots, order in (
+            ("neuron update", price.neuron_update, layer.slots, 0),
+            ("spike", price.spike, layer.spikes, 1),
+            ("potential", price.state_access, 2 * layer.slots, 0),
+            ("spike bit", price.spike_access, layer.slots, 0),
+        ):
+            if pj:
+                items.append((layer.layer, "neuron", unit, pj, slots, order))
+    for where, label, tally in others:
+        pj = dict(price.other).get(label, 0.0)  # type: ignore[call-overload]
+        if pj:
+            slots = even(tally.operations / n, T + 1, n, tally.each_step(T))
+            items.append((where, label, label, pj, slots, 0))
+    total = np.zeros((T + 1, n))
+    charges, orders = [], [0.0, 0.0, 0.0]
+    for where, name, unit, pj, slots, order in items:
+        cost = slots * pj * PJ_TO_MJ
         total += cost
-        charges.append(Charge(layer, name, unit, float(number.mean()), float(cost.mean())))
+        mean = cost.mean(1)
+        whole = math.fsum(mean)
+        orders[order] += whole
+        steps = tuple(float(x) for x in mean[:-1])
+        count = float(slots.sum(0).mean())
+        charges.append(Charge(where, name, unit, count, whole, steps, float(mean[-1])))
+    means = total.mean(1)
     return Energy(
         convention.name,
-        mean_estimate(total, "mJ"),
+        mean_estimate(total.sum(0), "mJ"),
         math.fsum(c.count for c in charges if c.unit == "MAC"),
         math.fsum(c.count for c in charges if c.unit == "accumulation"),
         tuple(charges),
         convention.scope,
+        tuple(float(x) for x in means[:-1]),
+        float(means[-1]),
+        *orders,
+        total,
     )
 
 
-def dense_energy(records: list[OperationRecord], names: list[str], samples: int, T: int) -> Energy:
-    """The network of the same shapes without spikes or time: one dense pass, 4.6 pJ per MAC."""
-    charges = []
-    for record, name in zip(records, names, strict=True):
-        steps = T if record.copies % T == 0 else 1
-        macs = record.dense / samples / steps
-        charges.append(Charge(record.layer, name, "MAC", macs, macs * DENSE_MAC_PJ * PJ_TO_MJ))
-    total = math.fsum(c.energy for c in charges)
-    return Energy(
-        "dense-ann",
-        Estimate(total, unit="mJ", method="exact"),
-        math.fsum(c.count for c in charges),
-        0.0,
-        tuple(charges),
-        "dense-ann: a conventional network of the same shapes, one pass, every MAC "
-        "(convolutions, linear layers, attention products; padding included) at 4.6 pJ "
-        "(45 nm, 32-bit floating point; Horowitz, ISSCC 2014). Leaves out softmax, "
-        "normalisation, pooling, elementwise operations, memory traffic.",
-    )
+def _price(price: UnitEnergy, unit: str) -> float:
+    return {
+        "MAC": price.mac,
+        "accumulation": price.accumulate,
+        "weight": price.weight_read,
+        "value": price.value_access,
+        "spike bit": price.spike_access,
+    }[unit]

@@ -13,18 +13,12 @@ from torch import Tensor, nn
 
 from spikedim.errors import ConfigError, DataError, ModelError
 from spikedim.models.base import evaluating
+from spikedim.profiling.assemble import assemble
 from spikedim.profiling.conventions import EnergyConvention, convention
-from spikedim.profiling.counter import Counter, NeuronRecord, OperationRecord, Tally
-from spikedim.profiling.energy import dense_energy, energy, mean_estimate, per_sample
-from spikedim.profiling.gates import batchnorm_gates, operation_gates, spike_gates
+from spikedim.profiling.counter import Counter
+from spikedim.profiling.gates import batchnorm_gates
 from spikedim.profiling.registry import neuron_types
-from spikedim.profiling.result import (
-    CategoryCount,
-    LayerProfile,
-    OperationProfile,
-    Profile,
-    Unsupported,
-)
+from spikedim.profiling.result import Profile
 from spikedim.progress import track
 
 DEFAULT_CONVENTIONS = ("paper-sop", "exact-fanout")
@@ -45,6 +39,7 @@ def profile(
     batch_size: int = 16,
     saturation: float = 0.9,
     forward: Forward | None = None,
+    labels: Tensor | Sequence[int] | None = None,
 ) -> Profile:
     """Count spikes, synaptic operations and energy of ``model`` on ``inputs``.
 
@@ -63,13 +58,15 @@ def profile(
         batch_size: samples per forward pass; bounds memory and changes no figure.
         saturation: rate above which a layer is reported as saturated, in (0, 1].
         forward: runs ``forward(model, x, T)`` for a module without ``steps``.
+        labels: class of each input, in order, for the cost per correct prediction; the prediction
+            is the largest logit of the output, averaged over time if it is [T, B, classes].
 
     Returns:
         Spikes, operations and energy in mJ per sample.
 
     Raises:
         ConfigError: ``T``, ``batch_size``, ``saturation`` or a convention is out of domain.
-        DataError: no samples, or static frames and events mixed.
+        DataError: no samples, static frames and events mixed, or labels that do not fit.
         ModelError: no spiking layer is found or runs, or the output is not finite.
 
     Example:
@@ -90,6 +87,7 @@ def profile(
     counter = Counter(model, T)
     static: bool | None = None
     parameter = next(model.parameters(), None)
+    predictions: list[Tensor] = []
     with evaluating(model), torch.no_grad():
         for x in track(_batches(inputs, batch_size), "profiling"):
             if static not in (None, x.ndim < 5):
@@ -104,11 +102,32 @@ def profile(
                     f"the output has NaN or infinite values, first produced by {layer}; check the "
                     "weights and the input"
                 )
+            if labels is not None:
+                predictions.append(_predict(output))
     if counter.samples == 0:
         raise DataError("inputs hold no samples; give at least one")
     if not counter.neurons:
         raise ModelError(f"no spiking layer of {type(model).__name__} ran; {_registration()}")
-    return _assemble(model, counter, rules, bool(static), saturation, gates)
+    correct = None if labels is None else _correct(torch.cat(predictions), labels)
+    return assemble(model, counter, rules, bool(static), saturation, gates, correct)
+
+
+def _predict(output: Any) -> Tensor:
+    if not isinstance(output, Tensor) or output.ndim not in (2, 3):
+        what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise DataError(
+            f"labels need logits [B, classes] or [T, B, classes], but the network gives {what}"
+        )
+    return (output if output.ndim == 2 else output.mean(0)).argmax(-1).cpu()
+
+
+def _correct(predictions: Tensor, labels: Tensor | Sequence[int]) -> np.ndarray:
+    known = torch.as_tensor(labels).cpu()
+    if known.shape != predictions.shape:
+        raise DataError(
+            f"labels have shape {tuple(known.shape)}, but there are {len(predictions)} samples"
+        )
+    return (predictions == known).double().numpy()
 
 
 def _check(
@@ -165,87 +184,3 @@ def _first_not_finite(model: nn.Module, x: Tensor, T: int, run: Forward) -> str:
         for handle in handles:
             handle.remove()
     return culprits[0] if culprits else "an operation outside any layer"
-
-
-def _assemble(
-    model: nn.Module,
-    counter: Counter,
-    conventions: Sequence[EnergyConvention],
-    static: bool,
-    saturation: float,
-    gates: list[Any],
-) -> Profile:
-    T, n = counter.T, counter.samples
-    records = list(counter.operations.values())
-    numbered = Multiset((record.layer, record.op) for record in records)
-    names = [r.op + (f" {r.index + 1}" if numbered[r.layer, r.op] > 1 else "") for r in records]
-    operations = tuple(_operation(*pair, n) for pair in zip(records, names, strict=True))
-    layers = tuple(_layer(record, T, n) for record in counter.neurons.values())
-    spikes = {
-        record.layer: np.concatenate([batch.sum(0) for batch in record.counts])
-        for record in counter.neurons.values()
-    }
-    neurons = [(r.layer, r.elements / n, spikes[r.layer]) for r in counter.neurons.values()]
-    total = np.sum(list(spikes.values()), axis=0)
-    return Profile(
-        model=type(model).__name__,
-        T=T,
-        samples=n,
-        static_input=static,
-        layers=layers,
-        operations=operations,
-        categories=_categories(counter, n),
-        spikes_per_sample=mean_estimate(total, "spikes"),
-        energy=tuple(energy(records, names, rule, T, static, neurons) for rule in conventions),
-        dense=dense_energy(records, names, n, T),
-        gates=(*gates, *spike_gates(layers, saturation), *operation_gates(operations)),
-        unsupported=_unsupported(counter),
-        sample_spikes=total,
-    )
-
-
-def _layer(record: NeuronRecord, T: int, n: int) -> LayerProfile:
-    by_step = np.concatenate(record.counts, axis=1)  # [copies, n]
-    spikes = by_step.sum(0)
-    size = record.elements // (n * len(by_step))
-    per_step = tuple(by_step.mean(1) / size) if len(by_step) == T else ()
-    return LayerProfile(
-        name=record.layer,
-        type=record.type,
-        neurons=size,
-        rate=mean_estimate(spikes * n / record.elements, ""),
-        rate_per_step=tuple(float(rate) for rate in per_step),
-        spikes=mean_estimate(spikes, "spikes"),
-        output=str(record.kind),
-    )
-
-
-def _operation(record: OperationRecord, name: str, n: int) -> OperationProfile:
-    means = per_sample(record).mean(1)
-    operands = range(len(record.kinds))
-    return OperationProfile(
-        layer=record.layer,
-        operation=name,
-        inputs=tuple(str(kind) for kind in record.kinds),
-        rates=tuple(float(means[4 * i]) * n / record.elements[i] for i in operands),
-        copies=record.copies,
-        dense=record.dense / n,
-        fanout=tuple(float(means[4 * i + 2]) for i in operands),
-        unit_fanout=tuple(float(means[4 * i + 3]) for i in operands),
-        coincident=float(means[-1]) if record.op == "matmul" else None,
-        before_neurons=record.stem,
-        calls=record.calls,
-    )
-
-
-def _categories(counter: Counter, n: int) -> tuple[CategoryCount, ...]:
-    updates = Tally(len(counter.neurons), sum(r.elements for r in counter.neurons.values()))
-    tallies = {"neuron updates": updates, **counter.categories}
-    return tuple(CategoryCount(k, v.calls, v.elements / n) for k, v in sorted(tallies.items()))
-
-
-def _unsupported(counter: Counter) -> tuple[Unsupported, ...]:
-    tallies = (*counter.categories.values(), *counter.unsupported.values())
-    total = sum(t.elements for t in tallies) + sum(r.elements for r in counter.neurons.values())
-    items = sorted(counter.unsupported.items(), key=lambda item: -item[1].elements)
-    return tuple(Unsupported(k, v.calls, v.elements / max(1, total)) for k, v in items)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from spikedim.profiling.baselines import Comparison
 from spikedim.profiling.energy import Energy
 from spikedim.profiling.gates import Finding
-from spikedim.results import Estimate, Result, Table, number
+from spikedim.results import Estimate, Result, Table
+
+
+
+def _nothing() -> np.ndarray:
+    return np.zeros((0, 0))
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class LayerProfile:
         rate: spikes per neuron and step, mean over samples and steps.
         rate_per_step: the rate at each step; empty if the layer did not see T steps.
         spikes: spikes per sample over all steps.
-        output: kind of the values it emits: ``binary``, ``integer`` or ``real``.
+        output: kind of the values it emits: ``binary``, ``ternary``, ``integer`` or ``real``.
     """
 
     name: str
@@ -32,6 +39,12 @@ class LayerProfile:
     rate_per_step: tuple[float, ...]
     spikes: Estimate
     output: str
+    _counts: np.ndarray = field(default_factory=_nothing, compare=False, repr=False)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Spikes [T + 1, n] by timestep and sample; the last row is what ran once for all steps."""
+        return self._counts
 
 
 @dataclass(frozen=True)
@@ -40,14 +53,18 @@ class OperationProfile:
 
     Attributes:
         layer: module path of the innermost module.
-        operation: ``conv``, ``linear`` or ``matmul``, numbered where a layer has several.
+        operation: ``conv``, ``linear``, ``matmul`` or a user's own, numbered where a layer has
+            several.
         inputs: kind of each activation operand, left first.
         rates: fraction of nonzero values of each operand.
         copies: times a sample went through: T, or 1 where it ran once for all steps.
         dense: MACs were every value nonzero, padding included, as executed.
+        inside: the same without padding.
         fanout: per operand, synapses reached by its nonzero values.
         unit_fanout: the same with an integer value k as k unit spikes.
+        live_fanout: as ``fanout``, weights that are exactly zero left out.
         coincident: pairs of nonzero values that meet; ``None`` unless a product.
+        weights: weights read per execution.
         before_neurons: it runs ahead of the first spiking layer.
         calls: executions behind these figures.
     """
@@ -58,29 +75,71 @@ class OperationProfile:
     rates: tuple[float, ...]
     copies: int
     dense: float
+    inside: float
     fanout: tuple[float, ...]
     unit_fanout: tuple[float, ...]
+    live_fanout: tuple[float, ...]
     coincident: float | None
+    weights: float
     before_neurons: bool
     calls: int
+    _counts: np.ndarray = field(default_factory=_nothing, compare=False, repr=False)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Synapses reached [operands, T + 1, n] by operand, timestep and sample.
+
+        The last slot of the second axis is what ran once for all timesteps.
+        """
+        return self._counts
 
 
 @dataclass(frozen=True)
 class CategoryCount:
-    """Operations that no synaptic convention charges: calls and output elements per sample."""
+    """Operations without synapses, per sample.
+
+    Attributes:
+        category: one of :data:`spikedim.profiling.CATEGORIES`, or ``neuron updates``.
+        calls: executions.
+        elements: values written.
+        operations: arithmetic operations, by the rule of the category.
+        layer: where; empty in the totals.
+    """
 
     category: str
     calls: int
     elements: float
+    operations: float
+    layer: str = ""
 
 
 @dataclass(frozen=True)
 class Unsupported:
-    """An operation no rule counts: its calls and its share of all output elements."""
+    """An operation no rule counts.
+
+    Attributes:
+        name, calls: which, how often.
+        operations: per sample, one for each value it reads or writes (whichever are more).
+        share: ``operations`` over all operations counted, dense: its least share of the compute.
+    """
 
     name: str
     calls: int
+    operations: float
     share: float
+
+
+@dataclass(frozen=True)
+class PerCorrect:
+    """Energy of one correct prediction: mean energy over accuracy.
+
+    Attributes:
+        convention: whose energy.
+        energy: mJ per correct prediction, with the interval of a ratio of paired means.
+    """
+
+    convention: str
+    energy: Estimate
 
 
 @dataclass(frozen=True)
@@ -95,11 +154,17 @@ class Profile(Result):
         layers: spiking layers in order of execution.
         operations: synaptic operations in order of execution.
         categories: everything else that ran, by category.
+        others: the same by layer, for pooling, normalisation, softmax and the like.
         spikes_per_sample: all layers, all steps.
         energy: one entry per convention, mJ per sample.
         dense: the conventional network of the same shapes.
+        quantised: the same with activations of ceil(log2(T + 1)) bits.
+        comparisons: each convention beside both conventional networks.
         gates: faults found; read them before the figures.
         unsupported: operations without a counting rule.
+        neurobench: the figures NeuroBench reports, under its keys.
+        accuracy: percent, where labels were given.
+        per_correct: cost per correct prediction, likewise.
         sample_spikes: spikes of each sample, in input order.
     """
 
@@ -110,99 +175,39 @@ class Profile(Result):
     layers: tuple[LayerProfile, ...]
     operations: tuple[OperationProfile, ...]
     categories: tuple[CategoryCount, ...]
+    others: tuple[CategoryCount, ...]
     spikes_per_sample: Estimate
     energy: tuple[Energy, ...]
     dense: Energy
+    quantised: Energy
+    comparisons: tuple[Comparison, ...]
     gates: tuple[Finding, ...]
     unsupported: tuple[Unsupported, ...]
+    neurobench: Mapping[str, Any]
+    accuracy: Estimate | None
+    per_correct: tuple[PerCorrect, ...]
     sample_spikes: np.ndarray = field(compare=False, repr=False)
 
+    @property
+    def rate(self) -> float:
+        """Spikes per neuron and step over all layers."""
+        updates = sum(c.elements for c in self.categories if c.category == "neuron updates")
+        return self.spikes_per_sample.value / updates
+
     def tables(self) -> list[Table]:
-        """Energy by convention, then gates, spikes by layer and operations by layer."""
-        tables = [self._energy_table()]
-        if self.gates:
-            tables.append(self._gate_table())
-        tables += [self._layer_table(), self._operation_table()]
-        if self.unsupported:
-            rows = [(u.name, u.calls, f"{u.share:.2%}") for u in self.unsupported]
-            columns = ("operation", "calls", "share of output elements")
-            tables.append(Table("Operations without a counting rule", columns, rows))
-        return tables
+        """Energy by convention, baselines, gates, rates by layer and step, operations by layer."""
+        from spikedim.profiling.tables import profile_tables
+
+        return profile_tables(self)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the firing rate of every spiking layer and return the axes.
 
+        :func:`spikedim.profiling.figures.overview` draws the whole picture.
+
         Args:
             ax: matplotlib axes; made if absent.
         """
-        if ax is None:
-            from matplotlib.figure import Figure
+        from spikedim.profiling.figures import rates
 
-            figure = Figure(figsize=(7, 1 + 0.24 * len(self.layers)), layout="constrained")
-            ax = figure.subplots()
-        names = [layer.name for layer in self.layers]
-        rates = np.array([layer.rate.value for layer in self.layers])
-        ax.barh(names, rates, height=0.7, color="#31688e")
-        for index, layer in enumerate(self.layers):
-            if layer.rate.low is not None and layer.rate.high is not None:
-                ax.plot([layer.rate.low, layer.rate.high], [index, index], color="black", lw=1)
-        ax.invert_yaxis()
-        ax.set_xlim(0, max(0.01, 1.1 * float(rates.max())))
-        ax.set_xlabel(f"spikes per neuron and step (T = {self.T}, n = {self.samples})")
-        ax.tick_params(axis="y", labelsize=7)
-        ax.spines[["top", "right"]].set_visible(False)
-        return ax
-
-    def _energy_table(self) -> Table:
-        dense = self.dense.total.value
-        rows = []
-        for item in (*self.energy, self.dense):
-            total = item.total.value
-            ratio = f"{dense / total:.2f} x" if total else None
-            rows.append((item.convention, item.total, item.macs, item.accumulates, ratio))
-        columns = (
-            "convention",
-            "energy per sample",
-            "MACs",
-            "accumulations",
-            "dense / this",
-        )
-        notes = tuple(item.scope for item in (*self.energy, self.dense))
-        title = (
-            f"{self.model} at T = {self.T}: energy by convention "
-            f"({number(self.spikes_per_sample.value)} spikes per sample, n = {self.samples})"
-        )
-        return Table(title, columns, rows, notes)
-
-    def _gate_table(self) -> Table:
-        rows = [(g.layer, g.gate, g.severity, g.message, g.mend) for g in self.gates]
-        return Table("Findings", ("layer", "gate", "severity", "what", "mend"), rows)
-
-    def _layer_table(self) -> Table:
-        rows = [
-            (layer.name, layer.neurons, layer.rate, layer.spikes.value, layer.output)
-            for layer in self.layers
-        ]
-        columns = ("spiking layer", "neurons", "rate per step", "spikes per sample", "output")
-        return Table("Spikes by layer", columns, rows)
-
-    def _operation_table(self) -> Table:
-        rows = [
-            (
-                f"{o.layer} {o.operation}",
-                " x ".join(o.inputs),
-                " x ".join(number(rate, 3) for rate in o.rates),
-                o.dense,
-                " | ".join(number(count) for count in o.fanout),
-                o.coincident,
-            )
-            for o in self.operations
-        ]
-        columns = ("operation", "input", "nonzero", "dense MACs", "events x fan-out", "coincident")
-        uncharged = ", ".join(
-            f"{c.category} {number(c.elements)}"
-            for c in self.categories
-            if not c.category.endswith(" outputs")
-        )
-        note = f"Counts per sample. Not synaptic (elements per sample): {uncharged or 'none'}."
-        return Table("Synaptic operations by layer", columns, rows, (note,))
+        return rates(self, ax)

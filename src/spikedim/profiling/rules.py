@@ -24,11 +24,25 @@ class Kind(IntEnum):
     """What values an operand holds; a larger kind includes the smaller ones."""
 
     BINARY = 0
-    INTEGER = 1
-    REAL = 2
+    TERNARY = 1
+    INTEGER = 2
+    REAL = 3
 
     def __str__(self) -> str:
         return self.name.lower()
+
+
+class Row(IntEnum):
+    """What the rows of :attr:`Events.counts` hold, each summed over a group.
+
+    ``LIVE`` differs from ``FAN`` where weights are exactly zero: a pruned synapse is not reached.
+    """
+
+    NONZERO = 0
+    UNITS = 1
+    FAN = 2
+    UNITS_FAN = 3
+    LIVE = 4
 
 
 @dataclass
@@ -37,8 +51,9 @@ class Events:
 
     Attributes:
         kind: the kind of its values.
-        counts: float64 [4, groups]: nonzero values, their absolute sum (integers as unit
-            spikes), and both weighted with the fan-out of each value.
+        counts: float64 [5, groups], see :class:`Row`: nonzero values, their absolute sum
+            (integers as unit spikes), both weighted with the fan-out of each value, and nonzero
+            values weighted with the nonzero weights they reach.
         elements: number of values in the operand.
     """
 
@@ -52,23 +67,31 @@ class Count:
     """One executed operation.
 
     Attributes:
-        op: ``conv``, ``linear`` or ``matmul``.
+        op: its name in tables: ``conv``, ``linear``, ``matmul``, or that of a user's rule.
+        shape: of the operand whose leading axes are time and samples.
         dense: MACs were every operand dense, padding included.
-        operands: the operands that carry activations, left first.
-        coincident: float64 [groups], pairs of nonzero values that meet (``matmul`` only).
+        inside: the same without padding.
+        operands: the operands that carry activations, left first: one, or the two of a product.
+        coincident: float64 [groups], pairs of nonzero values that meet (a product only).
+        weights: weights read.
+        written: values the operation writes; the counter fills in the size of its output.
     """
 
     op: str
+    shape: Sequence[int]
     dense: int
+    inside: int
     operands: tuple[Events, ...]
     coincident: Tensor | None = None
+    weights: int = 0
+    written: int = 0
 
 
 def scan(x: Tensor, reduce: Callable[[Tensor], Tensor]) -> tuple[Kind, Tensor, Tensor]:
     """Classify ``x`` and reduce its events chunk by chunk along the first axis.
 
     Args:
-        x: any real tensor.
+        x: any real tensor; one on the meta device has no values and counts as real zeros.
         reduce: sums a chunk [n, ...] of nonnegative weights to [n, ...].
 
     Returns:
@@ -77,6 +100,9 @@ def scan(x: Tensor, reduce: Callable[[Tensor], Tensor]) -> tuple[Kind, Tensor, T
     """
     if not x.is_floating_point():
         x = x.to(torch.float32)
+    if x.is_meta:
+        nothing = reduce(x).to(torch.float64)
+        return Kind.REAL, nothing, nothing
     work = torch.float64 if x.dtype == torch.float64 else torch.float32
     kind = Kind.BINARY
     nonzero, units = [], []
@@ -88,15 +114,24 @@ def scan(x: Tensor, reduce: Callable[[Tensor], Tensor]) -> tuple[Kind, Tensor, T
         mask = chunk if here is Kind.BINARY else (chunk != 0).to(work)
         events = reduce(mask).to(torch.float64)
         nonzero.append(events)
-        integer = here is Kind.INTEGER
-        units.append(reduce(chunk.abs()).to(torch.float64) if integer else events)
+        integer = here in (Kind.TERNARY, Kind.INTEGER)
+        units.append(reduce(_whole(chunk)).to(torch.float64) if integer else events)
     return kind, torch.cat(nonzero), torch.cat(units)
 
 
 def _kind(x: Tensor) -> Kind:
     if torch.equal(x, x * x):
         return Kind.BINARY
-    return Kind.INTEGER if torch.equal(x, x.round()) else Kind.REAL
+    if not torch.equal(x, x.round()):
+        return Kind.REAL
+    return Kind.TERNARY if float(x.abs().max()) <= 1 else Kind.INTEGER
+
+
+def _whole(x: Tensor) -> Tensor:
+    """Absolute values of whole numbers, in a type that adds those of one row exactly."""
+    x = x.abs()
+    large = float(x.max()) > 2**24 / max(1, x.numel() // len(x))
+    return x.double() if large else x
 
 
 def convolution(
@@ -125,17 +160,49 @@ def convolution(
         outputs = weight.shape[0] // groups
         fan, windows = _fan(*geometry)
         dense = len(x) * windows * prod(kernel) * weight.shape[1] * weight.shape[0]
-    weights = fan.to(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32)
+    inside = len(x) * x.shape[1] * int(fan.sum()) * outputs
+    wide = x.dtype == torch.float64 or float(fan.sum()) >= 2**24
+    weights = fan.to(x.device, torch.float64 if wide else torch.float32)
     columns = torch.stack([torch.ones_like(weights), weights], 1)  # [positions, 2]
 
     def reduce(chunk: Tensor) -> Tensor:
-        by_channel = chunk.reshape(len(chunk), -1, len(columns)) @ columns  # [n, C, 2]
-        return by_channel.sum(1, dtype=torch.float64)
+        work = torch.promote_types(chunk.dtype, columns.dtype)
+        by_channel = chunk.reshape(len(chunk), -1, len(columns)).to(work) @ columns.to(work)
+        return by_channel.sum(1, dtype=torch.float64)  # [n, 2] from [n, C, 2]
 
     kind, nonzero, units = scan(x, reduce)
-    counts = torch.stack([nonzero[:, 0], units[:, 0], nonzero[:, 1], units[:, 1]])
+    counts = torch.stack([nonzero[:, 0], units[:, 0], nonzero[:, 1], units[:, 1], nonzero[:, 1]])
     counts[2:] *= outputs
-    return Count("conv", dense, (Events(kind, counts, x.numel()),))
+    if pruned(weight):
+        ones = torch.ones(_output_shape(x, weight, geometry, transposed, output_padding, groups))
+        live = torch.ops.aten.convolution_backward(
+            ones.to(x.device, torch.float64), x[:1].double(), (weight != 0).double(), None,
+            stride, padding, dilation, transposed, output_padding, groups, (True, False, False),
+        )[0].round()  # fmt: skip
+        counts[4] = scan(x, lambda chunk: chunk.flatten(1).double() @ live.flatten())[1]
+    return Count("conv", x.shape, dense, inside, (Events(kind, counts, x.numel()),),
+                 weights=weight.numel())  # fmt: skip
+
+
+def pruned(weight: Tensor) -> bool:
+    """Whether a weight is exactly zero somewhere."""
+    return not weight.is_meta and int(torch.count_nonzero(weight)) < weight.numel()
+
+
+def _output_shape(
+    x: Tensor,
+    weight: Tensor,
+    geometry: tuple[tuple[int, ...], ...],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> list[int]:
+    sizes = []
+    for n, k, s, p, d, extra in zip(*geometry, output_padding, strict=True):
+        reach = d * (k - 1)
+        sizes.append((n - 1) * s - 2 * p + reach + extra + 1 if transposed else
+                     (n + 2 * p - reach - 1) // s + 1)  # fmt: skip
+    return [1, weight.shape[1] * groups if transposed else weight.shape[0], *sizes]
 
 
 @lru_cache(maxsize=512)
@@ -188,14 +255,34 @@ def _outer(axes: Sequence[Tensor]) -> Tensor:
     return fan
 
 
-def linear(x: Tensor, outputs: int) -> Count:
-    """Count ``x [rows, K] @ weight [K, outputs]``; groups are the rows."""
-    kind, nonzero, units = scan(x, lambda chunk: chunk.sum(1))
-    counts = torch.stack([nonzero, units, nonzero * outputs, units * outputs])
-    return Count("linear", x.numel() * outputs, (Events(kind, counts, x.numel()),))
+def linear(x: Tensor, weight: Tensor, shape: Sequence[int] | None = None) -> Count:
+    """Count ``x [rows, K] @ weight [K, outputs]``; groups are the rows.
+
+    Args:
+        x: activations.
+        weight: only its shape and its zeros matter.
+        shape: shape that tells time and samples apart, where it is not that of ``x``.
+    """
+    outputs = weight.shape[1]
+    live = (weight != 0).sum(1, dtype=torch.float64) if pruned(weight) else None
+
+    def reduce(chunk: Tensor) -> Tensor:
+        total = chunk.sum(1)
+        if live is None:
+            return total[:, None]
+        return torch.stack([total.double(), chunk.double() @ live], 1)
+
+    kind, nonzero, units = scan(x, reduce)
+    counts = torch.stack([nonzero[:, 0], units[:, 0], *3 * [nonzero[:, 0] * outputs]])
+    counts[Row.UNITS_FAN] = units[:, 0] * outputs
+    if live is not None:
+        counts[Row.LIVE] = nonzero[:, 1]
+    dense = x.numel() * outputs
+    events = Events(kind, counts, x.numel())
+    return Count("linear", shape or x.shape, dense, dense, (events,), weights=weight.numel())
 
 
-def matmul(a: Tensor, b: Tensor) -> Count:
+def matmul(a: Tensor, b: Tensor, shape: Sequence[int] | None = None) -> Count:
     """Count ``a [G, M, K] @ b [G, K, N]`` of two activations; groups are the batch entries.
 
     The fan-out of a value is N on the left, M on the right. A pair (i, k, j) is coincident
@@ -204,18 +291,15 @@ def matmul(a: Tensor, b: Tensor) -> Count:
     left_kind, left, left_units = scan(a, lambda chunk: chunk.sum(1))  # [G, K]
     right_kind, right, right_units = scan(b, lambda chunk: chunk.sum(2))  # [G, K]
     rows, columns = a.shape[1], b.shape[2]
-    return Count(
-        "matmul",
-        a.numel() * columns,
-        (
-            Events(left_kind, _weighted(left, left_units, columns), a.numel()),
-            Events(right_kind, _weighted(right, right_units, rows), b.numel()),
-        ),
-        (left * right).sum(1),
+    dense = a.numel() * columns
+    operands = (
+        Events(left_kind, _weighted(left, left_units, columns), a.numel()),
+        Events(right_kind, _weighted(right, right_units, rows), b.numel()),
     )
+    return Count("matmul", shape or a.shape, dense, dense, operands, (left * right).sum(1))
 
 
-def weighted_sum(rows: int, v: Tensor) -> Count:
+def weighted_sum(rows: int, v: Tensor, shape: Sequence[int] | None = None) -> Count:
     """Count the second product of a fused softmax attention, weights [G, rows, K] @ v [G, K, N].
 
     Softmax weights are never zero; entries behind a mask are not subtracted.
@@ -223,62 +307,14 @@ def weighted_sum(rows: int, v: Tensor) -> Count:
     kind, nonzero, units = scan(v, lambda chunk: chunk.sum(2))  # [G, K]
     groups, inner, columns = v.shape
     full = torch.full((groups, inner), float(rows), dtype=torch.float64, device=v.device)
-    return Count(
-        "matmul",
-        rows * v.numel(),
-        (
-            Events(Kind.REAL, _weighted(full, full, columns), groups * rows * inner),
-            Events(kind, _weighted(nonzero, units, rows), v.numel()),
-        ),
-        nonzero.sum(1) * rows,
+    dense = rows * v.numel()
+    operands = (
+        Events(Kind.REAL, _weighted(full, full, columns), groups * rows * inner),
+        Events(kind, _weighted(nonzero, units, rows), v.numel()),
     )
+    return Count("matmul", shape or v.shape, dense, dense, operands, nonzero.sum(1) * rows)
 
 
 def _weighted(nonzero: Tensor, units: Tensor, fan: int) -> Tensor:
     nonzero, units = nonzero.sum(1), units.sum(1)
-    return torch.stack([nonzero, units, nonzero * fan, units * fan])
-
-
-# Operations that cost something but that no synaptic convention charges, by their aten name.
-_CATEGORIES = {
-    "normalisation": ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"),
-    "pooling": ("max_pool", "avg_pool", "upsample"),
-    "softmax": ("softmax",),
-    "reduction": ("sum", "mean", "amax", "amin", "argmax", "argmin", "var", "norm", "cumsum"),
-}
-_MOVEMENT = frozenset(
-    (
-        *("clone", "copy", "copy_", "contiguous", "_to_copy", "cat", "stack", "repeat", "index"),
-        *("index_select", "gather", "select_scatter", "slice_scatter", "constant_pad_nd", "pad"),
-        *("roll", "flip", "embedding", "_unsafe_view", "_reshape_alias", "masked_fill", "where"),
-        *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "new_zeros"),
-        *("new_ones", "new_full", "zeros", "zeros_like", "ones", "ones_like", "full", "full_like"),
-        *("arange", "scalar_tensor", "fill_", "zero_", "lift_fresh", "_local_scalar_dense"),
-        *("tril", "triu", "rand", "rand_like", "randn", "bernoulli_", "equal", "unfold", "im2col"),
-        *("col2im", "pixel_shuffle", "repeat_interleave"),
-    )
-)
-
-
-@lru_cache(maxsize=1024)
-def category(func: torch._ops.OpOverload) -> str | None:
-    """Category of an operation without synapses; ``None`` for one that no rule knows."""
-    name = func._schema.name.removeprefix("aten::")
-    if func.is_view or name in _MOVEMENT:
-        return "movement"
-    for label, parts in _CATEGORIES.items():
-        if any(name == part or name.strip("_").startswith(part) for part in parts) or (
-            label in ("normalisation", "pooling", "softmax") and any(p in name for p in parts)
-        ):
-            return label
-    if torch.Tag.pointwise in func.tags or _is_inplace_pointwise(func, name):
-        return "elementwise"
-    return None
-
-
-def _is_inplace_pointwise(func: torch._ops.OpOverload, name: str) -> bool:
-    if not name.endswith("_"):
-        return False
-    packet = getattr(torch.ops.aten, name[:-1], None)
-    overload = getattr(packet, func._overloadname, None) if packet is not None else None
-    return overload is not None and torch.Tag.pointwise in overload.tags
+    return torch.stack([nonzero, units, nonzero * fan, units * fan, nonzero * fan])

@@ -1,0 +1,230 @@
+"""From what the counter saw to the :class:`Profile` a person reads."""
+
+from __future__ import annotations
+
+from collections import Counter as Multiset
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from torch import nn
+
+from spikedim.profiling.baselines import Comparison, bits_of, compare, conventional
+from spikedim.profiling.conventions import EnergyConvention, convention
+from spikedim.profiling.counter import Counter
+from spikedim.profiling.energy import Energy, Neurons, energy, mean_estimate
+from spikedim.profiling.gates import Finding, operation_gates, spike_gates
+from spikedim.profiling.neurobench import neurobench_keys
+from spikedim.profiling.records import ONCE, NeuronRecord, OperationRecord, Tally
+from spikedim.profiling.result import (
+    CategoryCount,
+    LayerProfile,
+    OperationProfile,
+    PerCorrect,
+    Profile,
+    Unsupported,
+)
+from spikedim.profiling.rules import Row
+from spikedim.results import Estimate
+from spikedim.theory.statistics import mean_interval, wilson_interval
+
+_ROWS = len(Row)
+
+
+def assemble(
+    model: nn.Module,
+    counter: Counter,
+    conventions: Sequence[EnergyConvention],
+    static: bool,
+    saturation: float,
+    gates: list[Finding],
+    correct: np.ndarray | None,
+) -> Profile:
+    """The profile of everything ``counter`` saw; ``correct`` is 0/1 per sample, where known."""
+    T, n = counter.T, counter.samples
+    records = list(counter.operations.values())
+    names = operation_names(records)
+    operations = tuple(_operation(*pair, T, n) for pair in zip(records, names, strict=True))
+    neurons = _neurons(counter)
+    layers = tuple(
+        _layer(record, found.spikes, T, n)
+        for record, found in zip(counter.neurons.values(), neurons, strict=True)
+    )
+    others = _others(counter)
+    total = np.sum([found.spikes.sum(0) for found in neurons], axis=0)
+    charged = tuple(charge_counter(counter, rule, static) for rule in conventions)
+    peer = charge_counter(counter, convention("neurobench"), static)
+    accuracy = None
+    if correct is not None:
+        low, high = wilson_interval(float(correct.sum()), n)
+        share = float(correct.mean())
+        accuracy = Estimate(100 * share, 100 * low, 100 * high, n, "%", method="Wilson")
+    updates = sum(layer.updates for layer in neurons)
+    return Profile(
+        model=type(model).__name__,
+        T=T,
+        samples=n,
+        static_input=static,
+        layers=layers,
+        operations=operations,
+        categories=_categories(counter, n),
+        others=tuple(
+            CategoryCount(label, t.calls, t.elements / n, t.operations / n, layer)
+            for layer, label, t in others
+        ),
+        spikes_per_sample=mean_estimate(total, "spikes"),
+        energy=charged,
+        dense=conventional(records, names, T),
+        quantised=conventional(records, names, T, bits=bits_of(T)),
+        comparisons=_comparisons(charged, conventions, records, names, T, float(total.mean()) / updates),
+        gates=(*gates, *spike_gates(layers, saturation), *operation_gates(operations)),
+        unsupported=_unsupported(counter, records, n),
+        neurobench=neurobench_keys(model, counter.neurons.values(), records, peer, accuracy),
+        accuracy=accuracy,
+        per_correct=tuple(_per_correct(e, correct) for e in charged if correct is not None),
+        sample_spikes=total,
+    )
+
+
+def charge_counter(counter: Counter, rule: EnergyConvention, static: bool) -> Energy:
+    """Energy of everything ``counter`` saw under one convention."""
+    records = list(counter.operations.values())
+    names = operation_names(records)
+    return energy(records, names, rule, counter.T, static, _neurons(counter), _others(counter))
+
+
+def _neurons(counter: Counter) -> list[Neurons]:
+    return [
+        Neurons(
+            record.layer,
+            record.elements / counter.samples,
+            _slots(record.counts, record.steps, counter.T),
+            ONCE not in record.steps[0],
+        )
+        for record in counter.neurons.values()
+    ]
+
+
+def _others(counter: Counter) -> list[tuple[str, str, Tally]]:
+    return [(layer, label, tally) for (layer, label), tally in counter.others.items()]
+
+
+def operation_names(records: Sequence[OperationRecord]) -> list[str]:
+    """``conv``, ``linear 2``: numbered where a layer has several."""
+    numbered = Multiset((record.layer, record.op) for record in records)
+    return [r.op + (f" {r.index + 1}" if numbered[r.layer, r.op] > 1 else "") for r in records]
+
+
+def _slots(counts: Sequence[np.ndarray], steps: Sequence[np.ndarray], T: int) -> np.ndarray:
+    """Counts [copies, B] of every batch to [T + 1, n] by timestep, the last slot for ONCE."""
+    parts = []
+    for batch, where in zip(counts, steps, strict=True):
+        slots = np.zeros((T + 1, batch.shape[1]))
+        np.add.at(slots, where, batch)  # ONCE is -1: the last slot
+        parts.append(slots)
+    return np.concatenate(parts, axis=1)
+
+
+def _layer(record: NeuronRecord, slots: np.ndarray, T: int, n: int) -> LayerProfile:
+    spikes = slots.sum(0)
+    copies = len(record.steps[0])
+    each_step = ONCE not in record.steps[0]
+    per_step = slots[:-1].mean(1) * T * n / record.elements if each_step else ()
+    return LayerProfile(
+        name=record.layer,
+        type=record.type,
+        neurons=record.elements // (n * copies),
+        rate=mean_estimate(spikes * n / record.elements, ""),
+        rate_per_step=tuple(float(rate) for rate in per_step),
+        spikes=mean_estimate(spikes, "spikes"),
+        output=str(record.kind),
+        _counts=slots,
+    )
+
+
+def _operation(record: OperationRecord, name: str, T: int, n: int) -> OperationProfile:
+    means = record.per_sample.mean(1)
+    operands = range(len(record.kinds))
+    steps = [batch.steps for batch in record.batches]
+    counts = [
+        _slots([b.counts[:, _ROWS * i + Row.FAN] for b in record.batches], steps, T)
+        for i in operands
+    ]
+    return OperationProfile(
+        layer=record.layer,
+        operation=name,
+        inputs=tuple(str(kind) for kind in record.kinds),
+        rates=tuple(
+            float(means[_ROWS * i + Row.NONZERO]) / record.size(4 + i) for i in operands
+        ),
+        copies=record.copies,
+        dense=record.dense,
+        inside=record.inside,
+        fanout=tuple(float(means[_ROWS * i + Row.FAN]) for i in operands),
+        unit_fanout=tuple(float(means[_ROWS * i + Row.UNITS_FAN]) for i in operands),
+        live_fanout=tuple(float(means[_ROWS * i + Row.LIVE]) for i in operands),
+        coincident=float(means[-1]) if record.product else None,
+        weights=record.size(2) / record.copies,
+        before_neurons=record.stem,
+        calls=record.calls,
+        _counts=np.stack(counts),
+    )
+
+
+def _categories(counter: Counter, n: int) -> tuple[CategoryCount, ...]:
+    sums: defaultdict[str, Tally] = defaultdict(Tally)
+    for (_, label), tally in counter.others.items():
+        total = sums[label]
+        total.calls += tally.calls
+        total.elements += tally.elements
+        total.operations += tally.operations
+    elements = sum(r.elements for r in counter.neurons.values())
+    sums["neuron updates"] = Tally(len(counter.neurons), elements, elements)
+    return tuple(
+        CategoryCount(k, v.calls, v.elements / n, v.operations / n) for k, v in sorted(sums.items())
+    )
+
+
+def _unsupported(
+    counter: Counter, records: Sequence[OperationRecord], n: int
+) -> tuple[Unsupported, ...]:
+    counted = sum(t.operations for t in counter.others.values())
+    counted += sum(r.elements for r in counter.neurons.values())
+    missed = sum(t.operations for t in counter.unsupported.values())
+    total = n * sum(record.dense for record in records) + counted + missed
+    items = sorted(counter.unsupported.items(), key=lambda item: -item[1].operations)
+    return tuple(
+        Unsupported(k, v.calls, v.operations / n, v.operations / max(1, total)) for k, v in items
+    )
+
+
+def _comparisons(
+    charged: Sequence[Energy],
+    conventions: Sequence[EnergyConvention],
+    records: Sequence[OperationRecord],
+    names: Sequence[str],
+    T: int,
+    rate: float,
+) -> tuple[Comparison, ...]:
+    found = []
+    for item, rule in zip(charged, conventions, strict=True):
+        for bits in (32, bits_of(T)):
+            other = conventional(records, names, T, bits=bits, price=rule.energy)
+            found.append(compare(item, other, rate))
+    return tuple(found)
+
+
+def _per_correct(item: Energy, correct: np.ndarray) -> PerCorrect:
+    """Ratio of paired means by the delta method: var = mean((e - r·c)²) / (n·mean(c)²)."""
+    costs, n = item.samples.sum(0), len(correct)
+    share = float(correct.mean())
+    if not share:
+        return PerCorrect(item.convention, Estimate(np.inf, n=n, unit="mJ"))
+    ratio = float(costs.mean()) / share
+    low = high = None
+    if n > 1:
+        spread = float(np.std(costs - ratio * correct, ddof=1)) / share
+        below, high = mean_interval(ratio, spread, n)
+        low = max(0.0, below)
+    method = "ratio of paired means, Student t over samples"
+    return PerCorrect(item.convention, Estimate(ratio, low, high, n, "mJ", method=method))
