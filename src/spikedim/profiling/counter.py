@@ -120,7 +120,7 @@ class Counter(TorchDispatchMode):
         if spikes is None:
             return
         rows = spikes.shape[0]
-        if spikes.ndim > 1 and tuple(spikes.shape[:2]) == (self.T, self.batch_size):
+        if spikes.ndim > 1 and spikes.shape[1] == self.batch_size and rows in (1, self.T):
             rows *= spikes.shape[1]
         by_row = spikes.reshape(rows, -1)
         kind, nonzero, units = rules.scan(by_row, lambda chunk: chunk.sum(1))
