@@ -45,7 +45,7 @@ def say(text: str) -> None:
 
 
 def save_figure(result: Any, path: Path) -> None:
-    """Draw ``result.plot()`` into an image file, atomically."""
+    """Draw ``result.plot()``, or a matplotlib figure, into an image file, atomically."""
     import io
 
     import matplotlib
@@ -56,7 +56,7 @@ def save_figure(result: Any, path: Path) -> None:
     kind = path.suffix.lstrip(".").lower()
     if kind not in ("png", "pdf", "svg"):
         raise ConfigError(f"--plot {path}: name a .png, .pdf or .svg file")
-    figure = result.plot().get_figure()
+    figure = result if hasattr(result, "savefig") else result.plot().get_figure()
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight")
     pyplot.close(figure)

@@ -11,6 +11,10 @@ from spikedim.cli import options
 from spikedim.cli.output import emit, save_figure, say, working
 
 
+#: Samples behind membrane potentials.
+_ACTIVE = 8
+
+
 def profile(
     data: options.Data = "digits",
     model: options.Model = "spikformer_tiny",
@@ -22,8 +26,23 @@ def profile(
         typer.Option(help="Energy convention (name or YAML file); repeat for several."),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Write firing rates by layer to this PNG/PDF/SVG.")
+        Path | None,
+        typer.Option(
+            help="Draw heat maps by layer and timestep, spike counts, energies, a raster and "
+            "membrane potentials into this PNG/PDF/SVG."
+        ),
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write all tables and pictures to this page.")
+    ] = None,
+    explain_literature: Annotated[
+        bool,
+        typer.Option(
+            "--explain-literature",
+            help="Instead: recompute published operations and energies from the architectures and "
+            "say which do not add up.",
+        ),
+    ] = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     data_root: options.DataRoot = None,
@@ -33,18 +52,29 @@ def profile(
 ) -> None:
     """Count spikes and operations layer by layer and charge them by named energy conventions.
 
-    Without --checkpoint the network is untrained, its batch norm calibrated on the data.
+    Without --checkpoint the network is untrained, its batch norm calibrated on the data, and no
+    cost per correct prediction is given.
 
     Example: spikedim profile --data digits --model spikformer_nano --timesteps 4
     """
+    if explain_literature:
+        from spikedim.profiling.literature import explain_literature as explained
+
+        with working(quiet):
+            found = explained()
+        emit(found, as_json)
+        return
+
     from spikedim.data import load_dataset
     from spikedim.models import calibrate_batchnorm, create_model, load_checkpoint
+    from spikedim.models.registry import is_file
     from spikedim.profiling import profile as profiled
+    from spikedim.profiling.activity import activity
     from spikedim.training import resolve_device
 
     with working(quiet):
         dataset = load_dataset(data, data_root)
-        x, _ = dataset.tensors("train" if dataset.test is None else "test", samples, seed)
+        x, y = dataset.tensors("train" if dataset.test is None else "test", samples, seed)
         network = create_model(
             model, num_classes=dataset.num_classes, input_shape=dataset.input_shape, seed=seed
         )
@@ -55,8 +85,19 @@ def profile(
             calibrate_batchnorm(network, images.split(64), timesteps)
         place = resolve_device(device)
         network, x = network.to(place), x.to(place)
-        result = profiled(network, x, timesteps, conventions=convention or None)
+        trained = checkpoint is not None or is_file(model)
+        result = profiled(
+            network, x, timesteps, conventions=convention or None, labels=y if trained else None
+        )
+        if plot is not None or html is not None:
+            seen = activity(network, x[:_ACTIVE] if x.ndim < 5 else x[:, :_ACTIVE], timesteps)
         if plot is not None:
-            save_figure(result, plot)
+            from spikedim.profiling.figures import overview
+
+            save_figure(overview(result, seen), plot)
             say(f"Plot: {plot}")
+        if html is not None:
+            from spikedim.report.profile import write_profile
+
+            say(f"Page: {write_profile(result, seen, html, data=data, network=model)}")
     emit(result, as_json)
