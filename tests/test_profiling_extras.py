@@ -63,7 +63,7 @@ NETWORKS = {
 
 
 class Steps(nn.Module):
-    """Convolutions and linear layers called once per step, with pruned weights and ternary input."""
+    """Layers called once per step, with pruned weights, on real or ternary input."""
 
     def __init__(self, input_scale):
         super().__init__()

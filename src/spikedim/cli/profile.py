@@ -10,7 +10,6 @@ import typer
 from spikedim.cli import options
 from spikedim.cli.output import emit, save_figure, say, working
 
-
 #: Samples behind membrane potentials.
 _ACTIVE = 8
 

@@ -70,7 +70,8 @@ class Activity(Result):
             mean, deviation = layer.potential
             text = f"{bars[:12]}|{bars[12:]}"
             rows.append((layer.name, mean, deviation, f"{layer.at_threshold:.1%}", text))
-        columns = ("spiking layer", "mean", "std", "within 5 % of v_th", "-2 v_th … v_th | … 2 v_th")
+        span = "-2 v_th … v_th | … 2 v_th"
+        columns = ("spiking layer", "mean", "std", "within 5 % of v_th", span)
         title = f"Membrane potentials before reset, in thresholds ({self.samples} samples)"
         return [Table(title, columns, rows)]
 

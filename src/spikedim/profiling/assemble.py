@@ -59,7 +59,7 @@ def assemble(
         low, high = wilson_interval(float(correct.sum()), n)
         share = float(correct.mean())
         accuracy = Estimate(100 * share, 100 * low, 100 * high, n, "%", method="Wilson")
-    updates = sum(layer.updates for layer in neurons)
+    rate = float(total.mean()) / sum(layer.updates for layer in neurons)
     return Profile(
         model=type(model).__name__,
         T=T,
@@ -76,7 +76,7 @@ def assemble(
         energy=charged,
         dense=conventional(records, names, T),
         quantised=conventional(records, names, T, bits=bits_of(T)),
-        comparisons=_comparisons(charged, conventions, records, names, T, float(total.mean()) / updates),
+        comparisons=_comparisons(charged, conventions, records, names, T, rate),
         gates=(*gates, *spike_gates(layers, saturation), *operation_gates(operations)),
         unsupported=_unsupported(counter, records, n),
         neurobench=neurobench_keys(model, counter.neurons.values(), records, peer, accuracy),
@@ -154,9 +154,7 @@ def _operation(record: OperationRecord, name: str, T: int, n: int) -> OperationP
         layer=record.layer,
         operation=name,
         inputs=tuple(str(kind) for kind in record.kinds),
-        rates=tuple(
-            float(means[_ROWS * i + Row.NONZERO]) / record.size(4 + i) for i in operands
-        ),
+        rates=tuple(float(means[_ROWS * i + Row.NONZERO]) / record.size(4 + i) for i in operands),
         copies=record.copies,
         dense=record.dense,
         inside=record.inside,

@@ -46,7 +46,7 @@ def bits_of(T: int) -> int:
 
 
 def mac_price(bits: int, mac: float = DENSE_MAC_PJ, add: float = _ADD_PJ) -> float:
-    """pJ of one MAC of a ``bits``-wide activation and a 32-bit weight.
+    """PJ of one MAC of a ``bits``-wide activation and a 32-bit weight.
 
     The multiplier is an array of one-bit products, so its energy is taken in proportion to the
     width of the narrower factor; the accumulator keeps its width. (Horowitz's integer figures obey

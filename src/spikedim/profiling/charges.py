@@ -149,9 +149,7 @@ def _events(
     return "MAC", 0, np.full(counts.shape[1], dense)
 
 
-def _traffic(
-    kinds: list[Kind], sizes: np.ndarray, n: int
-) -> list[tuple[str, int, np.ndarray]]:
+def _traffic(kinds: list[Kind], sizes: np.ndarray, n: int) -> list[tuple[str, int, np.ndarray]]:
     """Weights, operands and results of one copy, as words or bits."""
     words, bits = float(sizes[WRITTEN]), 0.0
     for kind, elements in zip(kinds, sizes[ELEMENTS:], strict=True):

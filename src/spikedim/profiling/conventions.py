@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass
 from spikedim.errors import ConfigError
 
 _STRICT = ConfigDict(extra="forbid")
+Category = Literal["normalisation", "pooling", "softmax", "reduction", "elementwise"]
 Picojoules = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 _RULES = {
@@ -105,9 +106,7 @@ class UnitEnergy:
     value_access: Picojoules = 0.0
     spike_access: Picojoules = 0.0
     state_access: Picojoules = 0.0
-    other: dict[Literal["normalisation", "pooling", "softmax", "reduction", "elementwise"], Picojoules] = (
-        Field(default_factory=dict)
-    )
+    other: dict[Category, Picojoules] = Field(default_factory=dict)
 
     @property
     def memory(self) -> bool:
@@ -177,7 +176,8 @@ class EnergyConvention:
         rules = "; ".join(text for text in stated if text not in _DEFAULTS)
         return (
             f"{self.name}: {self.description} {units or 'no unit energies'} ({self.technology}). "
-            f"{rules + '. ' if rules else ''}Includes {', '.join(self.includes) or 'nothing else'}. "
+            f"{rules + '. ' if rules else ''}"
+            f"Includes {', '.join(self.includes) or 'nothing else'}. "
             f"Leaves out {', '.join(self.excludes) or 'nothing'}. Source: {self.source}"
         )
 
@@ -226,6 +226,7 @@ def _shipped() -> dict[str, str]:
     return {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in files}
 
 
+@cache
 def _parse(text: str, where: str) -> EnergyConvention:
     try:
         return TypeAdapter(EnergyConvention).validate_python(yaml.safe_load(text))

@@ -153,6 +153,8 @@ class Counter(TorchDispatchMode):
             if result is not NotImplemented:
                 return result
         output = func(*args, **kwargs)
+        if self._derive(args, output):
+            return output
         if own is not None:
             found = own(*args, **kwargs)
             if isinstance(found, str):
@@ -169,16 +171,16 @@ class Counter(TorchDispatchMode):
                 self._missed(str(func.overloadpacket), args, output)
             elif label != "movement":
                 self._tally(label, args, output)
-            self._derive(args, output)
         return output
 
-    def _derive(self, args: Sequence[Any], output: Any) -> None:
-        """What is computed from weights alone (casts, folded kernels) is a weight."""
+    def _derive(self, args: Sequence[Any], output: Any) -> bool:
+        """What is computed from weights alone (casts, folded kernels) is a weight, and free."""
         tensors = [x for x in args if isinstance(x, Tensor)]
-        if tensors and isinstance(output, Tensor) and all(map(self.is_weight, tensors)):
-            if not self.is_weight(output):
-                self._derived.append(output)  # kept: its storage must not be used again
-                self._weights.add(output.untyped_storage()._cdata)
+        derived = bool(tensors) and all(map(self.is_weight, tensors))
+        if derived and isinstance(output, Tensor) and not self.is_weight(output):
+            self._derived.append(output)  # kept: its storage must not be used again
+            self._weights.add(output.untyped_storage()._cdata)
+        return derived
 
     def is_weight(self, x: Tensor) -> bool:
         """Whether ``x`` is a parameter or buffer of the model, or made of them alone."""

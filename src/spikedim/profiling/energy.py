@@ -17,6 +17,10 @@ from spikedim.theory.statistics import mean_interval
 PJ_TO_MJ = 1e-9
 
 
+def _nothing() -> np.ndarray:
+    return np.zeros((0, 0))
+
+
 @dataclass(frozen=True)
 class Charge:
     """What one operation costs under one convention, per sample.
@@ -67,15 +71,15 @@ class Energy:
     static: float = 0.0
     linear: float = 0.0
     quadratic: float = 0.0
-    _samples: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)), compare=False, repr=False)
+    _samples: np.ndarray = field(default_factory=_nothing, compare=False, repr=False)
 
     @property
     def samples(self) -> np.ndarray:
-        """mJ of every sample at every timestep [T + 1, n], the last row what ran once."""
+        """MJ of every sample at every timestep [T + 1, n], the last row what ran once."""
         return self._samples
 
     def layers(self) -> dict[str, tuple[float, ...]]:
-        """mJ per sample by layer and timestep, T + 1 values each, the last what ran once."""
+        """MJ per sample by layer and timestep, T + 1 values each, the last what ran once."""
         found: dict[str, list[tuple[float, ...]]] = {}
         for item in self.charges:
             found.setdefault(item.layer, []).append((*item.by_step, item.once))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,9 @@ def heat_map(profile: Profile, ax: Any = None, convention: str | None = None) ->
         convention: the convention of an energy map; rates by default.
     """
     names, grid, label = heat(profile, convention)
+    if convention is not None and 0 < grid.max() < 0.1:  # mJ, shown without an exponent
+        factor, unit = (1e3, "µJ") if grid.max() >= 1e-4 else (1e6, "nJ")
+        grid, label = grid * factor, label.replace("mJ", unit)
     ax = _axes(ax, len(names))
     image = ax.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
     ax.set_yticks(range(len(names)), names, fontsize=7)
@@ -120,16 +124,12 @@ def energies(profile: Profile, ax: Any = None) -> Any:
     ax.set_xscale("log")
     ax.set_xlim(min(positive, default=1e-9) / 3, max(positive, default=1.0) * 8)
     for index, item in enumerate(items):
-        ax.annotate(f" {item.total}".split(" [")[0] + _unit(str(item.total)), (item.total.value, index),
-                    va="center", fontsize=7)  # fmt: skip
+        label = f" {replace(item.total, low=None, high=None)}"
+        ax.annotate(label, (item.total.value, index), va="center", fontsize=7)
     ax.invert_yaxis()
     ax.set_xlabel("energy per sample, mJ (log scale)")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
-
-
-def _unit(text: str) -> str:
-    return f" {text.rsplit(' ', 1)[-1]}" if " [" in text else ""
 
 
 def overview(profile: Profile, activity: Activity | None = None) -> Any:

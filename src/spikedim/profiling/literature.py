@@ -125,9 +125,10 @@ class Literature(Result):
             "closes": "Closes: printed digits follow from printed operations and the architecture",
             "open": "Open: too little is printed to recompute the energy; what it implies",
         }
-        columns = ("network", "px", "T", "SOPs G", "printed mJ", "recomputed", "calculation", "where")
+        columns = ("network", "px", "T", "SOPs G", "printed mJ", "recomputed", "where")
         tables = []
         for verdict, title in titles.items():
+            chosen = [row for row in self.rows if row.verdict == verdict]
             rows = [
                 (
                     r.published.network,
@@ -136,19 +137,23 @@ class Literature(Result):
                     r.published.sops_G or None,
                     r.published.energy_mJ,
                     None if r.recomputed is None else _like(r.recomputed, r.published.energy_mJ),
-                    r.calculation,
                     f"{r.published.source}, {r.published.place}",
                 )
-                for r in self.rows
-                if r.verdict == verdict
+                for r in chosen
+            ]
+            notes = [
+                f"{r.published.network}, {r.published.size} px, T = {r.published.T}: "
+                f"{r.calculation}."
+                for r in chosen
             ]
             if rows:
-                tables.append(Table(f"{title} ({len(rows)})", columns, rows))
+                tables.append(Table(f"{title} ({len(rows)})", columns, rows, notes))
         rows = [
             (r.network, r.operations, r.called, r.rate, r.dense_G, r.sops_G, r.energy_mJ, r.source)
             for r in self.rates
         ]
-        columns = ("network", "operations", "their input", "rate", "dense G", "SOPs G", "mJ", "where")
+        columns = ("network", "operations", "their input", "rate", "dense G", "SOPs G", "mJ")
+        columns += ("where",)
         tables.append(Table("Stated firing rates, priced", columns, rows, self.remainders))
         return tables
 
@@ -225,7 +230,8 @@ def _first_layer(row: Published) -> Explained:
     if _meets(value, row.energy_mJ, spread):
         return Explained(row, constant, "closes", f"{table}, which is this network's own")
     if _meets(constant, row.energy_mJ):
-        return Explained(row, constant, "flag", f"{table}, charged to every size; {text} for this one")
+        text = f"{table}, charged to every size; {text} for this one"
+        return Explained(row, constant, "flag", text)
     return Explained(row, value, "fails", text)
 
 
@@ -273,7 +279,8 @@ def _first_and_head(row: Published) -> Explained:
         text += f"; MACs {agree} printed ({row.macs_G} G)"
     if not _meets(value, row.energy_mJ):
         text += f", ± {spread:.4f} for the rounding of the SOPs"
-    return Explained(row, value, "closes" if _meets(value, row.energy_mJ, spread) else "fails", text)
+    closes = _meets(value, row.energy_mJ, spread)
+    return Explained(row, value, "closes" if closes else "fails", text)
 
 
 def _no_first_layer(row: Published) -> Explained:
@@ -322,7 +329,9 @@ def _implied(row: Published, size: int) -> tuple[float, float]:
     return rest, (float(row.energy_mJ) - MAC * first) / (ADD * rest)
 
 
-def vit_macs(size: int, patch: int = 16, dim: int = 768, depth: int = 12, classes: int = 1000) -> int:
+def vit_macs(
+    size: int, patch: int = 16, dim: int = 768, depth: int = 12, classes: int = 1000
+) -> int:
     """Dense MACs of a vision transformer with a class token and MLPs of ratio 4.
 
     ``(n-1)·3·patch²·D + L·(12·n·D² + 2·n²·D) + D·classes`` with ``n = (size/patch)² + 1``.
@@ -368,8 +377,8 @@ def _per_spike(row: Published) -> Explained:
     ]
     known = f"; {own[0].energy_mJ} mJ by {own[0].source}, {own[0].place}" if own else ""
     text = (
-        f"{row.energy_mJ} mJ / {SPIKE:g} pJ = {spikes / 1e6:.1f} M spikes, {rate:.3f} per neuron and "
-        f"step of {neurons / 1e6:.2f} M neurons; each spike's fan-out, the first layer and all "
+        f"{row.energy_mJ} mJ / {SPIKE:g} pJ = {spikes / 1e6:.1f} M spikes, {rate:.3f} per neuron "
+        f"and step of {neurons / 1e6:.2f} M neurons; each spike's fan-out, the first layer and all "
         f"MACs are free{known}"
     )
     return Explained(row, None, "flag" if own else "open", text)

@@ -124,7 +124,8 @@ def neurobench_metrics(*conventions: str | Path | EnergyConvention) -> list[type
     Example:
         >>> from neurobench.benchmarks import Benchmark  # doctest: +SKIP
         >>> metrics = neurobench_metrics("paper-sop", "exact-fanout")  # doctest: +SKIP
-        >>> Benchmark(neurobench_model(net, 4), loader, [], [], [[], metrics]).run()  # doctest: +SKIP
+        >>> model = neurobench_model(net, 4)  # doctest: +SKIP
+        >>> Benchmark(model, loader, [], [], [[], metrics]).run()  # doctest: +SKIP
     """
     from spikedim.profiling.conventions import convention
 

@@ -56,6 +56,7 @@ class OperationRecord:
     calls: int = 0
     batches: list[Batch] = field(default_factory=list)
     pending: list[tuple[np.ndarray, list[int], list[float]]] = field(default_factory=list)
+    _sizes: np.ndarray | None = None
 
     @property
     def copies(self) -> int:
@@ -77,10 +78,13 @@ class OperationRecord:
             )
         )
         self.pending.clear()
+        self._sizes = None
 
     def size(self, column: int) -> float:
         """Sum of a column of :attr:`Batch.sizes` over the copies of one sample."""
-        return float(np.mean([batch.sizes[:, column].sum() for batch in self.batches]))
+        if self._sizes is None:
+            self._sizes = np.mean([batch.sizes.sum(0) for batch in self.batches], axis=0)
+        return float(self._sizes[column])
 
     @property
     def dense(self) -> float:

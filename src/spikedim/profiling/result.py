@@ -14,7 +14,6 @@ from spikedim.profiling.gates import Finding
 from spikedim.results import Estimate, Result, Table
 
 
-
 def _nothing() -> np.ndarray:
     return np.zeros((0, 0))
 
