@@ -23,19 +23,22 @@ test-slow: $(READY)  ## the long statistical and parity checks
 	$(BIN)/pytest -n $(WORKERS) -m slow
 
 # Each peer version has an environment of its own on top of the main one, which .pth adds.
-# SpikingJelly and Norse ask for torchvision, which they do not need here: --no-deps.
+# SpikingJelly and Norse ask for torchvision, NeuroBench for tonic and torchaudio, which they do
+# not need here: --no-deps.
 EXTRAS := $(VENV)-adapters
 PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-test-extras: $(EXTRAS)-2.0.0/.ready $(EXTRAS)-0.0.0.0.14/.ready  ## parity with SpikingJelly, snnTorch, Norse
+test-extras: $(EXTRAS)-2.0.0/.ready $(EXTRAS)-0.0.0.0.14/.ready  ## parity with SpikingJelly, snnTorch, Norse, NeuroBench
 	set -e; for venv in $(^D); do \
-		$$venv/bin/python -m pytest -q tests/test_adapters_extras.py tests/test_circuits_exchange.py; done
+		$$venv/bin/python -m pytest -q tests/test_adapters_extras.py tests/test_circuits_exchange.py \
+			tests/test_profiling_extras.py; done
 
 $(EXTRAS)-%/.ready: $(READY)
 	rm -rf $(@D) && $(BIN)/python -m venv $(@D)
 	echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > $$($(@D)/bin/python $(PURELIB))/main.pth
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[adapters]'
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps spikingjelly==$* norse==1.1.0
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[adapters,neurobench]'
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps spikingjelly==$* norse==1.1.0 \
+		neurobench==2.3.0
 	touch $@
 
 lint: $(READY)   ## style and types

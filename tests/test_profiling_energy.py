@@ -91,7 +91,7 @@ def test_counts_belong_to_their_step_and_sample():
     np.testing.assert_array_equal(second[:-1], reached.reshape(T, n))
     charge = charged(found.energy[0])["second"]
     np.testing.assert_allclose(
-        charge.by_step, 0.9e-9 * reached.reshape(T, n).mean(1).numpy(), rtol=1e-12
+        charge.by_step, 0.9e-9 * reached.double().reshape(T, n).mean(1).numpy(), rtol=1e-12
     )
 
 

@@ -80,8 +80,10 @@ class Counter(TorchDispatchMode):
             for handle in handles:
                 handle.remove()
         self.samples += size
-        for record in (*self.operations.values(), *self.neurons.values()):
-            record.close(self.T)
+        for operation in self.operations.values():
+            operation.close(self.T)
+        for neuron in self.neurons.values():
+            neuron.close(self.T)
 
     def _hooks(self, name: str, module: nn.Module) -> Iterator[Any]:
         layer = name or ROOT

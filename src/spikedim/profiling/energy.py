@@ -104,7 +104,8 @@ class Neurons:
     @property
     def slots(self) -> np.ndarray:
         """Updates by slot and sample [T + 1, n]."""
-        return even(self.updates, *self.spikes.shape, self.each_step)
+        slots, n = self.spikes.shape
+        return even(self.updates, slots, n, self.each_step)
 
 
 def even(total: float, slots: int, n: int, each_step: bool) -> np.ndarray:
@@ -190,8 +191,10 @@ def energy(
         convention.scope,
         tuple(float(x) for x in means[:-1]),
         float(means[-1]),
-        *orders,
-        total,
+        static=orders[0],
+        linear=orders[1],
+        quadratic=orders[2],
+        _samples=total,
     )
 
 

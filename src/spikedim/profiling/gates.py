@@ -24,7 +24,8 @@ class Finding:
     """One fault of one layer.
 
     Attributes:
-        gate: ``dead``, ``saturated``, ``uncalibrated-batchnorm``, ``non-binary``, ``real-input``.
+        gate: ``dead``, ``saturated``, ``uncalibrated-batchnorm``, ``non-binary``, ``real-input``,
+            ``integer-input``.
         severity: ``error`` (the figures describe no working network), ``warning`` or ``note``.
         layer: the layer at fault.
         message: what was found.
@@ -80,8 +81,9 @@ def spike_gates(layers: Iterable[LayerProfile], saturation: float) -> list[Findi
 
 
 def operation_gates(operations: Iterable[OperationProfile]) -> list[Finding]:
-    """Weighted layers behind the first neuron that receive real values, not spikes."""
-    return [
+    """Weighted layers behind the first neuron that receive real values or integers, not spikes."""
+    behind = [o for o in operations if o.coincident is None and not o.before_neurons]
+    found = [
         Finding(
             "real-input",
             "note",
@@ -89,11 +91,23 @@ def operation_gates(operations: Iterable[OperationProfile]) -> list[Finding]:
             f"{operation.operation} runs on real values behind the first spiking layer",
             "it is charged as MACs; place a spiking layer before it if it has to be event-driven",
         )
-        for operation in operations
-        if operation.operation.startswith(("conv", "linear"))
-        and not operation.before_neurons
-        and operation.inputs == ("real",)
+        for operation in behind
+        if operation.inputs == ("real",)
     ]
+    integer = [o.layer for o in behind if o.inputs in (("integer",), ("ternary",))]
+    if integer:
+        others = f", as do {', '.join(integer[1:])}" if len(integer) > 1 else ""
+        found.append(
+            Finding(
+                "integer-input",
+                "note",
+                integer[0],
+                f"it receives whole numbers (sums of spikes), not spikes{others}",
+                "conventions differ most here: compare nonzero events, unit spikes and MACs "
+                "(paper-sop, integer-as-spikes, neurobench, spikingjelly)",
+            )
+        )
+    return found
 
 
 def batchnorm_gates(model: nn.Module) -> list[Finding]:

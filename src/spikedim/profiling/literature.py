@@ -148,14 +148,16 @@ class Literature(Result):
             ]
             if rows:
                 tables.append(Table(f"{title} ({len(rows)})", columns, rows, notes))
+        tables.append(self._rate_table())
+        return tables
+
+    def _rate_table(self) -> Table:
+        columns = ("network", "operations", "input", "rate", "dense G", "SOPs G", "mJ", "where")
         rows = [
             (r.network, r.operations, r.called, r.rate, r.dense_G, r.sops_G, r.energy_mJ, r.source)
             for r in self.rates
         ]
-        columns = ("network", "operations", "their input", "rate", "dense G", "SOPs G", "mJ")
-        columns += ("where",)
-        tables.append(Table("Stated firing rates, priced", columns, rows, self.remainders))
-        return tables
+        return Table("Stated firing rates, priced", columns, rows, self.remainders)
 
 
 def published_energies() -> tuple[Published, ...]:

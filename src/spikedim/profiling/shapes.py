@@ -75,14 +75,15 @@ def shapes(model: str | SpikingModel, size: int | None = None) -> Shapes:
         8.256
     """
     if isinstance(model, str):
-        native = getattr(model_entry(model).config, "input_shape", ())
-        other = size is not None and len(native) == 3 and tuple(native[1:]) != (size, size)
+        native = tuple(getattr(model_entry(model).config, "input_shape", ()))
+        frame: tuple[int, int, int] | None = None
+        if size is not None and len(native) == 3 and native[1:] != (size, size):
+            frame = (native[0], size, size)
         with torch.device("meta"):
-            frame = (native[0], size, size) if other else None
             network = create_model(model, seed=None, input_shape=frame)
     else:
         network = copy.deepcopy(model).to("meta")
-    shape = tuple(network.input_shape)
+    shape: tuple[int, ...] = tuple(network.input_shape)
     tokens = len(shape) == 1
     if tokens and network.family == "spikegpt":
         shape = (2,)  # its timesteps are its tokens; all cost the same

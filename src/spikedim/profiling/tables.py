@@ -24,11 +24,15 @@ def profile_tables(profile: Profile) -> list[Table]:
     if profile.others:
         tables.append(_others(profile))
     if profile.unsupported:
-        rows = [(u.name, u.calls, u.operations, f"{u.share:.2%}") for u in profile.unsupported]
-        columns = ("operation", "calls", "values per sample", "share of operations, at least")
-        note = "One operation is taken for every value read or written; register_rule counts more."
-        tables.append(Table("Operations without a counting rule", columns, rows, (note,)))
+        tables.append(_unsupported(profile))
     return tables
+
+
+def _unsupported(profile: Profile) -> Table:
+    rows = [(u.name, u.calls, u.operations, f"{u.share:.2%}") for u in profile.unsupported]
+    columns = ("operation", "calls", "values per sample", "share of operations, at least")
+    note = "One operation is taken for every value read or written; register_rule counts more."
+    return Table("Operations without a counting rule", columns, rows, (note,))
 
 
 def blocks(values: Sequence[float], top: float | None = None) -> str:
@@ -75,8 +79,8 @@ def _comparison(profile: Profile) -> Table:
     columns = ("convention", "against", "conventional / this", "rate now", "spikes win at rates")
     note = (
         "Rates are spikes per neuron and step over all layers; the crossover multiplies every "
-        "layer's rate by one factor. The conventional network pays for the traffic of weights and "
-        "activations where the convention does, and for no sparsity."
+        "layer's rate by one factor. The conventional network is priced at 45 nm, pays for the "
+        "traffic of weights and activations where the convention does, and for every zero."
     )
     return Table("Against conventional networks of the same shapes", columns, rows, (note,))
 
@@ -100,7 +104,7 @@ def _layers(profile: Profile) -> Table:
             layer.rate,
             blocks(layer.rate_per_step, top) if profile.T <= 64 else None,
             *(
-                [f"{100 * rate:.1f}" for rate in layer.rate_per_step] or [None] * profile.T
+                [f"{100 * rate:.1f}" for rate in layer.rate_per_step] or ["–"] * profile.T
                 if profile.T <= _MOST_STEPS
                 else []
             ),
