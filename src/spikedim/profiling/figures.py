@@ -83,6 +83,7 @@ def raster(activity: Activity, ax: Any = None) -> Any:
     ax.set_yticks(ticks, [layer.name for layer in activity.layers], fontsize=7)
     ax.set_ylim(start, -1)
     ax.set_xlim(0.5, activity.T + 0.5)
+    ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("timestep (one sample; evenly chosen neurons of each layer)")
     return ax
 
