@@ -47,7 +47,9 @@ def render_profile(
         ),
     ]
     if first:
-        text = f"Energy per sample under {first}; what ran once for all timesteps has its own column."
+        text = (
+            f"Energy per sample under {first}; what ran once for all timesteps has its own column."
+        )
         drawings.insert(
             1,
             ("Energy by layer and timestep", text, lambda: figures.heat_map(profile, None, first)),
