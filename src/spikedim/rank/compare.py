@@ -22,6 +22,7 @@ from spikedim.models import SpikingModel, create_model, model_entry
 from spikedim.models.blocks import pools_for
 from spikedim.models.gating import GATES, PositionGate
 from spikedim.progress import track
+from spikedim.rank.sites import hooked, run
 from spikedim.results import Estimate, Result, Table
 from spikedim.storage import Run
 from spikedim.theory.statistics import mean_interval
@@ -119,9 +120,7 @@ class GateComparison(Result):
             (d, k, str(self.difference(d, k, "none")), str(self.difference(d, k, "constant")))
             for d, k in self.settings
         ]
-        differences.append(
-            ("all", "all", str(self.overall("none")), str(self.overall("constant")))
-        )
+        differences.append(("all", "all", str(self.overall("none")), str(self.overall("constant"))))
         columns = ("data set", "network", "minus no gate", "minus control")
         about = (
             f"T={self.T} (continuous: 1), {self.train_samples:,} training samples, "
@@ -243,18 +242,16 @@ def compare_gates(
     cells = [
         (d, kind, seed, arm) for seed in seeds for d in datasets for kind in KINDS for arm in GATES
     ]
-    with Run(out, settings) as run:
+    with Run(out, settings) as place:
         runs = []
         for name, kind, seed, arm in track(cells, "gate comparison"):
             key = f"{Path(name).stem}-{kind}-{arm}-{seed}"
             work = _Cell(name, kind, arm, seed, model, grid, T, base)
-            made = run.step(
-                key, lambda w=work, k=key: w.train(run, k, train_samples, test_samples, root)
+            made = place.step(
+                key, lambda w=work, k=key: w.train(place, k, train_samples, test_samples, root)
             )
             runs.append(GateRun(**made))
-    return GateComparison(
-        model, grid, T, train_samples, asdict(base) | {"seed": None}, tuple(runs)
-    )
+    return GateComparison(model, grid, T, train_samples, asdict(base) | {"seed": None}, tuple(runs))
 
 
 @dataclass(frozen=True)
@@ -271,11 +268,15 @@ class _Cell:
     config: TrainConfig
 
     def train(
-        self, run: Run, key: str, train_samples: int, test_samples: int, root: Path | None
+        self, place: Run, key: str, train_samples: int, test_samples: int, root: Path | None
     ) -> GateRun:
         data = load_dataset(self.dataset, root).limited(train_samples, test_samples, 0)
         shape = data.input_shape
-        options: dict[str, Any] = {"gate": self.arm, "seed": self.seed, "num_classes": data.num_classes}
+        options: dict[str, Any] = {
+            "gate": self.arm,
+            "seed": self.seed,
+            "num_classes": data.num_classes,
+        }
         if hasattr(model_entry(self.model).config, "pools"):
             options["pools"] = tuple(reversed(pools_for(shape, self.grid)))
         net: SpikingModel = create_model(self.model, input_shape=shape, **options)
@@ -283,7 +284,7 @@ class _Cell:
         if self.kind == "continuous":
             net, T = net.continuous("surrogate"), 1
         config = TrainConfig(**(asdict(self.config) | {"seed": self.seed}))
-        folder = run.file("trainings", key, "fit.json").parent
+        folder = place.file("trainings", key, "fit.json").parent
         result = fit(net, data, config, T, folder, label=key)
         x, y = samples(data, "test")
         test = evaluate(net, x, y, T, seed=self.seed)
@@ -298,8 +299,6 @@ class _Cell:
 
 def gate_statistics(model: SpikingModel, x: Any, T: int) -> tuple[float | None, float | None]:
     """Mean gate and its mean standard deviation over positions; ``None`` without gates."""
-    from spikedim.rank.sites import hooked, run
-
     found = []
     gates = [module for module in model.modules() if isinstance(module, PositionGate)]
 

@@ -41,7 +41,7 @@ ENUMERATED = 20
 
 
 def ambiguity_dimension(tokens: int, heads: int, head_width: int) -> int:
-    """n (H − 1) d_k.
+    """N (H − 1) d_k.
 
     Example:
         >>> ambiguity_dimension(512, 12, 64)  # BERT-base, one layer
@@ -100,7 +100,7 @@ class AmbiguityBasis:
 
     @property
     def dimension(self) -> int:
-        """dim A = n (H − 1) d_k."""
+        """Dim A = n (H − 1) d_k."""
         return math.prod(self.shape)
 
     def move(self, coordinates: Tensor) -> Tensor:

@@ -22,11 +22,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikedim.errors import DataError
+from spikedim.models import SpikingModel
 from spikedim.rank.matrix import affine_rank, checked, relative_tolerance, spacing, token_ranks
+from spikedim.rank.sites import hooked, run
 from spikedim.results import Result, Table
 
 CONSTANT = "constant rows"
@@ -150,6 +153,117 @@ def layer_norm_check(
         int(constant.sum()), int((gain == 0).sum()), r_x - r_centred, r_centred - r_inner,
         r_after - r_inner, r_affine - r_x,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NormLayer:
+    """One layer norm of a network, over samples and timesteps.
+
+    Attributes:
+        layer: module path.
+        tokens, channels: n and d.
+        matrices: token matrices checked.
+        neutral: share of them whose affine rank was kept.
+        before, after: mean affine ranks.
+        failed: condition → number of matrices in which it fails.
+    """
+
+    layer: str
+    tokens: int
+    channels: int
+    matrices: int
+    neutral: float
+    before: float
+    after: float
+    failed: dict[str, int]
+
+
+@dataclass(frozen=True)
+class NormReport(Result):
+    """Whether the layer norms of a network are rank-neutral on real inputs.
+
+    Attributes:
+        layers: every layer norm that runs.
+        idle: layer norms that are stored and never applied.
+    """
+
+    layers: tuple[NormLayer, ...]
+    idle: tuple[str, ...]
+
+    def tables(self) -> list[Table]:
+        """One row per layer norm; empty where none runs."""
+        notes = []
+        if self.idle:
+            notes.append(f"Stored but never applied: {', '.join(self.idle)}.")
+        if not self.layers:
+            notes.append("No layer norm runs in this network.")
+        rows = [
+            (
+                r.layer,
+                f"{r.tokens} × {r.channels}",
+                r.before,
+                r.after,
+                f"{100 * r.neutral:.0f} % of {r.matrices}",
+                ", ".join(f"{count}× {name}" for name, count in r.failed.items()) or "–",
+            )
+            for r in self.layers
+        ]
+        columns = (
+            "layer norm",
+            "n × d",
+            "affine rank before",
+            "after",
+            "kept",
+            "conditions failed",
+        )
+        return [Table("Layer norm and affine rank", columns, rows, notes)]
+
+
+def norm_report(
+    model: SpikingModel | nn.Module, x: Tensor, T: int | None = None, limit: int = 64
+) -> NormReport:
+    """Check every layer norm that runs, on real inputs.
+
+    Args:
+        model: a network, calibrated or trained (any module whose layer norms see [..., n, d]).
+        x, T: as for :meth:`SpikingModel.steps`.
+        limit: token matrices checked of each.
+    """
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, nn.LayerNorm)}
+    sequence = getattr(model, "family", "") == "spikegpt"  # [S, B, E]: its tokens come first
+    found: dict[str, list[LayerNormCheck]] = {}
+
+    def check(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            value = inputs[0].transpose(0, 1) if sequence else inputs[0]
+            matrices = value.flatten(0, -3) if value.ndim > 2 else value[None]
+            unit = spacing(matrices)
+            module_: Any = module
+            found[name] = [
+                layer_norm_check(m, module_.weight, module_.bias, module_.eps, unit)
+                for m in matrices[:limit]
+            ]
+
+        return hook
+
+    with hooked(*(m.register_forward_pre_hook(check(name)) for name, m in norms.items())):
+        run(model, x, T)
+    layers = []
+    for name, checks in found.items():
+        failed = [word for c in checks for word in c.failed]
+        layers.append(
+            NormLayer(
+                name,
+                checks[0].tokens,
+                checks[0].channels,
+                len(checks),
+                float(np.mean([c.neutral for c in checks])),
+                float(np.mean([c.before for c in checks])),
+                float(np.mean([c.after for c in checks])),
+                {word: failed.count(word) for word in dict.fromkeys(failed)},
+            )
+        )
+    return NormReport(tuple(layers), tuple(name for name in norms if name not in found))
 
 
 def _rank(x: Tensor, tolerance: float, scale: float) -> int:

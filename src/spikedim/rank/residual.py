@@ -66,7 +66,9 @@ def residual_check(
     """
     x, u = checked(x), checked(update)
     if x.ndim != 2 or x.shape != u.shape:
-        raise DataError(f"tokens {tuple(x.shape)} and update {tuple(u.shape)} must be alike, [n, d]")
+        raise DataError(
+            f"tokens {tuple(x.shape)} and update {tuple(u.shape)} must be alike, [n, d]"
+        )
     unit = max(spacing(x), spacing(u)) if eps is None else eps
     before, added, after = (int(token_ranks(m, unit).rank) for m in (x, u, x + u))
     distinct = len(torch.unique(x, dim=0))
