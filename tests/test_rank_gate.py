@@ -82,9 +82,17 @@ def test_bert_base_overhead_is_just_below_the_published_bound():
     assert gate.overhead < OVERHEAD
 
 
-def test_overhead_of_every_registered_network():
+@pytest.mark.parametrize(
+    "names",
+    [
+        list_models("*_nano") + list_models("*_small") + ["spikformer_4_384"],
+        pytest.param(list_models(), marks=pytest.mark.slow),
+    ],
+    ids=["small", "all"],
+)
+def test_overhead_of_every_registered_network(names):
     """Below 1.6 % of each projection and of the network, but where a head has 4 channels."""
-    for name in list_models():
+    for name in names:
         with torch.device("meta"):
             net = create_model(name, seed=None, gate="position")
         gates = gates_of(net)

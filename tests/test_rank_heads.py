@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from spikedim.errors import ConfigError, DataError, ModelError
 from spikedim.models import VisionTransformer, ViTConfig, calibrate_batchnorm, create_model
-from spikedim.models.blocks import merge_heads, split_heads
 from spikedim.models.vit import SelfAttention
 from spikedim.rank import (
     AmbiguityBasis,
@@ -266,8 +265,3 @@ def test_silent_attention_leaves_the_rank():
     net, x, T = alive("spikformer_nano")
     net.block[0].attn.proj_bn.bias.data.fill_(-100.0)
     assert residual_report(net, x, T).layers[0].verdicts == {"update is zero": 9}
-
-
-def test_merging_heads_is_what_contributions_split():
-    y = gaussian(2, 3, 5, 4)  # [T, h, N, d]
-    assert torch.equal(split_heads(merge_heads(y), 3), y)

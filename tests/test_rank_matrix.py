@@ -59,6 +59,7 @@ def whole(draw, low=-3, high=3):
     return x
 
 
+@settings(max_examples=30)
 @given(whole())
 def test_rank_and_affine_rank_are_those_of_exact_arithmetic(x):
     exact = exact_rank(fractions(x)), exact_rank(with_ones(fractions(x)))
@@ -66,6 +67,7 @@ def test_rank_and_affine_rank_are_those_of_exact_arithmetic(x):
     assert (matrix_rank(x.astype(np.float32)), affine_rank(x.astype(np.float32))) == exact
 
 
+@settings(max_examples=20)
 @given(whole(0, 1), st.integers(0, 2**32 - 1))
 def test_what_leaves_ranks_as_they_are(x, seed):
     rng = np.random.default_rng(seed)
@@ -133,7 +135,7 @@ def exact_layer_norm(x, gain, eps):
     return rows
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(whole(), st.integers(0, 2**32 - 1))
 def test_layer_norm_ranks_are_those_of_exact_arithmetic_and_add_up(x, seed):
     rng = np.random.default_rng(seed)
@@ -157,6 +159,7 @@ def test_layer_norm_ranks_are_those_of_exact_arithmetic_and_add_up(x, seed):
         assert found.failed
 
 
+@settings(max_examples=25)
 @given(st.integers(2, 30), st.integers(4, 30), st.integers(1, 40), st.integers(0, 10**6))
 def test_generic_tokens_keep_their_affine_rank(n, d, r, seed):
     """Rank below d - 1 and below n: the published conditions hold, and so does the statement."""
@@ -239,6 +242,7 @@ def softmax_attention(x, heads, rng):
     return out
 
 
+@settings(max_examples=20)
 @given(st.integers(2, 5), st.integers(1, 4), st.integers(0, 10**6))
 def test_attention_raises_the_rank_of_generic_tokens(r, heads, seed):
     rng = np.random.default_rng(seed)
@@ -249,6 +253,7 @@ def test_attention_raises_the_rank_of_generic_tokens(r, heads, seed):
     assert found.before == r < found.after <= found.bound <= (heads + 1) * r
 
 
+@settings(max_examples=20)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 10**6))
 def test_equal_tokens_stay_equal(distinct, heads, seed):
     """No attention, whatever its weights, gives more rank than there are different tokens."""

@@ -142,7 +142,10 @@ def _diagnosed(
         steps = None if network.family == "spikegpt" else T
         network.eval()
     else:
-        shape = {"num_classes": dataset.num_classes or None, "input_shape": dataset.input_shape}
+        shape: dict[str, Any] = {
+            "num_classes": dataset.num_classes or None,
+            "input_shape": dataset.input_shape,
+        }
         network = create_model(model, **shape, **chosen)
         x, steps = _inputs(dataset, split, limit, T, seed), T
         if checkpoint is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +249,7 @@ def compare_gates(
             key = f"{Path(name).stem}-{kind}-{arm}-{seed}"
             work = _Cell(name, kind, arm, seed, model, grid, T, base)
             made = place.step(
-                key, lambda w=work, k=key: w.train(place, k, train_samples, test_samples, root)
+                key, partial(work.train, place, key, train_samples, test_samples, root)
             )
             runs.append(GateRun(**made))
     return GateComparison(model, grid, T, train_samples, asdict(base) | {"seed": None}, tuple(runs))

@@ -211,9 +211,9 @@ def rank_profile(
     common: dict[str, Any] = {"what": what, "layers": layers, "batch_size": batch_size}
     found, steps = _network(model, SPIKING, x, T, eps, common)
     if twin != "none":
-        static = x.ndim != 5
+        fixed = x.ndim == 5 or model.family == "spikegpt"  # the input has as many steps as it has
         other = model.continuous(twin)
-        found += _network(other, CONTINUOUS, x, 1 if static else T, eps, common)[0]
+        found += _network(other, CONTINUOUS, x, T if fixed else 1, eps, common)[0]
     return RankProfile(type(model).__name__, what, steps, x.shape[batch_axis(x)], tuple(found))
 
 

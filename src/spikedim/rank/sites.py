@@ -43,7 +43,7 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
         ModelError: there is none (an adapted or converted network).
     """
     found = tuple(
-        Site(name, module, int(module.heads))  # type: ignore[arg-type]
+        Site(name, module, int(module.heads))
         for name, module in model.named_modules()
         if isinstance(getattr(module, "output_projection", None), str)
     )
@@ -78,7 +78,8 @@ def residuals(model: SpikingModel, x: Tensor, T: int | None) -> dict[str, tuple[
     By attention; in SpikingBERT the update is W_o C of LN(W_o C + X).
     """
     found: dict[str, tuple[Tensor, Tensor]] = {}
-    modules, handles = dict(model.named_modules()), []
+    modules = dict(model.named_modules())
+    handles: list[Any] = []
     for site in sites(model):
         name = site.name
         if model.family == "spikegpt":  # x + lif1(att(ln1(x))), [S, B, E]
