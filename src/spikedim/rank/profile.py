@@ -15,7 +15,7 @@ from spikedim.models import SpikingModel
 from spikedim.models.features import batch_axis, visit
 from spikedim.profiling.energy import mean_estimate
 from spikedim.rank.matrix import POLICY, token_ranks
-from spikedim.results import Estimate, Result, Table
+from spikedim.results import Estimate, Result, Table, number
 
 TWINS = ("surrogate", "rate", "none")
 SPIKING, CONTINUOUS = "spiking", "continuous"
@@ -23,7 +23,7 @@ QUANTITIES = {
     "rank": "rank",
     "affine": "affine rank",
     "stable": "stable rank",
-    "dimension": "effective dimension (PCA-95 %)",
+    "dimension": "d_eff (PCA-95 %)",
 }
 
 
@@ -76,6 +76,15 @@ class RankProfile(Result):
     def of(self, network: str) -> tuple[LayerRanks, ...]:
         """Layers of ``"spiking"`` or ``"continuous"``."""
         return tuple(layer for layer in self.layers if layer.network == network)
+
+    @property
+    def headline(self) -> str:
+        """Affine rank where the tokens end, by network."""
+        parts = []
+        for network in dict.fromkeys(layer.network for layer in self.layers):
+            last = self.of(network)[-1]
+            parts.append(f"{number(last.values['affine'].value, 3)} of {last.largest} ({network})")
+        return f"Affine rank in {self.layers[-1].layer}: {', '.join(parts)}"
 
     @property
     def verdict(self) -> str:

@@ -21,7 +21,7 @@ def render_rank(result: RankDiagnosis | GateComparison) -> str:
         title, headline = f"Position gate on {result.model}", result.verdict
     else:
         title = f"Rank of {result.network} on {result.dataset}"
-        headline = result.profile.verdict
+        headline = result.profile.headline
     page = template("rank.html").render(
         css=style(),
         title=title,
