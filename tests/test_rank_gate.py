@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from rank_networks import FAMILIES, inputs
 from spikedim.errors import CheckpointError, ConfigError
 from spikedim.models import (
     calibrate_batchnorm,
@@ -26,26 +27,9 @@ from spikedim.neurons import streaming
 from spikedim.ntk import gram
 from spikedim.rank import matrix_rank
 
-FAMILIES = {
-    "spikformer_nano": {"input_shape": (1, 8, 8)},
-    "qkformer_nano": {"input_shape": (1, 16, 16)},
-    "spike_driven_nano": {"input_shape": (1, 8, 8)},
-    "spike_driven_v2_nano": {"input_shape": (1, 16, 16)},
-    "spikingresformer_nano": {"input_shape": (1, 16, 16)},
-    "spikingbert_small": {"depth": 1, "positions": 16, "gradient": "surrogate"},
-    "spikegpt_small": {"depth": 1},
-}
-
 
 def built(name, gate="none", **more):
     return create_model(name, gate=gate, **(FAMILIES[name] | more)).double()
-
-
-def inputs(net, n=4):
-    generator = torch.Generator().manual_seed(1)
-    if len(net.input_shape) == 1:
-        return torch.randint(0, 60, (n, 9), generator=generator)
-    return torch.randn(n, *net.input_shape, generator=generator, dtype=torch.float64)
 
 
 def ready(net, x):
@@ -107,7 +91,7 @@ def test_overhead_of_every_registered_network(names):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_fresh_gate_changes_nothing_and_an_open_one_does(name):
     plain = built(name)
-    x = inputs(plain)
+    x = inputs(plain, 4, 1)
     before = steps(ready(plain, x), x)
     for kind in ("position", "constant"):
         net = ready(built(name, kind), x)
@@ -121,7 +105,7 @@ def test_a_fresh_gate_changes_nothing_and_an_open_one_does(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gates_learn_and_follow_the_twin_the_copy_and_functional_calls(name):
     net = built(name, "position")
-    x = inputs(net)
+    x = inputs(net, 4, 1)
     opened(ready(net, x))
     steps(net, x).square().sum().backward()
     for gate in gates_of(net):
@@ -198,7 +182,7 @@ def test_what_a_gate_tells_apart():
 
 def test_a_streamed_text_keeps_its_positions():
     net = opened(built("spikegpt_small", "position").eval())
-    x = inputs(net)
+    x = inputs(net, 4, 1)
     with torch.no_grad():
         whole = net.steps(x)
         with streaming(net):
@@ -208,7 +192,7 @@ def test_a_streamed_text_keeps_its_positions():
 
 def test_the_tangent_kernel_covers_gates():
     net = built("spikformer_nano", "position")
-    x = inputs(net)
+    x = inputs(net, 4, 1)
     opened(ready(net, x))
     exact = gram(net, x, T=2, method="structured").values
     torch.testing.assert_close(exact, gram(net, x, T=2, method="jacobian").values)

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rank_networks import FAMILIES, inputs
 from spikedim.errors import ConfigError, DataError, ModelError
 from spikedim.models import VisionTransformer, ViTConfig, calibrate_batchnorm, create_model
 from spikedim.models.vit import SelfAttention
@@ -21,16 +22,6 @@ from spikedim.rank import (
     spike_patterns,
 )
 
-FAMILIES = {
-    "spikformer_nano": {"input_shape": (1, 8, 8)},
-    "qkformer_nano": {"input_shape": (1, 16, 16)},
-    "spike_driven_nano": {"input_shape": (1, 8, 8)},
-    "spike_driven_v2_nano": {"input_shape": (1, 16, 16)},
-    "spikingresformer_nano": {"input_shape": (1, 16, 16)},
-    "spikingbert_small": {"depth": 1},
-    "spikegpt_small": {"depth": 1},
-}
-
 
 def gaussian(*shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
@@ -41,10 +32,9 @@ def alive(name, **more):
     """A firing float64 network, an input and its timesteps."""
     net = create_model(name, **(FAMILIES[name] | more)).double()
     if len(net.input_shape) == 1:
-        generator = torch.Generator().manual_seed(0)
-        return net.eval(), torch.randint(0, 60, (3, 9), generator=generator), None
+        return net.eval(), inputs(net, 3), None
     net.set_neurons(threshold=0.3)  # few small images: let every layer fire
-    x = gaussian(8, *net.input_shape)
+    x = inputs(net, 8)
     calibrate_batchnorm(net, [x], 3)
     return net, x[:3], 3
 
@@ -57,6 +47,7 @@ def test_published_counts():
         ambiguity_dimension(7, 0, 64)
 
 
+@settings(max_examples=20)
 @given(
     st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(0, 3), st.integers(0, 9)
 )
