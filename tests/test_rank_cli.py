@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from spikedim.errors import ConfigError, ModelError, StorageError
 from spikedim.models import calibrate_batchnorm, create_model
 from spikedim.models.features import representations
 from spikedim.rank import (
+    GateComparison,
+    GateRun,
     affine_rank,
     compare_gates,
     diagnose,
@@ -194,3 +197,15 @@ def test_a_comparison_says_what_it_shows(compared):
     assert result.verdict in page
     assert "Position gate on spikformer_nano" in render_rank(result)
     assert len(result.plot().get_yticks()) == 3
+
+
+def test_committed_comparison_is_what_its_runs_say():
+    place = Path(__file__).parents[1] / "results" / "rank"
+    data = json.loads((place / "comparison.json").read_text())
+    result = GateComparison(**data | {"runs": tuple(GateRun(**row) for row in data["runs"])})
+    assert result.markdown() == (place / "comparison.md").read_text()
+    cells = {(r.dataset, r.kind, r.arm, r.seed) for r in result.runs}
+    assert len(cells) == len(result.runs) == 2 * 2 * 3 * 3
+    docs = (place.parents[1] / "docs" / "rank.md").read_text()
+    for row in result.tables()[1].cells():
+        assert f"| {' | '.join(row)} |" in docs

@@ -10,7 +10,7 @@ training and test samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ class GateComparison(Result):
     def tables(self) -> list[Table]:
         """Accuracies by arm, then differences, then what the gates became."""
         rows = [
-            (d, k, *(str(_mean(self.accuracies(d, k, arm), "%")) for arm in ARMS))
+            (d, k, *(str(_share(self.accuracies(d, k, arm))) for arm in ARMS))
             for d, k in self.settings
         ]
         seeds = len({r.seed for r in self.runs})
@@ -143,7 +143,7 @@ class GateComparison(Result):
 
     @property
     def verdict(self) -> str:
-        """One sentence: which paired intervals exclude zero."""
+        """Which paired intervals exclude zero, and out of how many; none is corrected for that."""
         clear = [
             f"{d}, {k}, against {ARMS[arm]}: {self.difference(d, k, arm)}"
             for d, k in self.settings
@@ -152,7 +152,12 @@ class GateComparison(Result):
         ]
         if not clear:
             return "No paired interval excludes zero: this comparison shows no effect of the gate."
-        return f"Paired intervals that exclude zero: {'; '.join(clear)}."
+        tried = 2 * len(self.settings)
+        return (
+            f"{len(clear)} of {tried} paired intervals, none corrected for their number, exclude "
+            f"zero: {'; '.join(clear)}. Over all settings: {self.overall('none')} against no gate, "
+            f"{self.overall('constant')} against the control."
+        )
 
     def markdown(self) -> str:
         """The tables as a Markdown page."""
@@ -320,6 +325,14 @@ def _mean(values: np.ndarray, unit: str) -> Estimate:
     return Estimate(
         float(values.mean()), low, high, len(values), unit, method="Student t over seeds"
     )
+
+
+def _share(values: np.ndarray) -> Estimate:
+    """Mean of percentages; its bounds stay within 0 and 100."""
+    e = _mean(values, "%")
+    assert e.low is not None
+    assert e.high is not None
+    return replace(e, low=max(0.0, e.low), high=min(100.0, e.high))
 
 
 def _excludes_zero(e: Estimate) -> bool:
