@@ -32,7 +32,7 @@ FLOORS = [
     {"profiling"},
     {"ntk"},
     {"training"},
-    {"design", "claims"},
+    {"design", "claims", "rank"},
     {"report"},
     {"cli"},
 ]

@@ -19,6 +19,7 @@ from spikedim.cli import (
     models,
     ntk,
     profile,
+    rank,
     report,
     sweep,
     train,
@@ -43,6 +44,7 @@ app.command()(sweep.sweep)
 app.command()(report.report)
 app.command()(audit.audit)
 app.command()(ntk.ntk)
+app.command()(rank.rank)
 app.command()(circuits.circuits)
 app.command()(export.export)
 app.add_typer(models.app, name="models")

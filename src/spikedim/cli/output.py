@@ -46,18 +46,9 @@ def say(text: str) -> None:
 
 def save_figure(result: Any, path: Path) -> None:
     """Draw ``result.plot()``, or a matplotlib figure, into an image file, atomically."""
-    import io
-
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from spikedim.report.picture import picture
 
     kind = path.suffix.lstrip(".").lower()
     if kind not in ("png", "pdf", "svg"):
         raise ConfigError(f"--plot {path}: name a .png, .pdf or .svg file")
-    figure = result if hasattr(result, "savefig") else result.plot().get_figure()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight")
-    pyplot.close(figure)
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, picture(result, kind))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spikedim.errors import ConfigError, ModelError
+from spikedim.models.gating import check_gate
 from spikedim.neurons import LIF, LIFParams
 
 Grid = tuple[int, int]
@@ -28,7 +29,7 @@ def check_vision(config: Any, whole: Sequence[str], positive: Sequence[str] = ()
     """Check what every vision configuration has, and bring ``input_shape`` to plain numbers.
 
     Args:
-        config: a frozen dataclass with ``input_shape``, ``num_classes`` and ``neuron``.
+        config: a frozen dataclass with ``input_shape``, ``num_classes``, ``neuron`` and ``gate``.
         whole, positive: its further fields that must be whole numbers >= 1, or positive numbers.
 
     Raises:
@@ -41,6 +42,7 @@ def check_vision(config: Any, whole: Sequence[str], positive: Sequence[str] = ()
         check_positive(name, getattr(config, name))
     if not isinstance(config.neuron, LIFParams):
         raise ConfigError(f"neuron={config.neuron!r}: expected a spikedim.neurons.LIFParams")
+    check_gate(config)
 
 
 def check_shape(config: Any) -> None:

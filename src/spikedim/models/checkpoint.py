@@ -12,7 +12,7 @@ import json
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -280,9 +280,11 @@ def _check_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Pat
 def _restore(cls: Any, data: Mapping[str, Any]) -> Any:
     """Rebuild a dataclass, nested ones included, from its plain data."""
     hints = get_type_hints(cls)
-    names = {f.name for f in fields(cls)}
-    if names != set(data):
-        raise ValueError(f"{cls.__name__} fields differ: {_some(sorted(names ^ set(data)))}")
+    # an option that came later than the file has its default
+    needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+    odd = (needed - set(data)) | (set(data) - {f.name for f in fields(cls)})
+    if odd:
+        raise ValueError(f"{cls.__name__} fields differ: {_some(sorted(odd))}")
     return cls(
         **{
             name: _restore(hints[name], value)

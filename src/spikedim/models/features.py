@@ -124,7 +124,7 @@ def visit(
 
     Args:
         model: the network; calibrate or load it first, fresh batch norm keeps it silent.
-        x: static frames [N, C, H, W] or events [T, N, C, H, W].
+        x: static frames [N, C, H, W], events [T, N, C, H, W], or token ids [N, S].
         T: timesteps, as in :meth:`SpikingModel.steps`.
         sink: called as ``sink(name, value)`` with ``value`` [T, B, tokens..., channels], batch by
             batch in the order of ``x``.
@@ -260,11 +260,15 @@ def select_layers(
 
 
 def batch_axis(x: Any) -> int:
-    """0 for static frames [N, C, H, W], 1 for events [T, N, C, H, W]."""
-    if not isinstance(x, Tensor) or x.ndim not in (4, 5):
+    """0 for static frames [N, C, H, W] and token ids [N, S], 1 for events [T, N, C, H, W]."""
+    ids = isinstance(x, Tensor) and x.ndim == 2 and not x.is_floating_point()
+    if not ids and (not isinstance(x, Tensor) or x.ndim not in (4, 5)):
         what = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ModelError(f"input is {what}; expected a tensor [N, C, H, W] or [T, N, C, H, W]")
-    return x.ndim - 4
+        raise ModelError(
+            f"input is {what}; expected a tensor [N, C, H, W] or [T, N, C, H, W], or token ids "
+            "[N, S] of a text network"
+        )
+    return int(x.ndim == 5)
 
 
 def _stages(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -278,6 +282,8 @@ def _stages(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module
 def _timesteps(model: SpikingModel, x: Tensor, T: int | None) -> int:
     if x.ndim == 5:
         return len(x)
+    if x.ndim == 2 and model.family == "spikegpt":  # its time is the sequence
+        return x.shape[1]
     return model.default_timesteps if T is None else T
 
 
@@ -302,7 +308,8 @@ def _steps_first(name: str, value: Tensor, T: int, batch: int, images: bool) -> 
     """[T, B, ..., C] from the layouts that layers work in.
 
     Time and batch may be one axis: [T B, C, H, W] (2-D layers, channels first), [T B N, C]
-    (layers on tokens), or [B, C, H, W], computed once for all steps of a static input.
+    (layers on tokens), or [B, C, H, W] and [B, N, C], computed once for all steps of a static
+    input.
     """
     rows = value.shape[0] if value.ndim else 0
     if not images and value.ndim >= 3 and value.shape[:2] == (T, batch):
@@ -312,6 +319,8 @@ def _steps_first(name: str, value: Tensor, T: int, batch: int, images: bool) -> 
         if rows == batch:
             return value.expand(T, *value.shape)
         return value.unflatten(0, (T, batch))
+    if value.ndim == 3 and rows == batch:  # tokens computed once for all steps
+        return value.expand(T, *value.shape)
     if value.ndim == 2 and rows and rows % (T * batch) == 0:
         return value.unflatten(0, (T, batch, -1))
     raise ModelError(

@@ -43,6 +43,7 @@ from spikedim.models.blocks import (
     product_macs,
     split_heads,
 )
+from spikedim.models.gating import gated, make_gate
 from spikedim.models.registry import register_family
 from spikedim.neurons import LIF, LIFParams
 
@@ -86,6 +87,8 @@ class QKFormerConfig:
             multiple of ``neuron.threshold``: a change of the threshold scales both.
         legacy_tb_lif: let the neurons after each self-attention leak over the batch as released.
         neuron: parameters of every neuron.
+        gate: in front of the attention's output projection, see :mod:`spikedim.models.gating`:
+            ``"none"``, ``"position"``, or its control ``"constant"``.
 
     Raises:
         ConfigError: a field is out of its domain.
@@ -103,6 +106,7 @@ class QKFormerConfig:
     attention_threshold: float = 0.5
     legacy_tb_lif: bool = False
     neuron: LIFParams = field(default_factory=LIFParams)
+    gate: str = "none"
 
     def __post_init__(self) -> None:
         whole = ("embed_dim", "num_heads", "depth")
@@ -192,10 +196,12 @@ class TokenAttention(Units):
     """Token Q-K attention: neurons that sum q over a head's channels decide which k pass."""
 
     attention_map: ClassVar[str] = "attn_lif"
+    output_projection: ClassVar[str] = "proj_conv"
 
     def __init__(self, width: int, config: QKFormerConfig) -> None:
         super().__init__()
         self.heads = config.num_heads
+        self.gate = make_gate(config, width, self.heads)
         for name in ("q", "k"):
             self.add_unit(name, Pointwise(width, width, False, layout_axes=1), config.neuron)
         self.attn_lif = LIF(scaled(config.neuron, config.attention_threshold))
@@ -205,16 +211,20 @@ class TokenAttention(Units):
         """[T, B, H, W, C] to spikes of the same shape."""
         q, k = (self.spikes(name, x).unflatten(-1, (self.heads, -1)) for name in "qk")
         passing = self.attn_lif(q.sum(-1))  # [T, B, H, W, h, d] -> [T, B, H, W, h]
-        return self.spikes("proj", (passing[..., None] * k).flatten(-2))  # [T, B, H, W, C]
+        y = gated(self.gate, (passing[..., None] * k).flatten(-2))  # [T, B, H, W, C]
+        return self.spikes("proj", y)
 
 
 class SelfAttention(Units):
     """Spiking self-attention: scale * (q k^T) v, neurons, a projection, neurons."""
 
+    output_projection: ClassVar[str] = "proj_conv"
+
     proj_lif: LIF
 
     def __init__(self, width: int, config: QKFormerConfig) -> None:
         super().__init__()
+        self.gate = make_gate(config, width, config.num_heads)
         self.heads, self.leak = config.num_heads, config.legacy_tb_lif
         for name in ("q", "k", "v"):
             self.add_unit(name, Pointwise(width, width, False, layout_axes=1), config.neuron)
@@ -227,7 +237,7 @@ class SelfAttention(Units):
         tokens = x.flatten(2, 3)  # [T, B, N, C]
         q, k, v = (split_heads(self.spikes(name, tokens), self.heads) for name in "qkv")
         y = self.attn_lif(merge_heads(self.product(q, k, v)))  # [T, B, h, N, d] -> [T, B, N, C]
-        current = self.current("proj", y)
+        current = self.current("proj", gated(self.gate, y))
         if self.leak:  # one long sequence: the next sample starts where the last one stopped
             spikes = self.proj_lif(current.flatten(0, 1)).unflatten(0, x.shape[:2])
         else:

@@ -43,6 +43,7 @@ from spikedim.models.blocks import (
     static_current,
     stem_grids,
 )
+from spikedim.models.gating import gated, make_gate
 from spikedim.models.registry import register_family
 from spikedim.neurons import LIF, LIFParams
 
@@ -67,6 +68,8 @@ class SpikeDrivenConfig:
         attention_threshold: threshold of the neurons that sum k∘v, as a multiple of
             ``neuron.threshold``: a change of the threshold scales both.
         neuron: parameters of every neuron.
+        gate: in front of the attention's output projection, see :mod:`spikedim.models.gating`:
+            ``"none"``, ``"position"``, or its control ``"constant"``.
 
     Raises:
         ConfigError: a field is out of its domain.
@@ -83,6 +86,7 @@ class SpikeDrivenConfig:
     local_pool: bool = False
     attention_threshold: float = 0.5
     neuron: LIFParams = field(default_factory=LIFParams)
+    gate: str = "none"
 
     def __post_init__(self) -> None:
         whole = ("embed_dim", "num_heads", "depth")
@@ -155,11 +159,13 @@ class Attention(Units):
     """Spike-driven self-attention: a channel of q passes where its k and v coincide often."""
 
     attention_map: ClassVar[str] = "talking_heads_lif"
+    output_projection: ClassVar[str] = "proj_conv"
 
     def __init__(self, config: SpikeDrivenConfig) -> None:
         super().__init__()
         self.heads = config.num_heads
         dim, neuron = config.embed_dim, config.neuron
+        self.gate = make_gate(config, dim, self.heads)
         self.shortcut_lif = LIF(neuron)
         for name in ("q", "k", "v"):
             self.add_unit(name, Pointwise(dim, dim, False, layout_axes=2), neuron)
@@ -178,7 +184,8 @@ class Attention(Units):
         q, k, v = (y.flatten(2, 3) for y in (q, k, v))  # [T, B, N, D]
         together = self._pooled(k * v).sum(2)  # [T, B, D]
         passing = self.talking_heads_lif(together)[:, :, None]  # [T, B, 1, D]
-        return self.current("proj", self._pooled(q * passing).unflatten(2, x.shape[2:4]))
+        y = self._pooled(q * passing).unflatten(2, x.shape[2:4])  # [T, B, H, W, D]
+        return self.current("proj", gated(self.gate, y))
 
     def _pooled(self, x: Tensor) -> Tensor:
         """[T, B, N, D], with ``local_pool`` the maximum over neighbours in (N, d) of each head."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ from spikedim.models.blocks import (
     split_heads,
     static_current,
 )
+from spikedim.models.gating import gated, make_gate
 from spikedim.models.registry import register_family
 from spikedim.neurons import LIF, LIFParams
 
@@ -79,6 +80,8 @@ class SpikeDrivenV2Config:
         attention_threshold: threshold of the neurons after the attention product, as a multiple
             of ``neuron.threshold``: a change of the threshold scales both.
         neuron: parameters of every neuron.
+        gate: in front of the attention's output projection, see :mod:`spikedim.models.gating`:
+            ``"none"``, ``"position"``, or its control ``"constant"``.
 
     Raises:
         ConfigError: a field is out of its domain.
@@ -96,6 +99,7 @@ class SpikeDrivenV2Config:
     scale: float = 0.125
     attention_threshold: float = 0.5
     neuron: LIFParams = field(default_factory=LIFParams)
+    gate: str = "none"
 
     def __post_init__(self) -> None:
         positive = ("mlp_ratio", "scale", "attention_threshold")
@@ -240,11 +244,14 @@ class RepConv(nn.Module):
 class Attention(nn.Module):
     """Spiking self-attention with re-parametrised convolutions for q, k, v and the output."""
 
+    output_projection: ClassVar[str] = "proj_conv"
+
     proj_conv: nn.Sequential
 
     def __init__(self, width: int, config: SpikeDrivenV2Config) -> None:
         super().__init__()
         self.heads = config.num_heads
+        self.gate = make_gate(config, width, self.heads)
         self.head_lif = LIF(config.neuron)
         for name in ("q", "k", "v", "proj"):
             conv = nn.Sequential(RepConv(width), nn.BatchNorm2d(width))
@@ -259,7 +266,7 @@ class Attention(nn.Module):
         z = self.head_lif(x)
         q, k, v = (self._heads(name, z) for name in "qkv")  # [T, B, h, N, d]
         y = self.attn_lif(merge_heads(self.product(q, k, v)))  # [T, B, N, C]
-        return on_images(y.unflatten(2, x.shape[2:4]), self.proj_conv)
+        return on_images(gated(self.gate, y.unflatten(2, x.shape[2:4])), self.proj_conv)
 
     def _heads(self, name: str, z: Tensor) -> Tensor:
         spikes = getattr(self, f"{name}_lif")(on_images(z, getattr(self, f"{name}_conv")))

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from torch.nn import functional
 from spikedim.errors import ConfigError, ModelError
 from spikedim.models.base import Macs, SpikingModel, check_timesteps, evaluating
 from spikedim.models.blocks import check_positive, check_whole
+from spikedim.models.gating import check_gate, gated, make_gate
 from spikedim.models.registry import register_family
 from spikedim.models.wkv import Sums, wkv
 from spikedim.neurons import LIF, LIFParams, LIFState, Surrogate, spike
@@ -49,6 +50,8 @@ class SpikeGPTConfig:
             length runs as well.
         dropout: share of each block's outputs dropped in training.
         neuron: parameters of all neurons; its surrogate is also that of the embedding.
+        gate: in front of the output projection of time mixing, which has one head, see
+            :mod:`spikedim.models.gating`: ``"none"``, ``"position"``, or ``"constant"``.
 
     Raises:
         ConfigError: a value out of its domain.
@@ -62,6 +65,7 @@ class SpikeGPTConfig:
     neuron: LIFParams = field(
         default_factory=lambda: LIFParams(detach_reset=False, surrogate=Surrogate("atan", 2.0))
     )
+    gate: str = "none"
 
     def __post_init__(self) -> None:
         for name in ("num_classes", "embed_dim", "depth", "context"):
@@ -71,6 +75,7 @@ class SpikeGPTConfig:
             raise ConfigError(f"dropout={self.dropout!r}: expected a number in [0, 1)")
         if not isinstance(self.neuron, LIFParams):
             raise ConfigError(f"neuron={self.neuron!r}: expected a spikedim.neurons.LIFParams")
+        check_gate(self)
 
     @property
     def input_shape(self) -> tuple[int]:
@@ -79,7 +84,7 @@ class SpikeGPTConfig:
 
 
 class BlockState(NamedTuple):
-    """What a block carries from token to token: last inputs [B, E], sums, neurons.
+    """What a block carries from token to token: last inputs [B, E], sums, neurons, tokens so far.
 
     Neurons of a continuous twin carry nothing.
     """
@@ -89,6 +94,7 @@ class BlockState(NamedTuple):
     sums: Sums
     lif1: LIFState | None
     lif2: LIFState | None
+    tokens: int
 
 
 State = tuple[BlockState, ...]
@@ -132,9 +138,14 @@ class EmbeddingSpikes(LIF):
 class TimeMix(nn.Module):
     """Receptance-gated :func:`wkv` of keys and values mixed from two neighbouring tokens."""
 
+    output_projection: ClassVar[str] = "output"
+
+    heads = 1
+
     def __init__(self, config: SpikeGPTConfig, layer: int) -> None:
         super().__init__()
         dim, depth = config.embed_dim, config.depth
+        self.gate = make_gate(config, dim, self.heads)
         late = layer / max(1, depth - 1)  # 0 in the first block, 1 in the last
         channel = torch.arange(dim) / max(1, dim - 1)
         zigzag = (torch.arange(dim) + 1) % 3 - 1
@@ -149,14 +160,17 @@ class TimeMix(nn.Module):
         self.receptance = _linear(dim, dim, 1.0)
         self.output = _linear(dim, dim, 2.0)
 
-    def forward(self, x: Tensor, last: Tensor | None, sums: Sums | None) -> tuple[Tensor, Sums]:
-        """[S, B, E] to the same shape, and the sums after it."""
+    def forward(
+        self, x: Tensor, last: Tensor | None, sums: Sums | None, start: int = 0
+    ) -> tuple[Tensor, Sums]:
+        """[S, B, E] to the same shape, and the sums after it; ``start`` tokens came before."""
         previous = _previous(x, last)
         k = self.key(torch.lerp(previous, x, self.time_mix_k))
         v = self.value(torch.lerp(previous, x, self.time_mix_v))
         r = self.receptance(torch.lerp(previous, x, self.time_mix_r))
         average, sums = wkv(self.time_decay, self.time_first, k, v, sums)
-        return self.output(torch.sigmoid(r) * average.to(r.dtype)), sums
+        y = (torch.sigmoid(r) * average.to(r.dtype)).transpose(0, 1)[None]  # [1, B, S, E]
+        return self.output(gated(self.gate, y, start)[0].transpose(0, 1)), sums
 
 
 class ChannelMix(nn.Module):
@@ -207,15 +221,16 @@ class Block(nn.Module):
 
     def stream(self, x: Tensor, state: BlockState | None) -> tuple[Tensor, BlockState]:
         """As :meth:`forward`, from ``state``, and the state after it without gradients."""
-        att, ffn, sums, lif1, lif2 = state or (None,) * 5
+        att, ffn, sums, lif1, lif2, tokens = state or (*(None,) * 5, 0)
         x = x if self.ln0 is None else self.ln0(x)
         y = self.ln1(x)
-        current, sums = self.att(y, att, sums)
+        current, sums = self.att(y, att, sums, tokens)
         spikes, lif1 = _resumed(self.lif1, current, lif1)
         x = x + spikes
         z = self.ln2(x)
         spikes, lif2 = _resumed(self.lif2, self.ffn(z, ffn), lif2)
-        after = BlockState(y[-1].detach(), z[-1].detach(), sums.detach(), lif1, lif2)
+        carried = (y[-1].detach(), z[-1].detach(), sums.detach(), lif1, lif2)
+        after = BlockState(*carried, tokens + len(x))
         return self.dropout(x + spikes), after
 
 

@@ -45,6 +45,7 @@ from spikedim.models.blocks import (
     static_current,
     stem_grids,
 )
+from spikedim.models.gating import gated, make_gate
 from spikedim.models.registry import register_family
 from spikedim.neurons import LIF, LIFParams
 
@@ -70,6 +71,8 @@ class SpikformerConfig:
         attention_threshold: threshold of the neurons after the attention product, as a multiple
             of ``neuron.threshold``: a change of the threshold scales both.
         neuron: parameters of every neuron.
+        gate: in front of the attention's output projection, see :mod:`spikedim.models.gating`:
+            ``"none"``, ``"position"``, or its control ``"constant"``.
 
     Raises:
         ConfigError: a field is out of its domain.
@@ -87,6 +90,7 @@ class SpikformerConfig:
     scale: float | None = None
     attention_threshold: float = 0.5
     neuron: LIFParams = field(default_factory=LIFParams)
+    gate: str = "none"
 
     def __post_init__(self) -> None:
         whole = ("embed_dim", "num_heads", "depth")
@@ -181,7 +185,9 @@ class Attention(nn.Module):
             self.add_module(f"{name}_lif", LIF(config.neuron))
         self.product = SpikeProduct(config.attention_scale)
         self.attn_lif = LIF(scaled(config.neuron, config.attention_threshold))
-        self.add_module(f"proj_{self.kind}", Pointwise(dim, dim, True, axes))
+        self.output_projection = f"proj_{self.kind}"
+        self.gate = make_gate(config, dim, config.num_heads)
+        self.add_module(self.output_projection, Pointwise(dim, dim, True, axes))
         self.proj_bn = nn.BatchNorm1d(dim)
         self.proj_lif = LIF(config.neuron)
 
@@ -189,7 +195,7 @@ class Attention(nn.Module):
         """Tokens [T, B, N, D] to spikes [T, B, N, D]."""
         q, k, v = (self._branch(name, x) for name in "qkv")
         y = self.product(*(split_heads(x, self.heads) for x in (q, k, v)))  # [T, B, h, N, d]
-        return self._branch("proj", self.attn_lif(merge_heads(y)))  # [T, B, N, D]
+        return self._branch("proj", gated(self.gate, self.attn_lif(merge_heads(y))))  # [T, B, N, D]
 
     def _branch(self, name: str, x: Tensor) -> Tensor:
         dense, bn = getattr(self, f"{name}_{self.kind}"), getattr(self, f"{name}_bn")

@@ -27,6 +27,7 @@ from torch.nn import functional
 from spikedim.errors import CheckpointError, ConfigError, ModelError
 from spikedim.models.base import Macs, SpikingModel, check_timesteps
 from spikedim.models.blocks import check_positive, check_whole, merge_heads, split_heads
+from spikedim.models.gating import GateScores, check_gate, gated, make_gate
 from spikedim.models.registry import register_family
 from spikedim.neurons import LIF, LIFParams
 
@@ -58,6 +59,8 @@ class SpikingBERTConfig:
         gradient: how ``forward`` is differentiated: ``"equilibrium"``, the published way, or
             ``"surrogate"``, back through time.
         neuron: parameters of every neuron.
+        gate: in front of the attention's output projection, see :mod:`spikedim.models.gating`:
+            ``"none"``, ``"position"``, or its control ``"constant"``.
 
     Raises:
         ConfigError: a field is out of its domain.
@@ -77,6 +80,7 @@ class SpikingBERTConfig:
     neuron: LIFParams = field(
         default_factory=lambda: LIFParams(beta=1.0, reset="soft", decay_input=False)
     )
+    gate: str = "none"
 
     def __post_init__(self) -> None:
         whole = ("vocabulary", "positions", "token_types", "hidden", "num_heads", "depth")
@@ -95,6 +99,7 @@ class SpikingBERTConfig:
             raise ConfigError(f"gradient={self.gradient!r}: expected {' or '.join(GRADIENTS)}")
         if not isinstance(self.neuron, LIFParams):
             raise ConfigError(f"neuron={self.neuron!r}: expected a spikedim.neurons.LIFParams")
+        check_gate(self)
         plain = self.neuron.reset == "soft" and not self.neuron.refractory
         if self.gradient == "equilibrium" and not plain:
             raise ConfigError(
@@ -173,17 +178,26 @@ class Intermediate(nn.Module):
 
 
 class Output(nn.Module):
-    """A projection with its residual: fire(LN(W x + residual))."""
+    """A projection with its residual: fire(LN(W x + residual)).
 
-    def __init__(self, inputs: int, config: SpikingBERTConfig) -> None:
+    Args:
+        inputs: channels of x.
+        config: the network's.
+        heads: of the attention whose output it projects; ``None`` behind an MLP.
+    """
+
+    def __init__(self, inputs: int, config: SpikingBERTConfig, heads: int | None = None) -> None:
         super().__init__()
+        self.gate = None if heads is None else make_gate(config, inputs, heads)
+        if heads is not None:
+            self.heads, self.output_projection = heads, "dense"
         self.dense = nn.Linear(inputs, config.hidden)
         self.LayerNorm = _norm(config)
         self.lif = LIF(config.neuron)
 
     def forward(self, x: Tensor, residual: Tensor, fire: Fire) -> Tensor:
         """[T, B, N, inputs] and [T, B, N, D] to [T, B, N, D]."""
-        return fire(self.lif, self.LayerNorm(self.dense(x) + residual))
+        return fire(self.lif, self.LayerNorm(self.dense(gated(self.gate, x)) + residual))
 
 
 @register_family(SpikingBERTConfig)
@@ -218,7 +232,7 @@ class SpikingBERT(SpikingModel):
                 Projection(config),
                 Projection(config),
                 Attention(config),
-                Output(config.hidden, config),
+                Output(config.hidden, config, config.num_heads),
                 Intermediate(config),
                 Output(config.intermediate, config),
             )
@@ -233,7 +247,7 @@ class SpikingBERT(SpikingModel):
             self.pooler_layer = nn.ModuleDict({"dense": nn.Linear(config.hidden, config.hidden)})
             self.classification = nn.Linear(config.hidden, config.num_classes)
         for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
+            if isinstance(module, (nn.Linear, nn.Embedding)) and not isinstance(module, GateScores):
                 nn.init.normal_(module.weight, std=config.init_std)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -35,6 +35,7 @@ from spikedim.models.blocks import (
     split_heads,
     static_current,
 )
+from spikedim.models.gating import GateScores, gated, make_gate
 from spikedim.models.registry import register_family
 from spikedim.neurons import LIF, PLIF, LIFParams, Surrogate
 
@@ -57,6 +58,8 @@ class SpikingResformerConfig:
         prologue: ``"cifar"`` (Conv3x3) or ``"imagenet"`` (Conv7x7 and max-pool, both stride 2).
         plif: learn the leak of every neuron layer, from the ``beta`` of ``neuron``.
         neuron: parameters of all neurons.
+        gate: in front of the attention's output projection, see :mod:`spikedim.models.gating`:
+            ``"none"``, ``"position"``, or its control ``"constant"``.
 
     Raises:
         ConfigError: a value out of its domain.
@@ -73,6 +76,7 @@ class SpikingResformerConfig:
     prologue: str = "cifar"
     plif: bool = False
     neuron: LIFParams = field(default_factory=lambda: LIFParams(surrogate=Surrogate("atan", 2.0)))
+    gate: str = "none"
 
     def __post_init__(self) -> None:
         check_vision(self, ("group_size",))
@@ -181,11 +185,13 @@ class DSSA(nn.Module):
     firing_rate_attn: Tensor
 
     attention_map: ClassVar[str] = "activation_attn"
+    output_projection: ClassVar[str] = "Wproj"
 
     def __init__(self, config: SpikingResformerConfig, stage: int) -> None:
         super().__init__()
         dim, patch = config.planes[stage], config.patch_sizes[stage]
         self.heads = config.num_heads[stage]
+        self.gate = make_gate(config, dim, self.heads)
         self.momentum: float | None = 0.001
         self.batches = 0
         for name in ("firing_rate_x", "firing_rate_attn"):
@@ -210,7 +216,7 @@ class DSSA(nn.Module):
         a = self.activation_attn(a)  # [T, B, h, HW, L]
         o = a @ y2 * self._gain(self.firing_rate_attn, a, a.shape[-1])  # [T, B, h, HW, d]
         o = self.activation_out(merge_heads(o).unflatten(2, x.shape[2:4]))  # [T, B, H, W, C]
-        return x + on_images(o, self.Wproj, self.norm_proj)
+        return x + on_images(gated(self.gate, o), self.Wproj, self.norm_proj)
 
     def _gain(self, stored: Tensor, spikes: Tensor, terms: int) -> Tensor:
         """1 / sqrt(rate * terms) of each head, [1, 1, h, 1, 1], 0 where the rate is 0."""
@@ -286,7 +292,7 @@ class SpikingResformer(SpikingModel):
             self.layers.append(nn.Sequential(*down, *pairs))
         self.classifier = nn.Linear(config.planes[-1], config.num_classes, bias=False)
         for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and not isinstance(module, GateScores):
                 nn.init.trunc_normal_(module.weight, std=0.02)
 
     def _steps(self, x: Tensor, T: int, static: bool) -> Tensor:

@@ -1,0 +1,219 @@
+"""``spikedim rank``: rank collapse, layer norm, residuals and heads of a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from spikedim.cli import options
+from spikedim.cli.output import emit, save_figure, say, working
+from spikedim.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from spikedim.data import Dataset
+    from spikedim.rank import GateComparison, RankDiagnosis
+
+CALIBRATION = 128
+WORDS = 64  # tokens read of a text
+
+
+def rank(
+    data: options.Data = "digits",
+    model: options.Model = "spikformer_nano",
+    checkpoint: options.Checkpoint = None,
+    split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    timesteps: Annotated[
+        int | None, typer.Option("--timesteps", "-T", help="Timesteps; default 4, compared: 2.")
+    ] = None,
+    representation: Annotated[
+        Literal["features", "spikes", "potential"],
+        typer.Option("--representation", "-r", help="What is measured in a layer."),
+    ] = "features",
+    layers: Annotated[
+        str | None, typer.Option(help="Layers, shell patterns, comma-separated, e.g. 'block.*'.")
+    ] = None,
+    twin: Annotated[
+        Literal["surrogate", "rate", "none"],
+        typer.Option(help="Continuous twin beside the network: its activation, or none."),
+    ] = "surrogate",
+    gate: Annotated[
+        Literal["none", "position", "constant"],
+        typer.Option(help="Gate in front of the attention's output projection."),
+    ] = "none",
+    limit: Annotated[int, typer.Option(min=1, help="At most this many samples.")] = 32,
+    compare_gates: Annotated[
+        bool,
+        typer.Option(
+            "--compare-gates",
+            help="Train without gate, with the position gate and with its control, spiking and "
+            "continuous; --data takes several names, comma-separated.",
+        ),
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=2, help="Compared: trainings of each kind.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Compared: epochs of each training.")] = 12,
+    train_samples: Annotated[int, typer.Option(min=20, help="Compared: training samples.")] = 1000,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Compared: run directory.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the picture: PNG, PDF or SVG.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML page.")] = None,
+    seed: options.Seed = 0,
+    data_root: options.DataRoot = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    config: options.ConfigFile = None,
+) -> None:
+    """Measure rank and affine rank of a network's tokens, and check what changes them.
+
+    Without --checkpoint the network is untrained, its batch norm calibrated on the data. Texts
+    are read as bytes.
+
+    Example: spikedim rank --data digits --model spikformer_nano -T 4 --plot rank.png
+
+    Example: spikedim rank --compare-gates --data digits,fashion_mnist --out runs/gates
+    """
+    from spikedim.report.rank import render_rank
+    from spikedim.storage import write_text
+
+    if report is not None and report.suffix != ".html":
+        raise ConfigError(f"--report {report}: name a .html file")
+    result: Any
+    with working(quiet):
+        if compare_gates:
+            refused = {"checkpoint": checkpoint, "layers": layers, "gate": gate != "none" or None}
+            for name, value in refused.items():
+                if value is not None:
+                    raise ConfigError(f"--{name} is of one network; leave it out to compare gates")
+            result = _compared(
+                data, model, timesteps or 2, seeds, epochs, train_samples, out, seed, data_root
+            )
+        else:
+            if out is not None:
+                raise ConfigError("--out is the run directory of --compare-gates; use --report")
+            result = _diagnosed(
+                data, model, checkpoint, split, timesteps or 4, representation, layers, twin,
+                gate, limit, seed, data_root,
+            )  # fmt: skip
+    emit(result, as_json)
+    if plot is not None:
+        save_figure(result, plot)
+        say(f"Plot: {plot}")
+    if report is not None:
+        say(f"Report: {write_text(report, render_rank(result))}")
+
+
+def _diagnosed(
+    data: str,
+    model: str,
+    checkpoint: Path | None,
+    split: str,
+    T: int,
+    what: str,
+    layers: str | None,
+    twin: str,
+    gate: str,
+    limit: int,
+    seed: int,
+    root: Path | None,
+) -> RankDiagnosis:
+    from spikedim.data import load_dataset
+    from spikedim.models import calibrate_batchnorm, create_model, load_checkpoint, model_entry
+    from spikedim.models.features import batch_axis
+    from spikedim.rank import diagnose
+
+    dataset = load_dataset(data, root)
+    chosen: dict[str, Any] = {"seed": seed} | ({} if gate == "none" else {"gate": gate})
+    text = len(model_entry(model).config.input_shape) == 1
+    if text != (dataset.kind == "text"):
+        raise DataError(
+            f"data set {dataset.name} holds {dataset.kind}; {model} reads "
+            f"{'text' if text else 'images or events'}"
+        )
+    if text:
+        if checkpoint is not None:
+            raise ConfigError(
+                "--checkpoint of a text network needs its tokeniser; call spikedim.rank.diagnose "
+                "with token ids"
+            )
+        network = create_model(model, **chosen)
+        x = _byte_ids(dataset, split, limit, seed)
+        steps = None if network.family == "spikegpt" else T
+        network.eval()
+    else:
+        shape: dict[str, Any] = {
+            "num_classes": dataset.num_classes or None,
+            "input_shape": dataset.input_shape,
+        }
+        network = create_model(model, **shape, **chosen)
+        x, steps = _inputs(dataset, split, limit, T, seed), T
+        if checkpoint is not None:
+            load_checkpoint(network, checkpoint)
+        else:
+            batch = _inputs(dataset, "train", CALIBRATION, T, seed)
+            calibrate_batchnorm(network, batch.split(64, batch_axis(batch)), T)
+    return diagnose(
+        network,
+        x,
+        steps,
+        what,
+        layers=layers,
+        twin=twin,
+        network=model,
+        dataset=dataset.name,
+        trained=checkpoint is not None,
+        seed=seed,
+    )
+
+
+def _compared(
+    data: str,
+    model: str,
+    T: int,
+    seeds: int,
+    epochs: int,
+    train_samples: int,
+    out: Path | None,
+    seed: int,
+    root: Path | None,
+) -> GateComparison:
+    from spikedim.rank import compare_gates
+    from spikedim.storage import write_json, write_text
+    from spikedim.training import TrainConfig
+
+    place = Path("runs/gates") if out is None else out
+    result = compare_gates(
+        data.split(","),
+        model,
+        place,
+        T=T,
+        seeds=range(seed, seed + seeds),
+        config=TrainConfig(epochs=epochs, batch_size=32, validation=0.0),
+        train_samples=train_samples,
+        root=root,
+    )
+    write_json(place / "comparison.json", result)
+    write_text(place / "comparison.md", result.markdown())
+    say(f"Written to {place}")
+    return result
+
+
+def _inputs(dataset: Dataset, split: str, limit: int, T: int, seed: int) -> Any:
+    """Images [N, C, H, W] or event frames [T, N, 2, H, W]."""
+    if dataset.kind == "events":
+        return dataset.frames(T, split, limit, seed)[0]
+    return dataset.tensors(split, limit, seed)[0]
+
+
+def _byte_ids(dataset: Dataset, split: str, limit: int, seed: int) -> Any:
+    """First bytes of texts as token ids [N, S], cut to the shortest."""
+    import torch
+
+    texts: Any = dataset.split(split).limited(limit, seed).inputs
+    lines = [text.encode()[:WORDS] for text in texts]
+    length = max(2, sorted(map(len, lines))[len(lines) // 2])  # half the texts are long enough
+    kept = [line[:length] for line in lines if len(line) >= length]
+    if not kept:
+        raise DataError(f"data set {dataset.name}: no text of 2 bytes or more")
+    return torch.tensor([list(line) for line in kept])

@@ -1,0 +1,211 @@
+"""The rank profile, spikedim rank, and the comparison of gates."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spikedim.cli import main
+from spikedim.errors import ConfigError, ModelError, StorageError
+from spikedim.models import calibrate_batchnorm, create_model
+from spikedim.models.features import representations
+from spikedim.rank import (
+    GateComparison,
+    GateRun,
+    affine_rank,
+    compare_gates,
+    diagnose,
+    matrix_rank,
+    rank_profile,
+)
+from spikedim.report.rank import render_rank
+from spikedim.training import TrainConfig
+
+
+def run(*words):
+    with pytest.raises(SystemExit) as caught:
+        main(list(words))
+    return caught.value.code
+
+
+@pytest.fixture(scope="module")
+def network():
+    net = create_model("spikformer_nano", input_shape=(1, 8, 8), depth=2).double()
+    x = torch.randn(12, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    calibrate_batchnorm(net, [x], 3)
+    return net, x[:5]
+
+
+def test_profile_is_the_rank_of_every_matrix(network):
+    net, x = network
+    profile = rank_profile(net, x, 3, layers="block.*.attn,block.1", twin="none", batch_size=2)
+    found = representations(
+        net, x, 3, "features", layers="block.*.attn,block.1", tokens="samples", time="each"
+    )
+    assert [row.layer for row in profile.layers] == list(found)
+    for row in profile.layers:
+        matrices = found[row.layer].reshape(3, 5, row.tokens, row.channels)
+        for key, rank in (("rank", matrix_rank), ("affine", affine_rank)):
+            each = np.array([[rank(m) for m in step] for step in matrices])
+            assert row.values[key].value == pytest.approx(each.mean())
+            assert row.steps[key] == pytest.approx(each.mean(1))
+            assert row.values[key].n == 5
+        assert row.values["affine"].value <= row.largest
+
+
+def test_profile_has_the_continuous_twin_beside_it(network):
+    net, x = network
+    for activation in ("surrogate", "rate"):
+        profile = rank_profile(net, x, 3, twin=activation)
+        names = [row.layer for row in profile.of("spiking")]
+        assert names == ["patch_embed", "block.0", "block.1"]
+        assert [row.layer for row in profile.of("continuous")] == names
+        assert {len(row.steps["affine"]) for row in profile.of("spiking")} == {3}
+        assert {len(row.steps["affine"]) for row in profile.of("continuous")} == {1}
+    twin = rank_profile(net.continuous("surrogate"), x, 1, twin="none")
+    again = rank_profile(net, x, 3).of("continuous")
+    for a, b in zip(twin.layers, again, strict=True):
+        assert a.values["affine"] == b.values["affine"]
+
+
+def test_a_collapsed_network_is_said_to_be(network):
+    net, x = network
+    profile = rank_profile(net, torch.zeros_like(x), 2, what="spikes", twin="none")
+    silent = create_model("spikformer_nano", input_shape=(1, 8, 8)).double().eval()
+    profile = rank_profile(silent, torch.zeros_like(x), 2, twin="none")
+    assert all(row.collapsed == 1.0 for row in profile.layers)
+    assert "all tokens equal in 100 %" in profile.verdict
+
+
+def test_profile_refuses_what_has_no_tokens(network):
+    net, x = network
+    with pytest.raises(ModelError, match="two tokens or more"):
+        rank_profile(net, x, 2, layers="head")
+    with pytest.raises(ConfigError, match="twin='other'"):
+        rank_profile(net, x, 2, twin="other")
+    with pytest.raises(ConfigError, match="use 'spikes'"):
+        rank_profile(net, x, 2, what="rates")
+
+
+@pytest.mark.parametrize("name", ["spikingbert_small", "spikegpt_small"])
+def test_text_networks_are_profiled(name):
+    net = create_model(name, depth=1).eval()
+    x = torch.randint(0, 60, (3, 7), generator=torch.Generator().manual_seed(0))
+    result = diagnose(net, x, None if "gpt" in name else 2)
+    assert {row.tokens for row in result.profile.layers} == {7}
+    assert result.norms.layers
+    assert len(result.profile.of("spiking")) == len(result.profile.of("continuous"))
+
+
+def test_command_prints_draws_and_writes_a_page(tmp_path, capsys):
+    plot, page = tmp_path / "rank.png", tmp_path / "rank.html"
+    words = ["--data", "digits", "--model", "spikformer_nano", "-T", "2", "--limit", "4", "-q"]
+    files = ["--plot", str(plot), "--report", str(page)]
+    assert run("rank", *words, "--gate", "position", "--json", *files) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert {row["network"] for row in data["profile"]["layers"]} == {"spiking", "continuous"}
+    assert data["heads"]["layers"][0]["per_step"] == 64 * 1 * 16
+    assert data["heads"]["layers"][0]["gate_rank"] == 1  # fresh gates
+    assert plot.stat().st_size > 10_000
+    html = page.read_text()
+    assert "Rank of spikformer_nano on digits" in html
+    assert "What the sum over heads hides" in html
+    assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", html)
+    assert run("rank", *words) == 0
+    out = capsys.readouterr().out
+    assert "Rank of features through depth, Spikformer, T=2" in out
+    assert "Affine rank through time, spiking" in " ".join(out.split())
+
+
+def test_command_reads_events_and_text(shared, capsys):
+    few = ("-T", "2", "--limit", "2", "-q", "--data-root", str(shared))
+    assert run("rank", "--data", "nmnist", "--model", "spikformer_nano", *few) == 0
+    assert "of 33" in capsys.readouterr().out
+    assert run("rank", "--data", "sst2", "--model", "spikingbert_small", *few) == 0
+    assert "network_s4.LayerNorm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--report", "page.pdf"], "name a .html file"),
+        (["--out", "x"], "--out is the run directory of --compare-gates"),
+        (["--compare-gates", "--layers", "block.*"], "--layers is of one network"),
+        (["--compare-gates", "--gate", "position"], "--gate is of one network"),
+        (["--model", "spikingbert_small"], "reads text"),
+        (["--model", "nothing"], "unknown model"),
+        (["--layers", "nothing"], "no module matches"),
+    ],
+)
+def test_mistakes_are_one_line(words, says, capsys):
+    assert run("rank", "--data", "digits", "-q", *words) == 2
+    error = capsys.readouterr().err.strip()
+    assert says in error
+    assert error.count("\n") == 0
+
+
+# -- comparison of gates ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    place = tmp_path_factory.mktemp("gates") / "run"
+    config = TrainConfig(epochs=1, batch_size=32, validation=0.0)
+    options = {"seeds": (0, 1), "config": config, "train_samples": 64, "test_samples": 50}
+    return compare_gates(["digits"], "spikformer_nano", place, **options), place, options
+
+
+def test_arms_are_paired(compared):
+    result, _, _ = compared
+    assert len(result.runs) == 2 * 2 * 3
+    by = {(r.kind, r.arm, r.seed): r for r in result.runs}
+    for kind in ("spiking", "continuous"):
+        for seed in (0, 1):
+            none, gate, control = (by[kind, arm, seed] for arm in ("none", "position", "constant"))
+            assert gate.parameters == control.parameters == none.parameters + 16
+            assert gate.spread > 0
+            assert control.spread < 1e-6
+            assert none.gates is None
+            assert (none.spikes is None) == (kind == "continuous")
+    expected = result.accuracies("digits", "spiking", "position")
+    expected = expected - result.accuracies("digits", "spiking", "none")
+    found = result.difference("digits", "spiking", "none")
+    assert found.value == pytest.approx(expected.mean())
+    half = 12.706204736 * expected.std(ddof=1) / 2**0.5  # Student t, one degree of freedom
+    assert found.high - found.value == pytest.approx(half)
+    assert result.overall("none").n == 4
+
+
+def test_a_finished_comparison_is_read_back_and_another_refused(compared, monkeypatch):
+    result, place, options = compared
+    monkeypatch.setattr("spikedim.rank.compare.fit", None)
+    again = compare_gates(["digits"], "spikformer_nano", place, **options)
+    assert again == result
+    with pytest.raises(StorageError, match="other settings"):
+        compare_gates(["digits"], "spikformer_nano", place, **options | {"T": 3})
+    with pytest.raises(ConfigError, match="an interval needs 2 seeds"):
+        compare_gates(["digits"], "spikformer_nano", place, seeds=(0,))
+
+
+def test_a_comparison_says_what_it_shows(compared):
+    result, _, _ = compared
+    page = result.markdown()
+    assert "Position gate, paired differences" in page
+    assert result.verdict in page
+    assert "Position gate on spikformer_nano" in render_rank(result)
+    assert len(result.plot().get_yticks()) == 3
+
+
+def test_committed_comparison_is_what_its_runs_say():
+    place = Path(__file__).parents[1] / "results" / "rank"
+    data = json.loads((place / "comparison.json").read_text())
+    result = GateComparison(**data | {"runs": tuple(GateRun(**row) for row in data["runs"])})
+    assert result.markdown() == (place / "comparison.md").read_text()
+    cells = {(r.dataset, r.kind, r.arm, r.seed) for r in result.runs}
+    assert len(cells) == len(result.runs) == 2 * 2 * 3 * 3
+    docs = (place.parents[1] / "docs" / "rank.md").read_text()
+    for row in result.tables()[1].cells():
+        assert f"| {' | '.join(row)} |" in docs
