@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikedim.report.html import style, template
+from spikedim.report.picture import picture
 from spikedim.storage import write_text
 
 if TYPE_CHECKING:
@@ -101,6 +101,4 @@ def write_profile(
 
 
 def _image(axes: Any) -> str:
-    buffer = io.BytesIO()
-    axes.get_figure().savefig(buffer, format="png", dpi=130, bbox_inches="tight")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return base64.b64encode(picture(axes.get_figure(), dpi=130)).decode()
