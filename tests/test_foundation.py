@@ -29,7 +29,7 @@ FLOORS = [
     {"errors", "results", "storage", "provenance", "progress"},
     {"neurons", "theory", "dimension"},
     {"adapters", "circuits", "models", "data"},
-    {"profiling"},
+    {"profiling", "order"},
     {"ntk"},
     {"training"},
     {"design", "claims", "rank"},

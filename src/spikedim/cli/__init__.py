@@ -18,6 +18,7 @@ from spikedim.cli import (
     measure,
     models,
     ntk,
+    order,
     profile,
     rank,
     report,
@@ -45,6 +46,7 @@ app.command()(report.report)
 app.command()(audit.audit)
 app.command()(ntk.ntk)
 app.command()(rank.rank)
+app.command()(order.order)
 app.command()(circuits.circuits)
 app.command()(export.export)
 app.add_typer(models.app, name="models")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from spikedim.errors import ConfigError, DataError
-from spikedim.order.score import ScoreConfig, ScoreNetwork, train
+from spikedim.order.score import ScoreConfig, ScoreNetwork, held_out, train
 from spikedim.order.sort import TOLERANCE, Array, Extraction, checked_variances
 from spikedim.progress import task
 
@@ -116,7 +116,7 @@ class NetworkScore:
     def __init__(self, x: Array, config: ScoreConfig | None = None) -> None:
         self.config = config or ScoreConfig()
         n, d = x.shape
-        covariance = np.atleast_2d(np.cov(x, rowvar=False))
+        covariance = np.atleast_2d(np.cov(x[~held_out(n)], rowvar=False))
         ridge = 1e-9 if n > 2 * d else d / n
         precision = np.linalg.inv(covariance + np.diag(ridge * covariance.diagonal()))
         self.unit = float(np.median(precision.diagonal())) ** -0.5

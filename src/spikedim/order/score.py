@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from spikedim.errors import ConfigError, DataError
@@ -166,7 +167,7 @@ def train(network: ScoreNetwork, x: Tensor, config: ScoreConfig, label: str = "s
     if len(x) < 2 * _HELD_OUT:
         raise DataError(f"{len(x)} samples; a score network needs at least {2 * _HELD_OUT}")
     generator = torch.Generator().manual_seed(config.seed)
-    held = torch.arange(len(x)) % _HELD_OUT == 0
+    held = torch.from_numpy(held_out(len(x)))
     valid, fitted = x[held], x[~held]
     adam = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
     plan = torch.optim.lr_scheduler.OneCycleLR(
@@ -192,6 +193,11 @@ def train(network: ScoreNetwork, x: Tensor, config: ScoreConfig, label: str = "s
                     best, kept = found, _copied(network)
     network.load_state_dict(kept)
     return best
+
+
+def held_out(n: int) -> NDArray[np.bool_]:
+    """Which of ``n`` samples no network is trained on: every fifth."""
+    return np.arange(n) % _HELD_OUT == 0
 
 
 def information(score: Callable[[Tensor], Tensor], x: Tensor) -> Array:
