@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
@@ -198,9 +197,9 @@ def _about_model(
     failed = sum(check.dependent for check in checks)
     if failed:
         notes.append(
-            f"residuals of {failed} of {tested} variables depend on their causes (HSIC, level "
-            f"{level:g} for all together): noise that is not additive, as in post-nonlinear data, "
-            "a wrong order, or causes left out; do not trust the order there"
+            f"residuals of {failed} of {tested} variables depend on variables before them (HSIC, "
+            f"level {level:g} for all together): noise that is not additive, as in post-nonlinear "
+            "data, a wrong order, or causes left out; do not trust the order there"
         )
     return notes
 

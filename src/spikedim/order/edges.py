@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +115,7 @@ def _regression(j: int, y: Array, before: dict[int, Array], level: float) -> Reg
         p_values = np.array(
             [
                 _wald(coefficients[a:b], inverse[a:b, a:b], variance, free)
-                for a, b in zip(stops[:-1], stops[1:], strict=True)
+                for a, b in pairwise(stops)
             ]
         )
         if not causes or p_values.max() <= level:

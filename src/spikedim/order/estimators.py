@@ -82,7 +82,7 @@ class SteinScore:
         self._x = x
 
     def scores(self) -> Array:
-        """s at the samples, [n, d]: −(K + ηI)⁻¹ ⟨∇, K⟩, width the median distance."""
+        """Scores at the samples, [n, d]: −(K + ηI)⁻¹ ⟨∇, K⟩, width the median distance."""
         x = self._x - self._x.mean(0)
         norms = (x**2).sum(1)
         squared = np.maximum(norms[:, None] + norms - 2 * x @ x.T, 0)

@@ -1,11 +1,12 @@
-"""Does the order's model fit? Residuals must not depend on the causes.
+"""Does the order's model fit? Residuals must not depend on what comes before.
 
-In an additive-noise model the residual of a variable is its noise, independent of all its causes.
-Half of the samples fit the regression, the other half are tested: the Hilbert-Schmidt independence
-criterion with Gaussian kernels (Gretton et al. 2008) between the residual and each cause, and the
-fitted value, its p-value by the gamma approximation; Bonferroni within a variable, Holm over
-variables. A rejection says that noise is not additive (post-nonlinear, multiplicative), that the
-order or the edges are wrong, or that the regression fits badly. No rejection does not prove the
+In an additive-noise model the residual of a variable is its noise, independent of all variables
+before it. Half of the samples fit the regression, the other half are tested: the Hilbert-Schmidt
+independence criterion with Gaussian kernels (Gretton et al. 2008) between the residual and each
+cause, the fitted value, and the three other predecessors that the first half correlates most with
+the residual or its square; p-values by the gamma approximation, Bonferroni within a variable, Holm
+over variables. A rejection says that noise is not additive (post-nonlinear, multiplicative), that
+the order or the edges are wrong, or that the regression fits badly. No rejection does not prove the
 order: with linear functions and Gaussian noise every order leaves independent residuals.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -31,6 +33,7 @@ _TESTED = 500
 _FITTED = 1000
 _COMPONENTS = 100
 _STEP = 1e-3
+_SUSPECTS = 3
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class ResidualCheck:
 
     Attributes:
         variable: its index.
-        p_value: adjusted for all tests made; ``None`` without causes, where nothing is tested.
-        dependent: the adjusted p-value is at most the level.
+        p_value: adjusted for all tests made; ``None`` for the first, where nothing is tested.
+        dependent: the residual depends on predecessors; the p-value is at most the level.
         gap: largest entry of the diagonal of Cov(∇f)/σ², what one Schur complement
             of this variable adds to the information of a cause; 0 without causes.
     """
@@ -58,7 +61,7 @@ def check_residuals(
     level: float = LEVEL,
     seed: int = 0,
 ) -> tuple[ResidualCheck, ...]:
-    """Test every variable that has causes, and measure its expectation gap.
+    """Test every variable but the first, and measure its expectation gap.
 
     Args:
         x: samples [n, d].
@@ -79,26 +82,30 @@ def check_residuals(
     rows = np.random.default_rng(seed).permutation(len(x))
     tested, fitted = rows[: min(_TESTED, len(x) // 2)], rows[len(x) // 2 :][:_FITTED]
     raw: list[float] = []
-    gaps: list[float] = []
-    with_causes = [r for r in regressions if r.causes]
-    for regression in track(with_causes, "residual tests"):
-        causes = x[:, list(regression.causes)]
-        model = _regressor(basis, len(fitted), seed)
-        model.fit(causes[fitted], x[fitted, regression.variable])
-        guess = model.predict(causes[tested])
-        residual = x[tested, regression.variable] - guess
-        others = np.column_stack([causes[tested], guess]) if causes.shape[1] > 1 else causes[tested]
-        p_values = hsic_p_values(residual, others)
+    gaps: list[float] = [0.0]
+    for place, regression in enumerate(track(regressions[1:], "residual tests"), start=1):
+        before = [r.variable for r in regressions[:place]]
+        causes, y = x[:, list(regression.causes)], x[:, regression.variable]
+        others = [j for j in before if j not in regression.causes]
+        gap, guess = 0.0, np.full(len(x), y[fitted].mean())
+        if regression.causes:
+            model = _regressor(basis, len(fitted), seed)
+            model.fit(causes[fitted], y[fitted])
+            guess = np.asarray(model.predict(causes))
+            gap = _gap(model, causes[tested], float((y - guess)[tested].var()))
+        residual = y - guess
+        suspects = _suspects(residual[fitted], x[np.ix_(fitted, others)])
+        against = [causes, x[:, [others[k] for k in suspects]]]
+        if causes.shape[1] > 1:
+            against.append(guess[:, None])
+        p_values = hsic_p_values(residual[tested], np.hstack(against)[tested])
         raw.append(min(1.0, float(p_values.min()) * len(p_values)))
-        gaps.append(_gap(model, causes[tested], float(residual.var())))
-    adjusted = dict(zip((r.variable for r in with_causes), _holm(raw), strict=True))
-    measured = dict(zip((r.variable for r in with_causes), gaps, strict=True))
-    found = []
-    for regression in regressions:
-        p = adjusted.get(regression.variable)
-        gap = measured.get(regression.variable, 0.0)
-        found.append(ResidualCheck(regression.variable, p, p is not None and p <= level, gap))
-    return tuple(found)
+        gaps.append(gap)
+    adjusted = [None, *_holm(raw)]
+    return tuple(
+        ResidualCheck(r.variable, p, p is not None and p <= level, gap)
+        for r, p, gap in zip(regressions, adjusted, gaps, strict=True)
+    )
 
 
 def hsic_p_values(y: Array, x: Array) -> Array:
@@ -128,6 +135,21 @@ def hsic_p_values(y: Array, x: Array) -> Array:
     return found
 
 
+def _suspects(residual: Array, x: Array) -> list[int]:
+    """Columns that residual or squared residual correlate most with, plain or squared."""
+    if not x.shape[1]:
+        return []
+    scaled = [stats.zscore(v, axis=0) for v in (x, (x - x.mean(0)) ** 2)]
+    found = np.zeros(x.shape[1])
+    for target in (residual, (residual - residual.mean()) ** 2):
+        centred = target - target.mean()
+        for values in scaled:
+            found = np.maximum(
+                found, np.abs(np.nan_to_num(centred @ values)) / (centred.std() + 1e-300)
+            )
+    return [int(k) for k in np.argsort(-found, kind="stable")[:_SUSPECTS]]
+
+
 def _kernel(values: Array) -> tuple[Array, float] | None:
     """Centred Gaussian kernel matrix, and the mean of its entries off the diagonal before that."""
     n = len(values)
@@ -141,7 +163,7 @@ def _kernel(values: Array) -> tuple[Array, float] | None:
     return kernel - rows - rows[:, None] + rows.mean(), float(mean)
 
 
-def _regressor(basis: str, n: int, seed: int) -> object:
+def _regressor(basis: str, n: int, seed: int) -> Any:
     """An unfitted scikit-learn regression on the causes."""
     if basis == "linear":
         return LinearRegression()
@@ -156,7 +178,7 @@ def _regressor(basis: str, n: int, seed: int) -> object:
     return make_pipeline(StandardScaler(), features, ridge)
 
 
-def _gap(model: object, causes: Array, noise_variance: float) -> float:
+def _gap(model: Any, causes: Array, noise_variance: float) -> float:
     """Largest diagonal entry of Cov(∇f)/σ², gradients by central differences."""
     if not noise_variance > 0:
         return 0.0
@@ -164,7 +186,7 @@ def _gap(model: object, causes: Array, noise_variance: float) -> float:
     for column in range(causes.shape[1]):
         step = np.zeros(causes.shape[1])
         step[column] = max(_STEP * float(causes[:, column].std()), np.finfo(float).tiny)
-        above, below = model.predict(causes + step), model.predict(causes - step)  # type: ignore[attr-defined]
+        above, below = model.predict(causes + step), model.predict(causes - step)
         gradients[:, column] = (above - below) / (2 * step[column])
     return float(-expectation_gap(gradients, noise_variance).diagonal().min())
 

@@ -40,8 +40,8 @@ class OrderedVariable:
         diagonal: entry of the information matrix when it was removed, 1/unit² of the data.
         noise_variance: of its residual given its causes.
         causes: names of its causes.
-        p_value: residual test, adjusted for all variables; ``None`` without causes.
-        dependent: the residual depends on the causes.
+        p_value: residual test, adjusted for all variables; ``None`` for the first.
+        dependent: the residual depends on variables before it.
         gap: what one Schur complement of it adds to the diagonal of a cause.
     """
 
@@ -113,7 +113,7 @@ class CausalOrder(Result):
                 v.noise_variance,
                 ", ".join(v.causes) or "–",
                 v.p_value,
-                "depends on causes" if v.dependent else ("ok" if v.causes else "–"),
+                "dependent" if v.dependent else ("–" if v.p_value is None else "ok"),
             )
             for place, v in enumerate(self.variables, start=1)
         ]
@@ -189,7 +189,7 @@ def _draw(ax: Any, found: CausalOrder) -> None:
     ax.invert_yaxis()
     ax.axis("off")
     if any(variable.dependent for variable in found.variables):
-        text = "orange: the residual depends on its causes"
+        text = "orange: the residual depends on variables before it"
         ax.text(0.5, 0, text, transform=ax.transAxes, ha="center", fontsize=8)
 
 

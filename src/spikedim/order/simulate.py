@@ -49,7 +49,7 @@ class Model:
         return (self._activation(hidden) * self.readout).sum(-1)
 
     def log_density(self, x: Tensor) -> Tensor:
-        """log p up to a constant, for an additive-noise model.
+        """Logarithm of p up to a constant, for an additive-noise model.
 
         Raises:
             ConfigError: the model is post-nonlinear.
@@ -146,7 +146,7 @@ def random_model(
         weights, bias = signed(d, _UNITS, d) * mask, np.zeros((d, _UNITS))
         readout = signed(d, _UNITS)
         if kind == "post-nonlinear":
-            readout /= np.sqrt(_UNITS)
+            readout *= 2 / np.sqrt(_UNITS)
     else:
         weights = rng.standard_normal((d, _UNITS, d)) * mask
         if kind == "gp-add":  # every unit reads one parent

@@ -123,8 +123,8 @@ def schur_sort(
             root = np.linalg.cholesky(raised)
         except np.linalg.LinAlgError as error:
             raise DataError(
-                f"a block of {size} variables is singular; give a ridge, {PUBLISHED_RIDGE:g} is the "
-                "published one"
+                f"a block of {size} variables is singular; give a ridge, the published one is "
+                f"{PUBLISHED_RIDGE:g}"
             ) from error
         factor[k:, k:stop] = linalg.solve_triangular(root, columns.T, lower=True).T
         diagonal[stop:] -= np.einsum("ij,ij->i", factor[stop:, k:stop], factor[stop:, k:stop])
