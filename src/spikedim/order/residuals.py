@@ -94,7 +94,7 @@ def check_residuals(
             guess = np.asarray(model.predict(causes))
             gap = _gap(model, causes[tested], float((y - guess)[tested].var()))
         residual = y - guess
-        suspects = _suspects(residual[fitted], x[np.ix_(fitted, others)])
+        suspects = _suspects(residual[fitted], x[fitted][:, others])
         against = [causes, x[:, [others[k] for k in suspects]]]
         if causes.shape[1] > 1:
             against.append(guess[:, None])

@@ -101,7 +101,7 @@ def schur_sort(
         chosen = k + (
             np.flatnonzero(diagonal[k:] <= smallest * (1 + tolerance))
             if tolerance
-            else diagonal[k:].argmin(keepdims=True)
+            else diagonal[k:].argmin(0, keepdims=True)
         )
         size = len(chosen)
         _to_front(k, chosen, at, diagonal, factor)
@@ -166,7 +166,9 @@ def checked_variances(noise_variance: Sequence[float] | Array, d: int) -> Array:
     return found
 
 
-def _to_front(k: int, chosen: NDArray[np.int_], at: Array, diagonal: Array, factor: Array) -> None:
+def _to_front(
+    k: int, chosen: NDArray[np.int_], at: NDArray[np.int_], diagonal: Array, factor: Array
+) -> None:
     """Swap the rows ``chosen`` (ascending) to k, k + 1, ...."""
     for place, row in enumerate(chosen, start=k):
         if place != row:

@@ -61,7 +61,7 @@ def read_variables(source: str | Path, root: Path | None = None) -> Variables:
     if suffix in _DELIMITERS:
         return _from_text(path, _DELIMITERS[suffix])
     if suffix == ".npy":
-        return made(read_npy(path), None, str(path))
+        return made(read_npy(path), None, path.name)
     if suffix == ".npz":
         stored = read_npz(path)
         key = next((key for key in _VALUES if key in stored), None)
@@ -72,7 +72,7 @@ def read_variables(source: str | Path, root: Path | None = None) -> Variables:
             )
         if stored[key].ndim == 2:
             names = [str(name) for name in stored["names"]] if "names" in stored else None
-            return made(stored[key], names, str(path))
+            return made(stored[key], names, path.name)
     dataset = load_dataset(str(source), root)
     return made(dataset.features(), None, dataset.name)
 
@@ -209,7 +209,7 @@ def _from_text(path: Path, delimiter: str) -> Variables:
         raise DataError(f"{path}: {_bad_cell(header, body)}") from error
     if not any(_is_text(name) for name in header):
         raise DataError(f"{path} has no header; expected the names of the variables in line 1")
-    return made(values, [name.strip() for name in header], str(path))
+    return made(values, [name.strip() for name in header], path.name)
 
 
 def _bad_cell(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
