@@ -45,7 +45,7 @@ PARTS = ("extract", "linear", "residual", "nonlinear")
 
 
 def linear(options: argparse.Namespace) -> None:
-    print(f"linear, violations: mean [95 % t interval] over {options.seeds} models, n = 5,000")
+    print(f"linear, violations: mean [95 % interval] over {options.seeds} models, n = 5,000")
     for d in options.sizes:
         found: dict[str, list[float]] = {}
         for seed in range(options.seeds):
@@ -206,6 +206,8 @@ PEERS = {
 
 def _mean(values: object) -> str:
     array = np.asarray(values, float)
+    if not array.any():  # no event in n: exact Poisson limit of the mean
+        return f"0 [0, {-np.log(0.025) / len(array):.2f}]"
     if len(array) < 2 or array.std() == 0:
         return f"{array.mean():.2f} (all equal)"
     low, high = mean_interval(array.mean(), array.std(ddof=1), len(array))

@@ -45,7 +45,9 @@ def test_closed_jacobian_and_trace_are_those_of_autograd():
     jacobian = torch.func.vmap(torch.func.jacrev(made))(x)
     np.testing.assert_allclose(made.information(x), information(made, x), rtol=1e-10, atol=1e-12)
     loss = (made(x) ** 2).sum(-1) / 2 + jacobian.diagonal(dim1=1, dim2=2).sum(-1)
-    assert float(made.implicit_loss(x)) == pytest.approx(float(loss.mean()), rel=1e-10)
+    assert float(made.implicit_loss(x).detach()) == pytest.approx(
+        float(loss.mean().detach()), rel=1e-10
+    )
 
 
 def test_sliced_matching_is_implicit_matching_on_average():
@@ -67,7 +69,7 @@ def test_denoising_matching_is_least_at_the_score_of_noisy_data():
 
 
 @pytest.mark.parametrize("objective", ["implicit", "sliced", "denoising"])
-def test_every_objective_lowers_the_held_out_loss_and_finds_the_order(objective):
+def test_every_objective_lowers_the_held_out_loss(objective):
     model = random_model(5, "gp-add", edges=1.5, seed=2)
     x = model.sample(1000, seed=1)
     config = ScoreConfig(objective=objective, steps=300, noise=0.3)
@@ -79,18 +81,18 @@ def test_every_objective_lowers_the_held_out_loss_and_finds_the_order(objective)
     np.testing.assert_allclose(matrix, matrix.T)
 
 
-def test_training_repeats_and_does_not_touch_held_out_samples():
+def test_training_repeats():
     x = random_model(4, seed=0).sample(400)
     first, again = NetworkScore(x, FAST), NetworkScore(x, FAST)
     np.testing.assert_array_equal(first.information(), again.information())
-    data = torch.from_numpy(x).float()
-    changed = data.clone()
-    changed[torch.from_numpy(held_out(400))] *= 5
-    one, other = (ScoreNetwork(torch.eye(4), 4) for _ in range(2))
-    every_step = ScoreConfig(steps=1)
-    train(one, data, every_step)
-    train(other, changed, every_step)
-    assert held_out(400).sum() == 80
+
+
+def test_held_out_samples_do_not_enter_the_start():
+    x = random_model(4, seed=0).sample(400)
+    x[held_out(400)] *= 5
+    start = NetworkScore(x, ScoreConfig(steps=1, learning_rate=1e-9)).information()
+    expected = np.linalg.inv(np.cov(x[~held_out(400)], rowvar=False))
+    np.testing.assert_allclose(start, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_group_lasso_removes_inputs_that_do_not_matter():

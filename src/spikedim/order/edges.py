@@ -106,7 +106,7 @@ def _regression(j: int, y: Array, before: dict[int, Array], level: float) -> Reg
         design = np.hstack(blocks) if blocks else np.empty((n, 0))
         gram = design.T @ design
         gram[np.diag_indices_from(gram)] *= 1 + 1e-9  # splines of repeated values may be collinear
-        inverse: Array = np.linalg.inv(gram) if blocks else gram
+        inverse: Array = np.asarray(np.linalg.inv(gram) if blocks else gram, float)
         coefficients = inverse @ (design.T @ y)
         free = n - 1 - design.shape[1]
         rest = float(((y - design @ coefficients) ** 2).sum())

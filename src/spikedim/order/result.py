@@ -162,12 +162,12 @@ def _draw(ax: Any, found: CausalOrder) -> None:
         causes = np.flatnonzero(graph[:, j])
         depth[j] = depth[causes].max() + 1 if len(causes) else 0
     place = {}
-    for level in range(depth.max() + 1):
+    for level in range(int(depth.max()) + 1):
         members = np.flatnonzero(depth == level)
-        for k, j in enumerate(members):
+        for k, member in enumerate(members.tolist()):
             height = k - (len(members) - 1) / 2
-            place[j] = (float(level), height + 0.18 * (level % 2))
-    for i, j in np.argwhere(graph):
+            place[member] = (float(level), height + 0.18 * (level % 2))
+    for i, j in np.argwhere(graph).tolist():
         bend = 0.0 if depth[j] - depth[i] == 1 else 0.2
         style = {
             "arrowstyle": "-|>",
@@ -183,7 +183,7 @@ def _draw(ax: Any, found: CausalOrder) -> None:
         text = f"{j + 1}. {variable.name}"
         box = {"boxstyle": "round,pad=0.3", "fc": "white", "ec": colour}
         ax.text(*place[j], text, ha="center", va="center", fontsize=8, bbox=box)
-    across, heights = depth.max(), [y for _, y in place.values()]
+    across, heights = int(depth.max()), [y for _, y in place.values()]
     ax.set_xlim(-0.6, across + 0.6)
     ax.set_ylim(min(heights) - 0.7, max(heights) + 0.7)
     ax.invert_yaxis()

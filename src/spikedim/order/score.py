@@ -112,7 +112,7 @@ class ScoreNetwork(nn.Module):
     def sliced_loss(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Mean of ½‖s‖² + vᵀ ∇s v over samples [n, d], one random sign vector v each."""
         signs = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
-        score, along = torch.func.jvp(self.forward, (x,), (signs,))
+        score, along = torch.func.jvp(self.forward, (x,), (signs,))[:2]
         return ((score**2).sum(-1) / 2 + (signs * along).sum(-1)).mean()
 
     def denoising_loss(self, x: Tensor, noise: float, generator: torch.Generator) -> Tensor:

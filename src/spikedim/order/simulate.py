@@ -159,6 +159,6 @@ def random_model(
         bias = rng.uniform(0, 2 * np.pi, (d, _UNITS))
         spread = np.maximum(1, graph.sum(0))[:, None] if kind == "gp-add" else 1
         readout = rng.standard_normal((d, _UNITS)) * np.sqrt(2 / _UNITS * spread)
-    readout = readout * graph.any(0)[:, None]
+    readout = readout * graph.any(axis=0, keepdims=True).T
     parts = (torch.from_numpy(part) for part in (weights, bias, readout))
     return Model(kind, graph, deviations, *parts)
