@@ -121,12 +121,16 @@ class OutputRow:
     Attributes:
         dataset, model, seed, train_T, key: the network, as in :class:`StudyRow`.
         eval_T: timesteps of this answer, up to well beyond ``train_T``.
-        samples, classes: of the test split; ``logit_samples`` of them have full logits.
+        samples, classes: test samples looked at, a stratified choice, and classes.
+        logit_samples: the first so many of them have full logits.
         logit_mean, logit_std: over samples and classes.
         error_mean, error_std: of ``z̄_T − limit`` over samples and classes.
         margin_error_mean, margin_error_std: the same of the margin.
         step_std: root mean over samples and classes of the variance of z_t over the T steps.
-        labels_bytes: classes of the samples, uint8 [samples] (:attr:`labels`).
+        positions_bytes: places of the samples in the test split, int32 [samples]
+            (:attr:`positions`): ``StudyRow.hits[positions]`` is about the same samples. Every
+            beginning of them is stratified.
+        labels_bytes: classes of the samples, int32 [samples] (:attr:`labels`).
         margin_bytes: ``z̄_y − max_{j≠y} z̄_j`` with y the label, float16 [samples]
             (:attr:`margins`); positive where the answer is right.
         logits_bytes: ``z̄`` of the first ``logit_samples`` samples, float16 [logit_samples,
@@ -149,14 +153,20 @@ class OutputRow:
     margin_error_mean: float
     margin_error_std: float
     step_std: float
+    positions_bytes: bytes = field(repr=False)
     labels_bytes: bytes = field(repr=False)
     margin_bytes: bytes = field(repr=False)
     logits_bytes: bytes = field(repr=False)
 
     @property
+    def positions(self) -> np.ndarray:
+        """Places of the samples in the test split, int32 [samples]."""
+        return np.frombuffer(self.positions_bytes, dtype=np.int32)
+
+    @property
     def labels(self) -> np.ndarray:
-        """Classes, uint8 [samples]."""
-        return np.frombuffer(self.labels_bytes, dtype=np.uint8)
+        """Classes, int32 [samples]."""
+        return np.frombuffer(self.labels_bytes, dtype=np.int32)
 
     @property
     def margins(self) -> np.ndarray:
