@@ -29,6 +29,7 @@ class Choices:
     grid: Sequence[str]
     eval_T: tuple[int, ...]
     outputs_T: tuple[int, ...]
+    output_samples: int
     encoder: str
     image_size: int | None
     classes: int | None
@@ -65,6 +66,8 @@ class Choices:
             self.eval_T,
             self.encoder,
             self.outputs_T,
+            output_samples=self.output_samples,
+            logit_samples=self.output_samples,
         )
 
 
@@ -99,15 +102,16 @@ def engine_of(
 
 
 def parse_seeds(text: str, first: int) -> tuple[int, ...]:
-    """``"3"`` is three seeds from ``first`` on, ``"0,5,7"`` are these."""
-    words = str(text).split(",")
+    """``"3"`` is three seeds from ``first`` on; ``"0,5,7"`` are these, ``"7,"`` is one."""
+    several = "," in str(text)
+    words = str(text).rstrip(",").split(",")
     try:
         values = [int(word) for word in words]
     except ValueError:
         values = []
-    if not values or min(values) < 0 or (len(values) == 1 and values[0] < 1):
+    if not values or min(values) < 0 or (not several and values[0] < 1):
         raise ConfigError(f"--seeds {text}: give a number of seeds, e.g. 3, or a list, e.g. 0,5,7")
-    if len(values) == 1:
+    if not several:
         return tuple(range(first, first + values[0]))
     return tuple(values)
 

@@ -11,7 +11,7 @@ from spikedim.cli import options
 from spikedim.cli.output import emit, say, working
 from spikedim.errors import ConfigError
 
-_TRIALS = 20
+_TRIALS, _OUTPUT_SAMPLES = 20, 500
 
 
 def sweep(
@@ -52,12 +52,17 @@ def sweep(
     ] = None,
     eval_t: Annotated[
         str | None,
-        typer.Option("--eval-T", help="Study: test every network after these steps too."),
+        typer.Option(
+            "--eval-T", help="Study: test every network after these steps too, also beyond its T."
+        ),
     ] = None,
     outputs_t: Annotated[
         str | None,
         typer.Option("--outputs-T", help="Study: store the outputs of networks trained at these."),
     ] = None,
+    output_samples: Annotated[
+        int, typer.Option(min=1, help="Study: test samples whose outputs are stored.")
+    ] = _OUTPUT_SAMPLES,
     image_size: Annotated[
         int | None, typer.Option(min=2, help="Study: shrink images to this side, by area.")
     ] = None,
@@ -143,8 +148,8 @@ def sweep(
         where = engine_of(engine, workers, address, cpus_per_trial, gpus_per_trial, retries, device)
         chosen = Choices(
             study, data, model, timesteps, seeds, grid or (), integers(eval_t),
-            integers(outputs_t), encoder, image_size, classes, repool, epochs, training or (),
-            train_samples, test_samples, seed, device, data_root,
+            integers(outputs_t), output_samples, encoder, image_size, classes, repool, epochs,
+            training or (), train_samples, test_samples, seed, device, data_root,
         ).study()  # fmt: skip
         if search is None:
             with run_directory(chosen, out, {}) as run:
@@ -163,13 +168,13 @@ def sweep(
 def _refuse_study_options(context: typer.Context) -> None:
     """Options that only a study knows must not be ignored in silence."""
     names = (
-        "seeds", "grid", "eval_t", "outputs_t", "image_size", "classes", "repool", "training",
-        "search", "trials", "storage", "engine", "address", "cpus_per_trial", "gpus_per_trial",
-        "retries",
+        "seeds", "grid", "eval_t", "outputs_t", "output_samples", "image_size", "classes",
+        "repool", "training", "search", "trials", "storage", "engine", "address",
+        "cpus_per_trial", "gpus_per_trial", "retries",
     )  # fmt: skip
     for parameter in context.command.params:
-        name = parameter.name
-        if name in names and context.params.get(name) not in (parameter.default, None, []):
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name != "DEFAULT":
             raise ConfigError(f"{parameter.opts[0]} applies to studies; add --study NAME")
     for option in ("data", "model"):
         text = str(context.params[option])

@@ -67,8 +67,8 @@ class Study:
         seeds: each trains a network of its own: other weights, data order and held-out split.
         neurons: changes against the network's own neurons, e.g. ``{"beta": 0.8, "v_th": 1.0}``;
             see :func:`neuron_grid`.
-        eval_T: every network is tested at these T too; a test of T steps is the beginning of a
-            longer one.
+        eval_T: every network is tested at these T too. At the T of the grid below its own it is
+            tested anyhow: such a test is the beginning of the longer one and costs nothing.
         encoder: ``"direct"``, ``"bernoulli"`` or ``"latency"``.
         outputs_T: networks trained at these T have their outputs stored.
         outputs_eval_T: after so many steps.

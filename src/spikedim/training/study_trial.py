@@ -86,8 +86,9 @@ class StudyWork:
         return f"{readable}-{digest([repr(item) for item in what], 12)}"
 
     def eval_T(self, trial: StudyTrial) -> tuple[int, ...]:
-        """The T the network is tested at, ascending; its own among them."""
-        return tuple(sorted({*self.study.eval_T, trial.T}))
+        """The T the network is tested at, ascending: its own, the study's below it, ``eval_T``."""
+        below = () if self.study.encoder == "latency" else self.study.T
+        return tuple(sorted({*(t for t in below if t <= trial.T), trial.T, *self.study.eval_T}))
 
     def stored(self, trial: StudyTrial) -> bool:
         """Whether the trial is finished."""
