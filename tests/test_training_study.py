@@ -17,7 +17,7 @@ from spikedim.models import create_model, load_checkpoint
 from spikedim.storage import Run
 from spikedim.training import evaluate, samples
 from spikedim.training.engines import Engine
-from spikedim.training.study import Cell, Study, merge_studies, neuron_grid, run_study, thin_outputs
+from spikedim.training.study import Cell, Study, merge_studies, neuron_grid, run_study, thinned
 from spikedim.training.study_table import (
     OutputRow,
     StudyRow,
@@ -156,8 +156,11 @@ def test_tables_can_be_merged_and_thinned(studied, tmp_path):
     )
     assert merged.rows == result.table.rows
     assert merged.provenance["merged"][1] == {"half": True}
-    thin = read_outputs(thin_outputs(result.outputs, tmp_path / "thin.parquet", 3))
-    for small, whole in zip(thin, read_outputs(result.outputs), strict=True):
+    twice = merge_studies([result.outputs] * 2, tmp_path / "outputs.parquet", outputs=True)
+    assert read_outputs(twice).rows == read_outputs(result.outputs).rows
+    for whole in read_outputs(result.outputs):
+        small = thinned(whole, 3)
+        assert thinned(whole, 99) == whole
         np.testing.assert_array_equal(small.logits, whole.logits[:3])
         np.testing.assert_array_equal(small.margins, whole.margins)
 

@@ -6,11 +6,12 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from spikedim.dimension.sharded import connected
 from spikedim.errors import ConfigError, SpikedimError
+from spikedim.storage import Run
 from spikedim.training.parallel import die_with, processes, submit
 
 if TYPE_CHECKING:
@@ -106,7 +107,9 @@ def _on_ray(
         task = ray.remote(
             num_cpus=engine.cpus, num_gpus=engine.gpus, max_retries=engine.retries
         )(_ray_trial)  # fmt: skip
-        shared = ray.put(work)
+        # Workers may have another working directory.
+        run = Run(work.run.path.resolve(), work.run.config)
+        shared = ray.put(replace(work, run=run))
         pending = {task.remote(shared, trial): trial for trial in trials}
         while pending:
             (done,), _ = ray.wait(list(pending), num_returns=1)

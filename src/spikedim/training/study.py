@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from spikedim import progress
+from spikedim.adapters.files import fingerprint
 from spikedim.data import Dataset
 from spikedim.errors import ConfigError
 from spikedim.models import create_model, model_entry
+from spikedim.models.registry import is_file
 from spikedim.neurons import LIFParams
 from spikedim.provenance import provenance
 from spikedim.results import Result, Table, plain
@@ -26,6 +28,7 @@ from spikedim.training.config import TrainConfig, check_timesteps
 from spikedim.training.engines import Engine, results
 from spikedim.training.study_table import (
     OutputRow,
+    Row,
     StudyRow,
     StudyTable,
     read_outputs,
@@ -148,7 +151,12 @@ class Study:
                 for name, d in data.items()
             },
             "cells": [
-                {"data": c.dataset.name, "model": c.model, "training": asdict(c.config)}
+                {
+                    "data": c.dataset.name,
+                    "model": c.model,
+                    **({"model_file": fingerprint(c.model)} if is_file(c.model) else {}),
+                    "training": asdict(c.config),
+                }
                 for c in self.cells
             ],
             "T": self.T,
@@ -266,7 +274,7 @@ def finish(study: Study, run: Run, measurements: Iterable[Measurement]) -> Study
     rows, outputs = rows_of(unique)
     settings = study.settings()
     source = plain(provenance(config=settings)) | {
-        "hardware": _hardware(),
+        "hardware": hardware(),
         "data_fingerprints": {k: v["fingerprint"] for k, v in settings["data"].items()},
         "test_note": "Intervals cover the finite test set, not training seeds.",
     }
@@ -276,36 +284,36 @@ def finish(study: Study, run: Run, measurements: Iterable[Measurement]) -> Study
     return StudyResult(study.name, path, stored, len(unique), failed, read_study(path))
 
 
-def merge_studies(paths: Sequence[str | Path], target: str | Path) -> Path:
-    """One table of several studies; provenance is kept for each, rows found twice stay once.
+def merge_studies(
+    paths: Sequence[str | Path], target: str | Path, *, outputs: bool = False
+) -> Path:
+    """One table of several studies, or of their ``outputs``; rows found twice stay once.
+
+    The provenance of each is kept, in a list under ``merged``.
 
     Raises:
-        DataError: a file is no table of a study.
+        DataError: a file is no such table.
         StorageError: ``target`` cannot be written.
     """
-    tables = [read_study(path) for path in paths]
-    rows = {(row.key, row.eval_T): row for table in tables for row in table}
-    source = {"merged": [table.provenance for table in tables]}
-    return write_study(target, list(rows.values()), source, StudyRow)
+
+    def together(tables: Sequence[StudyTable[Row]], kind: type[Row]) -> Path:
+        rows = {(row.key, row.eval_T): row for table in tables for row in table}
+        source = {"merged": [table.provenance for table in tables]}
+        return write_study(target, list(rows.values()), source, kind)
+
+    if outputs:
+        return together([read_outputs(path) for path in paths], OutputRow)
+    return together([read_study(path) for path in paths], StudyRow)
 
 
-def thin_outputs(path: str | Path, target: str | Path, logit_samples: int) -> Path:
-    """A smaller copy of an outputs table: logits of fewer samples, everything else kept.
-
-    Raises:
-        DataError: ``path`` is no table of outputs.
-        StorageError: ``target`` cannot be written.
-    """
-    table = read_outputs(path)
-    rows = []
-    for row in table:
-        kept = min(logit_samples, row.logit_samples)
-        width = len(row.logits_bytes) // max(1, row.logit_samples)
-        rows.append(replace(row, logit_samples=kept, logits_bytes=row.logits_bytes[: kept * width]))
-    return write_study(target, rows, table.provenance, OutputRow)
+def thinned(row: OutputRow, logit_samples: int) -> OutputRow:
+    """The row with the logits of fewer samples; everything else is kept."""
+    kept = min(logit_samples, row.logit_samples)
+    width = len(row.logits_bytes) // max(1, row.logit_samples)
+    return replace(row, logit_samples=kept, logits_bytes=row.logits_bytes[: kept * width])
 
 
-def _hardware() -> dict[str, Any]:
+def hardware() -> dict[str, Any]:
     """Processor of this machine, in words."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
