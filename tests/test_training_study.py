@@ -1,6 +1,7 @@
 """Studies: one tidy table of many trainings, the same however often it was interrupted."""
 
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -112,11 +113,24 @@ def test_a_finished_study_is_read_back(studied, monkeypatch):
     assert again.table.rows == result.table.rows
 
 
-def test_other_tests_of_a_training_do_not_train_it_again(studied, monkeypatch):
-    study, _, path = studied
-    refuse_training(monkeypatch)
-    with pytest.raises(AssertionError, match="trained again"), Run(path, {}) as run:
-        run_study(replace(study, seeds=(5,)), run)
+def test_other_tests_of_a_training_do_not_train_it_again(studied, tmp_path, monkeypatch):
+    from spikedim.training import lightning_run
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    study, result, path = studied
+    monkeypatch.setattr(lightning_run, "run", refuse)
+    shutil.copytree(path, tmp_path / "r")
+    with Run(tmp_path / "r", {}) as run:
+        longer = run_study(replace(study, eval_T=(4,), outputs_T=()), run)
+        assert longer.outputs is None
+        for row in longer.table.where(eval_T=1):
+            (same,) = result.table.where(v_th=row.v_th, train_T=row.train_T, eval_T=1)
+            assert row.key != same.key
+            assert row.correct_bits == same.correct_bits
+        with pytest.raises(AssertionError, match="trained again"):
+            run_study(replace(study, seeds=(5,)), run)
 
 
 def test_tables_survive_a_round_trip(studied, tmp_path):
