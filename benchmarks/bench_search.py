@@ -2,16 +2,19 @@
 
 Method: for every (data set, network, seed) of the study, Optuna's TPE sampler suggests T twenty
 times, with twenty sampler seeds; a T suggested again costs no training. Its answer is the smallest
-T within the tolerance of the best accuracy it has seen. Counted are distinct trainings until that
-answer is its last one (what a user must run, who does not know the plateau), and, most favourable
-to the search, until the answer is for the first time within the tolerance of the plateau. The
-recommendation is fitted without the data set it is asked about. No network is trained.
+T within the tolerance of the best accuracy it has seen. Counted are the distinct trainings of the
+search (``all``: what its user runs, who does not know the plateau), those until its answer is its
+last one (``final``) and, most favourable to the search, those until its answer is for the first
+time within the tolerance of the plateau (``first``, of the searches that get there). The
+recommendation is fitted without the data set it is asked about; one that trains nothing counts as
+the one training that verifies it. No network is trained here.
 
 Run: ``python benchmarks/bench_search.py [STUDY.parquet] [TOLERANCE]``
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -55,20 +58,19 @@ def main(study: str = str(RESULTS), tolerance: str = "1") -> None:
     table = StudyTable(tuple(r for r in table if r.status == "done"), table.provenance)
     print(f"{len(curves(table))} curves of {study}, tolerance {points:g} points")
     print(f"{'recommendation':<26}{'sufficient':>11}{'trainings':>11}{'Optuna:':>10}", end="")
-    print(f"{'sufficient':>11}{'final':>8}{'first':>8}{'final ÷ trainings':>19}")
+    print(f"{'sufficient':>11}{'all':>7}{'final':>7}{'first':>7}{'all ÷':>8}{'final ÷':>9}")
     for name, make in RECOMMENDATIONS.items():
         found = compare_search(table, make(table, points), points)
         share = statistics.mean(c.sufficient for c in found)
         trainings = statistics.mean(c.trainings for c in found)
-        optuna, final, first = (
-            statistics.mean(c.mean(what) for c in found)
-            for what in ("sufficient", "final", "first")
+        optuna, every, final, first = (
+            statistics.mean(m for c in found if not math.isnan(m := c.mean(what)))
+            for what in ("sufficient", "trainings", "final", "first")
         )
-        # A recommendation that trains nothing is still verified by one training.
-        ratio = final / max(1.0, trainings)
+        mine = max(1.0, trainings)
         print(
-            f"{name:<26}{share:>11.0%}{trainings:>11.2f}{'':>10}{optuna:>11.0%}{final:>8.2f}"
-            f"{first:>8.2f}{ratio:>19.2f}"
+            f"{name:<26}{share:>11.0%}{trainings:>11.2f}{'':>10}{optuna:>11.0%}{every:>7.2f}"
+            f"{final:>7.2f}{first:>7.2f}{every / mine:>8.2f}{final / mine:>9.2f}"
         )
 
 

@@ -46,7 +46,7 @@ def test_trainings_are_counted_until_the_answer_is_found(seed):
         study.tell(trial, [curve[order[-1]], order[-1]])
     needed = list(dict.fromkeys(order)).index(8) + 1
     assert (found.first, found.settled, found.final) == (needed, needed, needed)
-    assert (found.T, found.sufficient) == (8, True)
+    assert (found.T, found.sufficient, found.trainings) == (8, True, len(set(order)))
 
 
 def test_easy_and_missed_curves():

@@ -24,17 +24,20 @@ class Replayed:
     """One search on one stored curve of accuracy against T.
 
     Attributes:
-        first: trainings until the answer is within the tolerance of the plateau.
+        trainings: distinct T trained in the whole search: what its user runs, who does not know
+            the plateau and so cannot stop when it is reached.
+        final: trainings until the answer is its last one, known only afterwards.
+        first: trainings until the answer is within the tolerance of the plateau; infinite where it
+            never is.
         settled: trainings until it is so and stays so to the end.
-        final: trainings until it is its last answer: what a user would have to run, who does not
-            know the plateau.
         T: the last answer.
         sufficient: whether the last answer is within the tolerance of the plateau.
     """
 
+    trainings: int
+    final: int
     first: float
     settled: float
-    final: int
     T: int
     sufficient: bool
 
@@ -102,6 +105,7 @@ def replay_search(
     wrong = [place for place, good in enumerate(right) if not good]
     last = answers[-1]
     return Replayed(
+        trainings=len(seen),
         first=right.index(True) + 1 if any(right) else math.inf,
         settled=(wrong[-1] + 2 if wrong else 1) if right[-1] else math.inf,
         final=next(i for i in range(len(answers)) if set(answers[i:]) == {last}) + 1,
@@ -135,9 +139,10 @@ class Comparison:
     searches: tuple[Replayed, ...]
 
     def mean(self, what: str) -> float:
-        """Mean over the searches of one of their counts."""
+        """Mean over the searches of one of their counts, of those where it is finite."""
         values: list[Any] = [getattr(search, what) for search in self.searches]
-        return float(sum(values) / len(values))
+        finite = [value for value in values if math.isfinite(value)]
+        return float(sum(finite) / len(finite)) if finite else math.nan
 
 
 def compare_search(
