@@ -11,6 +11,7 @@ from typing import Any
 from spikedim import progress
 from spikedim.adapters.files import fingerprint
 from spikedim.data import Dataset, load_dataset
+from spikedim.data.reduce import downsampled, first_classes, repooled
 from spikedim.errors import ConfigError
 from spikedim.models import SpikingModel, create_model
 from spikedim.models.registry import is_file
@@ -94,19 +95,55 @@ def prepare(
     seed: int,
     device: str,
 ) -> Job:
-    """Load the data, resolve the training settings and cut both to the budget.
+    """Load the data, then :func:`fitted`."""
+    dataset = load(data, data_root, seed)
+    return fitted(dataset, model, timesteps, epochs, train_samples, test_samples, seed, device)
+
+
+def load(
+    data: str,
+    data_root: Path | None,
+    seed: int,
+    image_size: int | None = None,
+    classes: int | None = None,
+    repool: int | None = None,
+) -> Dataset:
+    """The data set with a test split, at ``image_size`` and with its first ``classes``.
+
+    ``repool`` pools the splits and cuts so many test samples anew.
+    """
+    dataset = load_dataset(data, data_root)
+    if classes is not None:
+        dataset = first_classes(dataset, min(classes, dataset.num_classes))
+    if repool is not None:
+        dataset = repooled(dataset, repool, seed)
+    if dataset.test is None:
+        dataset = dataset.with_test(seed=seed)
+    return dataset if image_size is None else downsampled(dataset, image_size)
+
+
+def fitted(
+    dataset: Dataset,
+    model: str,
+    timesteps: Sequence[int],
+    epochs: int | None,
+    train_samples: int | None,
+    test_samples: int | None,
+    seed: int,
+    device: str,
+    changes: Mapping[str, Any] | None = None,
+) -> Job:
+    """Resolve the training settings and cut them and the data to the budget.
 
     Without ``epochs`` and ``train_samples`` the work is cut to a default budget that is counted,
     not clocked, so that the same command does the same work everywhere; on a GPU, and with
-    ``train_samples`` 0, everything is used.
+    ``train_samples`` 0, everything is used. ``changes`` replaces fields of the training settings.
     """
     for option, value in (("--train-samples", train_samples), ("--test-samples", test_samples)):
         if value is not None and value < 0:
             raise ConfigError(f"{option} {value} must be 0 (all samples) or a positive number")
-    dataset = load_dataset(data, data_root)
-    if dataset.test is None:
-        dataset = dataset.with_test(seed=seed)
     config = default_config(model, dataset, seed=seed, device=device)
+    config = replace(config, **(changes or {}))
     if epochs is not None:
         config = replace(config, epochs=epochs)
     free = train_samples == 0 or resolve_device(device).type != "cpu"

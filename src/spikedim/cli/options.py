@@ -32,7 +32,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-def _integers(text: Any) -> tuple[int, ...]:
+def integers(text: Any) -> tuple[int, ...]:
     """Parse ``1,2,4`` (or a YAML list) into positive whole numbers."""
     words = text if isinstance(text, (list, tuple)) else str(text).split(",")
     try:
@@ -69,7 +69,7 @@ Checkpoint = Annotated[
 Timesteps = Annotated[
     Any,
     typer.Option(
-        "--timesteps", "-T", parser=_integers, metavar="LIST", help="Timesteps, e.g. 1,2,4,8."
+        "--timesteps", "-T", parser=integers, metavar="LIST", help="Timesteps, e.g. 1,2,4,8."
     ),
 ]
 OneT = Annotated[int, typer.Option("--timesteps", "-T", help="Number of timesteps T.")]

@@ -20,7 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from spikedim import progress
 from spikedim.data import Dataset
@@ -31,6 +31,7 @@ from spikedim.training.config import TrainConfig, resolve_device
 from spikedim.training.threads import cores, math_threads, parameter_count, threads_for
 from spikedim.training.trial import Trial, run_trial
 
+Item = TypeVar("Item")
 _KILL_S = 10.0
 
 
@@ -102,16 +103,27 @@ def run_trials(
     work = _Work(dataset, model_name, config, run, encoder, threads)
     with progress.task(label, sum(setting.T for setting in settings)) as bar:
         if workers > 1:
-            with _pool(workers, work) as pool:
-                futures = _submit(pool, order)
+            with processes(workers, work) as pool:
+                futures = submit(pool, order)
                 for future in as_completed(futures):
                     future.result()
                     bar.advance(futures[future].T)
         return [work.trial(setting) for setting in settings]
 
 
+class Work(Protocol):
+    """What worker processes do; it travels to them by value."""
+
+    @property
+    def run(self) -> Run:
+        """The run directory, which the parent has locked."""
+
+    def trial(self, setting: Any) -> Any:
+        """Train one setting and store the outcome in the run directory."""
+
+
 @contextmanager
-def _pool(workers: int, work: _Work) -> Iterator[ProcessPoolExecutor]:
+def processes(workers: int, work: Work) -> Iterator[ProcessPoolExecutor]:
     """Worker processes that report progress here and do not outlive this process or an error."""
     context = multiprocessing.get_context("spawn")
     before = set(multiprocessing.active_children())
@@ -138,10 +150,10 @@ def _pool(workers: int, work: _Work) -> Iterator[ProcessPoolExecutor]:
         handover.unlink(missing_ok=True)
 
 
-def _submit(pool: ProcessPoolExecutor, order: Sequence[Setting]) -> dict[Future[None], Setting]:
+def submit(pool: ProcessPoolExecutor, order: Sequence[Item]) -> dict[Future[None], Item]:
     """Hand out the trainings; the processes this starts never see Ctrl-C, which is the parent's."""
 
-    def submit() -> dict[Future[None], Setting]:
+    def hand_out() -> dict[Future[None], Item]:
         futures = {pool.submit(_train, setting): setting for setting in order}
         # The pool watches the processes that existed at its last wake-up, which precedes the start
         # of the last one: without this the death of that one is noticed when another one is done.
@@ -149,10 +161,10 @@ def _submit(pool: ProcessPoolExecutor, order: Sequence[Setting]) -> dict[Future[
         return futures
 
     if threading.current_thread() is not threading.main_thread():
-        return submit()
+        return hand_out()
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        return submit()
+        return hand_out()
     finally:
         signal.signal(signal.SIGINT, handler)
 
@@ -160,23 +172,27 @@ def _submit(pool: ProcessPoolExecutor, order: Sequence[Setting]) -> dict[Future[
 class _Process:
     """State of a worker process."""
 
-    work: _Work
+    work: Work
 
 
 def _start(parent: int, queue: Any, handover: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    die_with(parent)
     progress.report_to(queue)
     _Process.work = pickle.loads(handover.read_bytes())
 
 
-def _train(setting: Setting) -> None:
+def _train(setting: Any) -> None:
     """Body of a worker process: the outcome is stored in the run directory, not returned."""
     _Process.work.trial(setting)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End this process when its parent is gone, lest an orphan train on in the run directory."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

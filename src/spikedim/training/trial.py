@@ -23,11 +23,11 @@ from spikedim.training.fit import decisive_versions, fit, stored_provenance
 
 @dataclass(frozen=True)
 class Trial:
-    """A trained and tested network; per-prefix lists run over t = 1..T.
+    """A trained and tested network; per-prefix lists run over t = 1..T, or further if asked.
 
     Attributes:
         T, seed, encoder, neuron: what was trained (``neuron`` as the network really used it).
-        correct: 0/1 [T, samples] after each number of steps.
+        correct: 0/1 [t, samples] after each number of steps.
         accuracy, spikes_per_sample, firing_rate: per prefix.
         held_out: accuracy on the samples held out of training; ``None`` without.
         epochs, best_epoch, train_seconds: of the training.
@@ -59,10 +59,12 @@ def run_trial(
     run: Run,
     neuron: LIFParams | None = None,
     encoder: str = "direct",
+    test_T: int | None = None,
 ) -> Trial:
     """Train ``model_name`` at T and test it, once: the outcome is a step of ``run``.
 
-    Another version of spikedim or torch is another step, and trains anew.
+    Another version of spikedim or torch is another step, and trains anew. ``test_T`` tests longer
+    than T steps (or shorter); the training is the same and is not repeated for another ``test_T``.
 
     Raises:
         DataError, ModelError, StorageError: as :func:`spikedim.training.fit`.
@@ -71,6 +73,8 @@ def run_trial(
     what = [model_name, T, config, neuron, encoder, dataset.fingerprint, decisive_versions()]
     key = f"{model_name}-T{T}-{digest([repr(item) for item in what])}"
     key = re.sub(r"[^\w.-]", "_", key)
+    steps = T if test_T is None else test_T
+    step = key if steps == T else f"{key}-t{steps}"
 
     def compute() -> dict[str, Any]:
         model = create_model(
@@ -83,13 +87,13 @@ def run_trial(
         folder = run.file("trials", key, "fit.json").parent
         result = fit(model, dataset, config, T, folder, encoder, f"train {model_name} T={T}")
         x, y = samples(dataset, "test", encoder)
-        test = evaluate(model, x, y, T, encoder=encoder, seed=config.seed, device=config.device)
+        test = evaluate(model, x, y, steps, encoder=encoder, seed=config.seed, device=config.device)
         return {
             "T": T,
             "seed": config.seed,
             "encoder": encoder,
             "neuron": model.config.neuron,
-            "correct": ["".join(map(str, test.correct(t + 1))) for t in range(T)],
+            "correct": ["".join(map(str, test.correct(t + 1))) for t in range(steps)],
             "accuracy": test.accuracy,
             "spikes_per_sample": test.spikes_per_sample,
             "firing_rate": test.firing_rate,
@@ -103,7 +107,7 @@ def run_trial(
             ),
         }
 
-    return _read(run.step(key, compute))
+    return _read(run.step(step, compute))
 
 
 def _read(stored: dict[str, Any]) -> Trial:
