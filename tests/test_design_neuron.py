@@ -60,17 +60,22 @@ def test_a_plan_holds_the_neuron_and_the_report_shows_it():
     assert "allowed firing rate" not in render_dict(data)
 
 
-def test_a_trained_network_keeps_its_statistics(tmp_path):
+def test_a_trained_network_keeps_its_statistics(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(neuron_inversion, "invert", lambda *a, **k: asked.append((a, k)))
     data = load_dataset("digits")
     options = {"num_classes": data.num_classes, "input_shape": data.input_shape}
     save_checkpoint(create_model("spikformer_nano", seed=3, **options), tmp_path / "w.safetensors")
     network = create_model("spikformer_nano", seed=0, **options)
-    target = NeuronTarget(reduction=1.0)
-    found = find_neuron(network, data, target, 1, tmp_path / "w.safetensors", betas=(0.5,))
-    assert found.quantity == "R"
+    target = NeuronTarget(reduction=0.7, rates=(5.0, 75.0), dt=0.004)
+    find_neuron(network, data, target, 3, tmp_path / "w.safetensors")
+    (model, x), how = asked[0]
     expected = create_model("spikformer_nano", seed=3, **options).state_dict()
-    for name, value in network.state_dict().items():
-        assert (value == expected[name]).all()
+    assert all((value == expected[name]).all() for name, value in model.state_dict().items())
+    assert (len(x), how["T"], how["target_reduction"], how["dt"]) == (10, 3, 0.7, 0.004)
+    assert how["prepare"] is None
+    find_neuron(network, data, target, 3)
+    assert callable(asked[1][1]["prepare"])
 
 
 @pytest.mark.parametrize(

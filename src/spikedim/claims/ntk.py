@@ -223,11 +223,11 @@ def tau_direction(setting: Setting) -> list[Measurement]:
     sign, size = setting.formula(), tiny.SIZE
     taus = setting.pick((1.25, 2.0, 4.0, 8.0), (1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0, 16.0))
 
-    few = setting.pick((1.25, 4.0), (1.25, 2.0, 4.0, 8.0))
+    few = setting.pick((1.25, 8.0), (1.25, 2.0, 4.0, 8.0))
 
     def slopes(gain: bool, trained: bool) -> Estimate:
         found = []
-        for seed in _seeds(setting, 3 if trained else 5, 8 if trained else 16):
+        for seed in _seeds(setting, 5, 8 if trained else 16):
             tried = few if trained else taus
             neurons = [replace(tiny.NEURON, beta=1 - 1 / t, decay_input=gain) for t in tried]
             sizes = [
