@@ -5,8 +5,10 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from spikedim import cli, theory
 from spikedim.circuits.softmax import ShuntingSoftmax
@@ -21,6 +23,7 @@ from spikedim.claims import (
     list_claims,
 )
 from spikedim.claims.literature import Ablation
+from spikedim.claims.statistics import rank_correlation
 from spikedim.errors import ConfigError
 from spikedim.report.audit import render_audit
 from spikedim.results import Estimate
@@ -302,3 +305,42 @@ def test_a_quick_audit_computes_thirty_verdicts(no_data):
     assert len(computed) >= 30
     assert set(result.counts) <= set(VERDICTS)
     assert sum(result.counts.values()) == len(result.results)
+
+
+def test_a_rank_correlation_within_groups_ignores_what_differs_between_them():
+    rng = np.random.default_rng(0)
+    x, noise = rng.standard_normal(400), rng.standard_normal(400)
+    found = rank_correlation(x, x + noise)
+    assert found.value == pytest.approx(stats.spearmanr(x, x + noise).statistic)
+    assert found.low < found.value < found.high
+    group = np.repeat([0, 1], 200)
+    apart = rank_correlation(x + 10 * group, noise + 10 * group, group)
+    assert abs(apart.value) < 0.15
+    assert apart.low < 0 < apart.high
+    assert rank_correlation(x + 10 * group, noise + 10 * group).value > 0.6
+
+
+def test_the_interval_of_a_rank_correlation_covers():
+    rng = np.random.default_rng(1)
+    rho, hits = 0.5, 0
+    true = 6 / math.pi * math.asin(rho / 2)  # Spearman's ρ of a normal pair
+    for _ in range(300):
+        x = rng.standard_normal(24)
+        y = rho * x + math.sqrt(1 - rho**2) * rng.standard_normal(24)
+        found = rank_correlation(x, y)
+        hits += found.low < true < found.high
+    assert hits / 300 > 0.91
+
+
+@pytest.mark.parametrize(("direction", "passes"), [(1.0, True), (-1.0, False)])
+def test_a_ranking_of_the_gap_can_fail(direction, passes, monkeypatch):
+    """A gap that does not follow d_eff at equal n refutes the corrected GENERALISATION."""
+
+    def gap(n, seed, shuffled, neuron=None, steps=0):
+        size = 10.0 if neuron is None else 20 * neuron.threshold + 5 * neuron.decay_input
+        return (direction * size + 0.1 * seed) / n, size
+
+    monkeypatch.setattr("spikedim.claims.ntk.tiny.gap", gap)
+    monkeypatch.setattr("spikedim.claims.ntk.tiny.ridge_fit", lambda n, seed: (1.0, 2.0))
+    found = get_claim("GENERALISATION").run()
+    assert [m.passes for m in found.measurements if m.form == "corrected"] == [passes]

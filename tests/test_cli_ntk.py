@@ -86,6 +86,29 @@ def test_an_inversion(capsys):
     assert found["feasible"]
 
 
+def test_timesteps_and_layers_side_by_side(capsys):
+    assert run("--per-timestep", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["timesteps"]
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert list(found["shares"]) == ["1", "2"]
+
+
+def test_kernels_of_surrogate_training(capsys, tmp_path):
+    assert run("--one-sided", "--values", "4", "--out", tmp_path, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["width"] for row in found["rows"]] == [4, 4, 4, None]
+    assert found["rows"][0]["error"]["value"] < 1e-3  # the network's own surrogate is sigmoid 4
+    assert (tmp_path / "ntk.png").exists()
+
+
+def test_the_memory_of_many_kernels_is_announced_once(capsys):
+    words = [word for word in NANO if word != "--quiet"]
+    with pytest.raises(SystemExit):
+        main(["ntk", *words, "--sweep", "v_th", "--values", "0.5,1"])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "NTK of" in line]
+    assert len(lines) <= 2  # the spiking network may need more than the twin that comes first
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -100,6 +123,10 @@ def test_an_inversion(capsys):
         (("--neuron", "beta"), "expected NAME=VALUE"),
         (("--neuron", "betta=1"), "did you mean beta"),
         (("--sweep", "beta"), "beta"),
+        (("--per-timestep", "--reduction"), "leave --reduction out"),
+        (("--per-timestep", "--outputs", "full"), "leave --outputs full out"),
+        (("--engine", "ray", "--invert", "--target-d-eff", "3"), "leave --invert out"),
+        (("--workers", "2"), "need --engine ray"),
     ],
 )
 def test_mistakes_are_one_line(capsys, words, message):

@@ -1,3 +1,8 @@
+import os
+import signal
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -380,12 +385,42 @@ def test_a_kernel_larger_than_memory_is_kept_on_disk(tmp_path):
         np.testing.assert_allclose(found.values, whole.values[:, columns], rtol=1e-10)
 
 
+class Fatal(nn.Module):
+    """Kills the process that runs it, once, unless it is the one that made it."""
+
+    def __init__(self, inner, marker):
+        super().__init__()
+        self.inner, self.marker, self.maker = inner, str(marker), os.getpid()
+
+    def forward(self, x, T=None):
+        if os.getpid() != self.maker and not os.path.exists(self.marker):
+            Path(self.marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.inner(x, T)
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """A Ray of two workers on this machine; ``gram`` joins it as a user's running cluster."""
+    module = pytest.importorskip("ray", reason="Ray is not installed (spikedim[ray])")
+    module.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers have no tests
+    module.init(address="local", num_cpus=2, include_dashboard=False, logging_level=40)
+    yield module
+    module.shutdown()
+
+
 @pytest.mark.slow
-def test_ray_gives_the_same(small, kernel):
-    pytest.importorskip("ray")
+def test_ray_gives_the_same_and_survives_a_killed_worker(ray, small, kernel, tmp_path):
+    """Acceptance: pieces on a cluster, one worker killed by SIGKILL in the middle of its work."""
     model, x, more = small
-    found = gram(model, x, engine="ray", workers=2, **more)
+    pieces = {"engine": "ray", "workers": 2, "memory": 0.001, "directory": tmp_path / "run"}
+    found = gram(model, x, **pieces, **more)
     np.testing.assert_allclose(found.values, kernel.values, rtol=1e-10)
+    assert len(list((tmp_path / "run" / "tiles").iterdir())) > 2
+    fatal = Fatal(model, tmp_path / "killed").eval()
+    survived = gram(fatal, x, **(pieces | {"directory": tmp_path / "again"}), **more)
+    assert (tmp_path / "killed").exists()
+    np.testing.assert_allclose(survived.values, kernel.values, rtol=1e-10)
 
 
 # -- mistakes -----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from queue import Empty
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 Item = TypeVar("Item")
 _LOG_EVERY_S = 5.0
@@ -21,11 +21,13 @@ class _State:
     live: Any = None
     log: bool = False
     queue: Any = None
+    told: ClassVar[dict[str, float]] = {}
 
 
 @contextmanager
 def showing(enabled: bool = True) -> Iterator[None]:
     """Show progress on standard error inside the block; the command line opens it."""
+    _State.told.clear()
     if not enabled:
         yield
     elif sys.stderr.isatty():
@@ -60,8 +62,19 @@ def showing(enabled: bool = True) -> Iterator[None]:
             _State.log = False
 
 
-def note(text: str) -> None:
-    """Tell one line about the work ahead, where progress is shown."""
+def note(text: str, topic: str = "", size: float = 0.0) -> None:
+    """Tell one line about the work ahead, where progress is shown.
+
+    Args:
+        text: the line.
+        topic: of lines about the same thing only the first is told, and one whose ``size`` is more
+            than half as large again as any told before.
+        size: what the line is about, in any unit.
+    """
+    if topic and size <= 1.5 * _State.told.get(topic, -1.0):
+        return
+    if topic:
+        _State.told[topic] = size
     if _State.live is not None:
         _State.live.console.print(text, markup=False, highlight=False, soft_wrap=True)
     elif _State.log:

@@ -36,6 +36,8 @@ class Tiny:
 
 SIZE = Tiny()
 CLASSIFIER = Tiny(outputs=10)
+#: Steps of a short training.
+SHORT = 60
 _STEPS, _RATE, _TEST = 150, 0.01, 360
 
 
@@ -110,33 +112,71 @@ def d_eff(size: Tiny, neuron: LIFParams, seed: int, centred: bool = True) -> flo
     return value if value > 0 else float("nan")
 
 
-def gap(n: int, seed: int, shuffled: bool) -> tuple[float, float]:
+@lru_cache(maxsize=512)
+def trained(
+    n: int, seed: int, neuron: LIFParams = NEURON, shuffled: bool = False, steps: int = _STEPS
+) -> Weights:
+    """Weights of the classifier after full-batch Adam on n digits, from those of ``weights``.
+
+    Args:
+        n: training samples.
+        seed: of samples, weights and shuffling.
+        neuron: dynamics in which it is trained.
+        shuffled: exchange the labels among the samples first.
+        steps: of the optimiser.
+    """
+    x, y = digits(n, seed)
+    if shuffled:
+        generator = torch.Generator().manual_seed(seed)
+        y = y[torch.randperm(n, generator=generator)]
+    parameters = weights(CLASSIFIER, seed)
+    for parameter in parameters:
+        parameter.requires_grad_()
+    optimiser = torch.optim.Adam(parameters, _RATE)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        logits = forward(parameters, x, neuron, CLASSIFIER.T)
+        torch.nn.functional.cross_entropy(logits, y).backward()
+        optimiser.step()
+    return tuple(parameter.detach() for parameter in parameters)
+
+
+def trained_d_eff(neuron: LIFParams, seed: int, twin: LIFParams | None = None) -> float:
+    """:func:`d_eff` after a short training on 256 digits, which learns nearly all of them.
+
+    Args:
+        neuron: dynamics of the training.
+        seed: of everything.
+        twin: dynamics in which the trained weights are measured; by default the same.
+    """
+    x, _ = digits(SIZE.samples)
+    parameters = trained(256, seed, neuron, steps=SHORT)
+    gram = kernel(parameters, x, neuron if twin is None else twin, CLASSIFIER.T)
+    return participation(gram) or float("nan")
+
+
+@torch.no_grad()
+def error_rate(parameters: Weights, x: Tensor, y: Tensor, neuron: LIFParams = NEURON) -> float:
+    """Share of wrong answers."""
+    return float((forward(parameters, x, neuron, CLASSIFIER.T).argmax(1) != y).float().mean())
+
+
+def gap(
+    n: int, seed: int, shuffled: bool, neuron: LIFParams = NEURON, steps: int = _STEPS
+) -> tuple[float, float]:
     """Train on n digits, with their labels or with shuffled ones, and compare with the test set.
 
     Returns:
         Test error minus training error, a fraction; and d_eff of the kernel at the start.
     """
     x, y = digits(n, seed)
-    unseen, labels = digits(_TEST, seed, "test")
     if shuffled:
         generator = torch.Generator().manual_seed(seed)
         y = y[torch.randperm(n, generator=generator)]
-    parameters = weights(CLASSIFIER, seed)
-    dimension = participation(kernel(parameters, x, NEURON, CLASSIFIER.T))
-    for parameter in parameters:
-        parameter.requires_grad_()
-    optimiser = torch.optim.Adam(parameters, _RATE)
-    for _ in range(_STEPS):
-        optimiser.zero_grad()
-        logits = forward(parameters, x, NEURON, CLASSIFIER.T)
-        torch.nn.functional.cross_entropy(logits, y).backward()
-        optimiser.step()
-    with torch.no_grad():
-        errors = [
-            float((forward(parameters, a, NEURON, CLASSIFIER.T).argmax(1) != b).float().mean())
-            for a, b in ((x, y), (unseen, labels))
-        ]
-    return errors[1] - errors[0], dimension
+    dimension = participation(kernel(weights(CLASSIFIER, seed), x, neuron, CLASSIFIER.T))
+    parameters = trained(n, seed, neuron, shuffled, steps)
+    unseen = error_rate(parameters, *digits(_TEST, seed, "test"), neuron)
+    return unseen - error_rate(parameters, x, y, neuron), dimension
 
 
 def ridge_fit(n: int, seed: int, trials: int = 200) -> tuple[float, float]:

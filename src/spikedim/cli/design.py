@@ -8,6 +8,7 @@ import typer
 
 from spikedim.cli import options
 from spikedim.cli.output import emit, say, working
+from spikedim.errors import ConfigError
 
 
 def design(
@@ -29,6 +30,23 @@ def design(
             "--neurons/--no-neurons", help="With --verify: also compare v_th, leak and t_ref."
         ),
     ] = True,
+    target_d_eff: Annotated[
+        float | None,
+        typer.Option(help="Also find the neuron whose tangent kernel has this d_eff."),
+    ] = None,
+    target_reduction: Annotated[
+        float | None,
+        typer.Option(
+            "--target-reduction",
+            "--target-R",
+            help="The same for R, d_eff over that of the continuous twin.",
+        ),
+    ] = None,
+    rate: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="LOW HIGH", help="Its firing rate: spikes per step, or Hz with --dt."),
+    ] = (0.0, 1.0),
+    dt: Annotated[float | None, typer.Option(help="Seconds per step, for --rate in Hz.")] = None,
     epochs: options.Epochs = None,
     train_samples: options.TrainSamples = None,
     test_samples: options.TestSamples = None,
@@ -49,12 +67,18 @@ def design(
     from dataclasses import asdict
 
     from spikedim.cli.job import prepare
-    from spikedim.design import Target
+    from spikedim.design import NeuronTarget, Target
     from spikedim.design import design as plan_for
+    from spikedim.design.neuron_inversion import require_feasible
     from spikedim.report import write_report
 
     with working(quiet):
         target = Target(epsilon, tolerance)
+        wanted = None
+        if target_d_eff is not None or target_reduction is not None:
+            wanted = NeuronTarget(target_d_eff, target_reduction, rate, dt)
+        elif dt is not None or rate != (0.0, 1.0):
+            raise ConfigError("--rate and --dt are of --target-d-eff or --target-reduction")
         job = prepare(
             data, data_root, model, timesteps, epochs, train_samples, test_samples, seed, device
         )
@@ -65,6 +89,8 @@ def design(
             "neurons": neurons and verify,
             "checkpoint": str(checkpoint) if checkpoint else None,
         }
+        if wanted is not None:
+            settings["neuron target"] = asdict(wanted)
         workers = workers or job.workers
         if verify:
             then = "; then five trainings at T* to compare neurons (--no-neurons leaves them out)"
@@ -83,7 +109,9 @@ def design(
                 workers=workers,
                 population=job.everything,
                 run=run,
+                neuron=wanted,
             )
             page = write_report(plan, run.file("report.html"))
     emit(plan, as_json)
     say(f"Report: {page}   Numbers: {run.file('results.json')}")
+    require_feasible(plan.inversion)

@@ -17,7 +17,7 @@ from spikedim.results import Estimate, Result, Table
 if TYPE_CHECKING:
     from spikedim.dimension import DimensionReport
     from spikedim.models.base import SpikingModel
-    from spikedim.ntk import Kernel
+    from spikedim.ntk import Kernel, TimestepKernel
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class KernelReport(Result):
         regression: held-out accuracy of kernel ridge regression on the labels, percent; ``None``
             without labels or with too few samples per class.
         layers: share of each layer in the trace.
+        timesteps: share of each timestep and pair of steps in it; ``None`` where not asked for.
     """
 
     network: str
@@ -49,7 +50,9 @@ class KernelReport(Result):
     alignment: float | None
     regression: Estimate | None
     layers: dict[str, float]
+    timesteps: dict[str, Any] | None
     _kernel: Kernel = field(repr=False)
+    _steps: TimestepKernel | None = field(repr=False)
 
     def tables(self) -> list[Table]:
         """Dimensions side by side, then the kernel and its layers."""
@@ -67,6 +70,7 @@ class KernelReport(Result):
             Table(title, columns, rows, self.centred.warnings),
             *([labels] if self.alignment is not None else []),
             *self._kernel.tables(),
+            *(self._steps.tables() if self._steps is not None else []),
         ]
 
     def plot(self, ax: Any = None) -> Any:
@@ -98,6 +102,21 @@ def ntk(
             help="Neuron parameter, e.g. refractory=1, v_reset=-0.5, decay_input=false; repeat.",
         ),
     ] = None,
+    per_timestep: Annotated[
+        bool, typer.Option("--per-timestep", help="Also the share of every timestep.")
+    ] = False,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Where the kernel's pieces are computed.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join; one on this machine by default.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Pieces worked on at once with --engine ray.")
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(help="GiB the kernel may take; half of what is free by default.")
+    ] = None,
     initialisations: Annotated[
         int, typer.Option(min=1, help="Untrained networks that intervals cover, with other seeds.")
     ] = 1,
@@ -110,10 +129,20 @@ def ntk(
         typer.Option(help="Effect of one neuron parameter on d_eff."),
     ] = None,
     values: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Values of --sweep, e.g. 0.5,1,2.")
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Values of --sweep, or surrogate widths of --one-sided: 0.5,1,2."
+        ),
     ] = None,
     regimes: Annotated[
         bool, typer.Option("--regimes", help="Reduction at the published firing rates.")
+    ] = False,
+    one_sided: Annotated[
+        bool,
+        typer.Option(
+            "--one-sided",
+            help="Kernels of surrogate training against the true one of escape-noise neurons.",
+        ),
     ] = False,
     invert: Annotated[
         bool, typer.Option("--invert", help="Find v_th, beta and t_ref for a target.")
@@ -154,13 +183,22 @@ def ntk(
     from spikedim.models import calibrate_batchnorm, create_model, load_checkpoint
     from spikedim.ntk.effects import sweep as swept
     from spikedim.ntk.invert import invert as inverted
+    from spikedim.ntk.one_sided import one_sided as compared
     from spikedim.ntk.reduction import reduction as reduced
     from spikedim.ntk.regimes import regimes as regimes_of
     from spikedim.ntk.variants import calibrated
     from spikedim.training import resolve_device
 
-    modes = [name for name, on in _modes(reduction, sweep, regimes, invert).items() if on]
+    asked = {
+        "--reduction": reduction,
+        "--sweep": sweep is not None,
+        "--regimes": regimes,
+        "--one-sided": one_sided,
+        "--invert": invert,
+    }
+    modes = [name for name, on in asked.items() if on]
     _check(modes, outputs, values, target_d_eff, target_reduction, initialisations, checkpoint)
+    _check_plain(modes, outputs, per_timestep, engine, address, workers)
     with working(quiet):
         dataset = load_dataset(data, data_root)
         place = resolve_device(device)
@@ -187,6 +225,16 @@ def ntk(
             result = reduced(networks, x, seed=seed, **shared)
         elif sweep is not None:
             result = swept(networks, x, sweep, _numbers(values), seed=seed, **shared)
+        elif one_sided:
+            result = compared(
+                networks,
+                x,
+                widths=_numbers(values),
+                T=timesteps,
+                prepare=prepare,
+                memory=memory,
+                seed=seed,
+            )
         elif regimes:
             result = regimes_of(networks, x, dt=dt or 0.004, seed=seed, **shared)
         elif invert:
@@ -202,9 +250,17 @@ def ntk(
         else:
             if checkpoint is None:
                 calibrate_batchnorm(networks[0], batches, timesteps)
-            result = _kernel(
-                networks[0], model, dataset.name, x, labels, timesteps, outputs, method, out, seed
-            )
+            options_of_gram: dict[str, Any] = {
+                "outputs": int(outputs) if outputs.isdecimal() else outputs,
+                "method": method,
+                "engine": engine,
+                "address": address,
+                "workers": workers,
+                "memory": memory,
+                "directory": None if out is None else out / "tiles",
+            }
+            named = (model, dataset.name, timesteps)
+            result = _kernel(networks[0], named, x, labels, seed, per_timestep, options_of_gram)
         if out is not None:
             _write(result, out)
     emit(result, as_json)
@@ -212,26 +268,25 @@ def ntk(
 
 def _kernel(
     network: SpikingModel,
-    name: str,
-    dataset: str,
+    named: tuple[str, str, int],
     x: Any,
     labels: Any,
-    T: int,
-    outputs: str,
-    method: str,
-    out: Path | None,
     seed: int,
+    per_timestep: bool,
+    how: dict[str, Any],
 ) -> KernelReport:
-    from spikedim.ntk import gram
+    """The kernel of one network; ``how`` are options of :func:`spikedim.ntk.gram`."""
+    from spikedim.ntk import by_timestep, gram
 
-    which = int(outputs) if outputs.isdecimal() else outputs
-    tiles = None if out is None else out / "tiles"
-    kernel = gram(network, x, T=T, outputs=which, method=method, directory=tiles)
-    supervised = which != "full"
-    regression = None
+    name, dataset, T = named
+    kernel = gram(network, x, T=T, **how)
+    supervised = kernel.outputs != "full"
+    regression, steps = None, None
     if supervised:
         with suppress(DataError):  # too few samples of every class to hold any out
             regression = kernel.regression(labels, seed=seed)
+    if per_timestep:
+        steps = by_timestep(network, x, T=T, outputs=kernel.outputs, memory=how["memory"])
     return KernelReport(
         name,
         dataset,
@@ -248,7 +303,9 @@ def _kernel(
         kernel.alignment(labels) if supervised else None,
         regression,
         kernel.contributions(),
+        None if steps is None else steps.to_dict(),
         kernel,
+        steps,
     )
 
 
@@ -269,11 +326,6 @@ def _write(result: Any, out: Path) -> None:
     say(f"Written to {out}")
 
 
-def _modes(reduction: bool, sweep: str | None, regimes: bool, invert: bool) -> dict[str, bool]:
-    found = {"--reduction": reduction, "--sweep": sweep is not None}
-    return found | {"--regimes": regimes, "--invert": invert}
-
-
 def _check(
     modes: list[str],
     outputs: str,
@@ -290,15 +342,34 @@ def _check(
         raise ConfigError(f"--outputs {outputs!r}: expected trace, full or the index of an output")
     if modes and outputs != "trace":
         raise ConfigError(f"{modes[0]} compares trace kernels; leave --outputs {outputs} out")
-    if values is not None and "--sweep" not in modes:
+    if values is not None and not {"--sweep", "--one-sided"} & {*modes}:
         raise ConfigError("--values are those of --sweep; say which parameter")
     if (target_d_eff or target_reduction) and "--invert" not in modes:
         raise ConfigError("a target needs --invert")
     if initialisations > 1 and (checkpoint is not None or not modes or "--invert" in modes):
         raise ConfigError(
-            f"--initialisations {initialisations} is for --reduction, --sweep and --regimes of "
-            "untrained networks"
+            f"--initialisations {initialisations} is for --reduction, --sweep, --regimes and "
+            "--one-sided of untrained networks"
         )
+
+
+def _check_plain(
+    modes: list[str],
+    outputs: str,
+    per_timestep: bool,
+    engine: str,
+    address: str | None,
+    workers: int | None,
+) -> None:
+    """Refuse options of a single kernel where several are compared, and of Ray without it."""
+    if per_timestep and (modes or outputs == "full"):
+        raise ConfigError(
+            f"--per-timestep is of one trace kernel; leave {(modes or ['--outputs full'])[0]} out"
+        )
+    if modes and engine != "local":
+        raise ConfigError(f"--engine {engine} is for a single kernel; leave {modes[0]} out")
+    if engine == "local" and (address is not None or workers is not None):
+        raise ConfigError("--address and --workers need --engine ray")
 
 
 def _neuron(

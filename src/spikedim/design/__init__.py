@@ -1,6 +1,7 @@
 """The main job: ``design(dataset, model) -> Plan``; and ``explain_published(datasets)``."""
 
 from spikedim.design.layers import LayerDimension, LayerDimensions, layer_dimensions
+from spikedim.design.neuron_inversion import NeuronTarget
 from spikedim.design.plan import (
     Agreement,
     Bound,
@@ -24,6 +25,7 @@ __all__ = [
     "LayerDimension",
     "LayerDimensions",
     "ModelSummary",
+    "NeuronTarget",
     "Operating",
     "Plan",
     "Recommendation",

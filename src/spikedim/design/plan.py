@@ -8,6 +8,7 @@ from typing import Literal
 
 from spikedim.dimension import DimensionReport
 from spikedim.errors import ConfigError
+from spikedim.ntk.invert import Inversion
 from spikedim.profiling import Profile
 from spikedim.provenance import Provenance
 from spikedim.results import Estimate, Result, Table, number
@@ -157,6 +158,7 @@ class Plan(Result):
         sweep: measured accuracy against T (``None`` without verification).
         neurons: measured neuron settings at the recommended T (``None`` where not swept).
         provenance: versions, seed, configuration, data fingerprint.
+        inversion: neuron for a wanted d_eff, feasible or not (``None`` where it was not asked).
     """
 
     verdict: tuple[str, ...]
@@ -173,6 +175,7 @@ class Plan(Result):
     sweep: TimestepSweep | None
     neurons: NeuronSweep | None
     provenance: Provenance
+    inversion: Inversion | None = None
 
     def tables(self) -> list[Table]:
         """The answer, operating points, neuron settings and bounds, each with its intervals."""
@@ -190,6 +193,7 @@ class Plan(Result):
         return [
             self._bounds_table(),
             *neurons,
+            *(self.inversion.tables()[:1] if self.inversion is not None else []),
             self._operating_table(),
             Table(title, ("setting", "recommendation"), answer, self.verdict),
         ]

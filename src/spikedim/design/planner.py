@@ -11,6 +11,7 @@ import torch
 
 from spikedim.data import Dataset
 from spikedim.design.bounds import lower_bounds
+from spikedim.design.neuron_inversion import NeuronTarget, find_neuron
 from spikedim.design.plan import (
     DataSummary,
     ModelSummary,
@@ -65,6 +66,7 @@ def design(
     workers: int = 1,
     population: Dataset | None = None,
     run: Run | None = None,
+    neuron: NeuronTarget | None = None,
 ) -> Plan:
     """Say how many timesteps a spiking transformer needs on a data set, at what cost, how surely.
 
@@ -90,6 +92,8 @@ def design(
             of it that a training budget allows; ``dataset`` itself by default.
         run: run directory that makes the work resumable and receives ``results.json``; required
             with ``verify``.
+        neuron: also find the neuron that gives the network, at the recommended T, this effective
+            dimension of its tangent kernel (``Plan.inversion``, feasible or not).
 
     Raises:
         ConfigError: ``verify`` without ``run`` or together with ``checkpoint``.
@@ -193,6 +197,11 @@ def design(
             device=config.device if config else "cpu",
             notes=() if sweep is None else (f"trained: {sweep.provenance.created}",),
         ),
+        inversion=None
+        if neuron is None
+        else find_neuron(
+            network, dataset, neuron, recommended.timesteps, _weights(sweep, checkpoint), seed
+        ),
     )
     if run is not None:
         write_json(run.file("results.json"), plan)
@@ -208,6 +217,13 @@ def _operating(
         load_checkpoint(network, point.checkpoint)
         points.append(Operating(point.T, point.accuracy, profile(network, x, point.T)))
     return tuple(points)
+
+
+def _weights(sweep: TimestepSweep | None, checkpoint: str | Path | None) -> str | Path | None:
+    """Weights of the network at the recommended T; ``None`` where it is untrained."""
+    if sweep is None:
+        return checkpoint
+    return next(point.checkpoint for point in sweep.points if sweep.t_star.value == point.T)
 
 
 def _chosen(network: SpikingModel, choice: NeuronPoint, T: int, x: torch.Tensor) -> Operating:

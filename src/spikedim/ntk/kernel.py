@@ -225,7 +225,9 @@ def _by_jacobian(
 def _announce(method: str, samples: int, columns: int, need: float, budget: float) -> None:
     note(
         f"NTK of {samples:,} samples and {columns:,} parameters ({method}): about "
-        f"{need / 2**30:.2g} GiB of {budget / 2**30:.2g} GiB allowed"
+        f"{need / 2**30:.2g} GiB of {budget / 2**30:.2g} GiB allowed",
+        "memory of a kernel",
+        need,
     )
 
 

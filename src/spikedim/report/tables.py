@@ -140,6 +140,31 @@ def neurons(plan: Data) -> Grid | None:
     return Grid("Neuron settings", columns, rows, (), chosen_neurons(plan))
 
 
+def inversion(plan: Data) -> Grid | None:
+    """The neuron for a wanted d_eff; ``None`` where it was not asked."""
+    found = plan.get("inversion")
+    if not found:
+        return None
+    window = found["window"]
+    rows = [
+        [f"wanted {found['quantity']}", number(found["target"])],
+        ["allowed firing rate, spikes per step", f"{number(window[0])} to {number(window[1])}"],
+    ]
+    if found["reachable"]:
+        rows.append(["reachable at such rates", " to ".join(map(number, found["reachable"]))])
+    if best := found["found"]:
+        value = best["dimension"] if found["quantity"] == "d_eff" else best["reduction"]
+        rows += [
+            [f"measured {found['quantity']}", number(value)],
+            ["v_th", number(best["threshold"])],
+            ["β", number(best["beta"])],
+            ["t_ref, steps", number(best["refractory"])],
+            ["firing rate, spikes per step", number(best["rate"])],
+        ]
+    answer = "feasible" if found["feasible"] else "infeasible; the nearest neuron"
+    return Grid(f"Neuron for {found['quantity']}: {answer}", ("quantity", "value"), rows)
+
+
 def bounds(plan: Data) -> Grid | None:
     """Each lower bound beside its measurement."""
     if not plan["bounds"]:

@@ -90,6 +90,7 @@ def context(plan: Data) -> dict[str, Any]:
             "dimension": tables.dimension(plan),
             "energy": tables.energy(point),
             "neurons": tables.neurons(plan),
+            "inversion": tables.inversion(plan),
             "bounds": tables.bounds(plan),
             "provenance": tables.provenance(plan),
         },

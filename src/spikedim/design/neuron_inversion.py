@@ -1,0 +1,99 @@
+"""Which threshold, leak and refractory period give the network a wanted effective dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from spikedim.data import Dataset
+from spikedim.errors import ConfigError
+from spikedim.models import SpikingModel, load_checkpoint
+from spikedim.ntk import invert
+from spikedim.ntk.invert import Inversion
+from spikedim.ntk.variants import calibrated
+from spikedim.results import number
+
+#: Samples of the kernel whose dimension is measured, and images behind batch-norm statistics.
+KERNEL_SAMPLES, _CALIBRATION_SAMPLES = 64, 128
+
+
+@dataclass(frozen=True)
+class NeuronTarget:
+    """What the neurons should do to the tangent kernel; give one of the first two.
+
+    Attributes:
+        d_eff: wanted participation ratio of the centred trace kernel.
+        reduction: wanted R, d_eff over that of the continuous twin.
+        rates: least and largest firing rate, spikes per neuron and step, or Hz with ``dt``.
+        dt: seconds per step.
+
+    Raises:
+        ConfigError: no target, or two.
+    """
+
+    d_eff: float | None = None
+    reduction: float | None = None
+    rates: tuple[float, float] = (0.0, 1.0)
+    dt: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.d_eff is None) == (self.reduction is None):
+            raise ConfigError("give one target of the neurons: a d_eff or a reduction R")
+
+
+def find_neuron(
+    network: SpikingModel,
+    dataset: Dataset,
+    target: NeuronTarget,
+    T: int,
+    weights: str | Path | None = None,
+    seed: int = 0,
+    betas: Sequence[float] | None = None,
+) -> Inversion:
+    """Search v_th, beta and t_ref whose measured d_eff meets a target, at T timesteps.
+
+    Args:
+        network: built for the data set; it is left as it is, ``weights`` apart.
+        dataset: training images behind the kernel.
+        target: what is wanted.
+        T: timesteps.
+        weights: checkpoint of the trained network; an untrained network (``None``) has its batch
+            norm calibrated for every neuron tried.
+        seed: of the samples.
+        betas: leaks to try, as for :func:`spikedim.ntk.invert`.
+
+    Raises:
+        ConfigError: a target or window out of its domain.
+    """
+    x, _ = dataset.tensors("train", KERNEL_SAMPLES, seed)
+    images, _ = dataset.tensors("train", limit=_CALIBRATION_SAMPLES, seed=seed)
+    if weights is not None:
+        load_checkpoint(network, weights)
+    place = next(network.parameters()).device
+    return invert(
+        network.eval(),
+        x.to(place),
+        target_d_eff=target.d_eff,
+        target_reduction=target.reduction,
+        rate_window=target.rates,
+        dt=target.dt,
+        betas=betas,
+        T=T,
+        prepare=calibrated(*torch.split(images.to(place), 64)) if weights is None else None,
+    )
+
+
+def require_feasible(found: Inversion | None) -> None:
+    """Raise ConfigError, with the reachable range, if no neuron meets the target."""
+    if found is None or found.feasible:
+        return
+    window = " to ".join(number(rate) for rate in found.window)
+    wanted = f"no neuron has {found.quantity} = {number(found.target)}"
+    rates = f"while it fires {window} spikes per step"
+    if found.reachable is None:
+        raise ConfigError(f"{wanted} {rates}: none of those tried fires at such a rate")
+    low, high = (number(value) for value in found.reachable)
+    raise ConfigError(f"{wanted} {rates}; reachable: {low} to {high}")
