@@ -20,7 +20,7 @@ from spikedim.claims import (
     judge,
     list_claims,
 )
-from spikedim.claims.literature import Ablation
+from spikedim.design.literature import Ablation
 from spikedim.errors import ConfigError
 from spikedim.report.audit import render_audit
 from spikedim.results import Estimate

@@ -10,10 +10,11 @@ from scipy import stats
 
 from spikedim import theory
 from spikedim.claims import networks
-from spikedim.claims.literature import ABLATIONS, DIGEST, HEAD_RATIOS, Ablation
+from spikedim.claims.literature import DIGEST, HEAD_RATIOS
 from spikedim.claims.registry import Measurement, Setting, claim
 from spikedim.claims.statistics import average
 from spikedim.data import encode
+from spikedim.design.literature import Ablation, published_sweeps
 from spikedim.dimension import published_protocol
 from spikedim.profiling import profile
 from spikedim.results import Estimate
@@ -71,7 +72,7 @@ def rule_c(setting: Setting) -> list[Measurement]:
         rows.append(
             Measurement(f"C from T*, {name}", implied, published.low or 0.0, published.high or 0.0)
         )
-    steep = ABLATIONS[0]
+    steep = published_sweeps()[0]
     d = theory.PUBLISHED_D_EFF[steep.dataset].value
     for points in (1.0, 2.0, 5.0):
         implied = Estimate(setting.formula(steep.t_star(points).value, d, points / 100))
@@ -92,7 +93,7 @@ def four_suffice(setting: Setting) -> list[Measurement]:
     T = setting.formula()
     rows = [
         Measurement(f"lost at T = {T}, {_name(a)}", a.loss(T), high=TOLERANCE)
-        for a in ABLATIONS
+        for a in published_sweeps()
         if T in a.accuracy
     ]
     if setting.effort == "full":
@@ -136,7 +137,7 @@ def scaling(setting: Setting) -> list[Measurement]:
         )
         squared = Estimate(float(fit.rvalue) ** 2)
         rows.append(Measurement(f"R², {encoder} input", squared, form="context"))
-    for ablation in ABLATIONS[:3]:
+    for ablation in published_sweeps()[:3]:
         wrong = [100 - a for a in ablation.accuracy.values()]
         fit = stats.linregress(np.log(list(ablation.accuracy)), np.log(wrong))
         name = f"slope of log classification error, {_name(ablation)}"
@@ -215,7 +216,7 @@ def heads(setting: Setting) -> list[Measurement]:
 def _needed(setting: Setting) -> list[tuple[str, Estimate, Estimate]]:
     """Data set, its effective dimension and T*: published, and with --full our own on digits."""
     found = [
-        (_name(a), theory.PUBLISHED_D_EFF[a.dataset], a.t_star(TOLERANCE)) for a in ABLATIONS[:4]
+        (_name(a), theory.PUBLISHED_D_EFF[a.dataset], a.t_star(TOLERANCE)) for a in published_sweeps()[:4]
     ]
     if setting.effort == "full":
         table = {t: networks.correct(t, setting.seed) for t in STEPS}
