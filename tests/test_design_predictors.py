@@ -153,7 +153,7 @@ def test_conformal_coverage_of_exchangeable_errors():
         draw = rng.standard_normal(41)
         low, high = conformal(draw[:40], 0.9)
         inside.append(low <= draw[40] <= high)
-    assert 0.88 <= np.mean(inside) <= 0.95
+    assert 0.85 <= np.mean(inside) <= 0.95
     with pytest.raises(ConfigError, match="confidence"):
         conformal(np.zeros(3), 1.0)
 

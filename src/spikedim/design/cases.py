@@ -131,6 +131,16 @@ class Case:
         """Data set and network: seeds of one place are not independent cases."""
         return self.dataset, self.model
 
+    def within(self, tolerance: float) -> Case:
+        """The same with T* for another tolerance, from the stored fit; without its interval."""
+        truth = self.truth
+        if tolerance == truth.tolerance:
+            return self
+        enough = [T for T, lost in zip(truth.steps, truth.losses, strict=True)
+                  if lost <= tolerance + 1e-9]
+        found = replace(truth, t_star=enough[0], low=1, high=None, tolerance=tolerance)
+        return replace(self, outcome=found)
+
     def hidden(self) -> Case:
         """The same without its outcome: all a predictor may see."""
         return replace(self, outcome=None)

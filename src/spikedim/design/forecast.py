@@ -1,0 +1,142 @@
+"""What the predictors say about a case: the best-ranked one first, the others beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from spikedim.design.cases import Case, reference_cases
+from spikedim.design.predictors import PREDICTORS, Calibrated, Prediction, calibrate
+from spikedim.design.validation import select
+from spikedim.errors import DataError
+from spikedim.results import Result, Table, number
+from spikedim.training.timestep import check_tolerance
+
+#: T that a forecast speaks about: the grid of the reference study.
+STEPS = (1, 2, 3, 4, 6, 8)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A prediction with how well its predictor did on data sets left out of its fit.
+
+    Attributes:
+        prediction: what it says.
+        error: mean |log2(T̂/T*)| over left-out data sets.
+    """
+
+    prediction: Prediction
+    error: float
+
+
+@dataclass(frozen=True)
+class Forecast(Result):
+    """Predictions of one case, best-ranked first.
+
+    Attributes:
+        ranked: the predictors that could answer.
+        cases, own: how many cases they were fitted on, and how many of those are the user's.
+        notes: what limits the forecast.
+    """
+
+    ranked: tuple[Ranked, ...]
+    cases: int
+    own: int
+    notes: tuple[str, ...]
+
+    @property
+    def best(self) -> Prediction:
+        """The recommended prediction."""
+        return self.ranked[0].prediction
+
+    def named(self, name: str) -> Prediction:
+        """The prediction of one predictor.
+
+        Raises:
+            DataError: it could not answer.
+        """
+        for item in self.ranked:
+            if item.prediction.name == name:
+                return item.prediction
+        raise DataError(f"predictor {name} has no answer for this case")
+
+    def tables(self) -> list[Table]:
+        """Every predictor's T with its held-out error, and what the best expects at each T."""
+        rows = [
+            (
+                f"{item.prediction.name}{' ←' if place == 0 else ''}",
+                item.prediction.timesteps,
+                item.error,
+                item.prediction.needs,
+            )
+            for place, item in enumerate(self.ranked)
+        ]
+        columns = ("predictor", "T (90 %)", "held-out error, mean abs log2", "needs")
+        own = f", {self.own} of them your own" if self.own else ""
+        note = f"Ranked on {self.cases} cases{own}, each predicted without its data set."
+        return [
+            *self.best.tables(),
+            Table("Predicted timesteps", columns, rows, (note, *self.notes)),
+        ]
+
+
+def ready(cases: Sequence[Case]) -> list[Calibrated]:
+    """Every predictor that the cases can fit, with its errors on left-out data sets."""
+    return [
+        calibrate(predictor, cases, lambda case: case.dataset)
+        for predictor in PREDICTORS
+        if any(map(predictor.answers, cases))
+    ]
+
+
+def forecast(
+    case: Case,
+    cases: Sequence[Case] | None = None,
+    steps: Sequence[int] = STEPS,
+    tolerance: float = 1.0,
+    own: int = 0,
+) -> Forecast:
+    """Predict a case with every predictor that can answer, the best-ranked one first.
+
+    Args:
+        case: what is known of it; an outcome is not looked at.
+        cases: earlier cases with outcomes; those that ship with spikedim by default.
+        steps: T at which accuracy is predicted, ascending.
+        tolerance: accepted loss against the plateau, percentage points.
+        own: how many of ``cases`` are the user's.
+
+    Raises:
+        DataError: there are no earlier cases.
+    """
+    check_tolerance(tolerance)
+    given = reference_cases() if cases is None else cases
+    known = [item.within(tolerance) for item in given]
+    able = [item for item in ready(known) if item.predictor.answers(case)]
+    best = select(able)
+    order = sorted(able, key=lambda item: (item is not best, _error(item)))
+    ranked = tuple(Ranked(item.predict(case, steps), _error(item)) for item in order)
+    return Forecast(ranked, len(known), own, tuple(_notes(case, known)))
+
+
+def _error(item: Calibrated) -> float:
+    return float(np.abs(item.ratios).mean()) if len(item.ratios) else float("inf")
+
+
+def _notes(case: Case, known: Sequence[Case]) -> list[str]:
+    """Where the case lies outside what the predictors were fitted on."""
+    notes = []
+    for name, value, words in (
+        ("parameters", case.parameters, "parameters"),
+        ("d_eff", case.d_eff, "effective dimension"),
+        ("classes", case.classes, "classes"),
+        ("image_size", case.image_size, "pixels a side"),
+    ):
+        seen = [getattr(item, name) for item in known if getattr(item, name)]
+        if seen and value and not min(seen) <= value <= max(seen):
+            notes.append(
+                f"Outside what was seen: {words} {number(value)}, seen {number(min(seen))} to "
+                f"{number(max(seen))}; the interval does not cover that."
+            )
+    return notes
