@@ -68,14 +68,16 @@ def output_rows(dataset, model, seed, n, rng) -> list[OutputRow]:
     found = []
     for T in (*GRID, 32):
         error = rng.standard_normal(n) / T if T < 32 else np.zeros(n)
-        found.append(
-            OutputRow(
-                dataset, model, seed, 8, T, f"{dataset}-{model}-{seed}-8", n, 10, 0, 0.0, 1.0,
-                0.0, 1.0 / T, float(error.mean()), float(error.std()), 0.1,
-                np.zeros(n, np.uint8).tobytes(),
-                (margins + error).astype(np.float16).tobytes(), b"",
-            )  # fmt: skip
-        )
+        values = dict(
+            dataset=dataset, model=model, seed=seed, train_T=8, eval_T=T,
+            key=f"{dataset}-{model}-{seed}-8", samples=n, classes=10, logit_samples=0,
+            logit_mean=0.0, logit_std=1.0, error_mean=0.0, error_std=1.0 / T,
+            margin_error_mean=float(error.mean()), margin_error_std=float(error.std()),
+            step_std=0.1, positions_bytes=np.arange(n, dtype=np.int32).tobytes(),
+            labels_bytes=np.zeros(n, np.int32).tobytes(),
+            margin_bytes=(margins + error).astype(np.float16).tobytes(), logits_bytes=b"",
+        )  # fmt: skip
+        found.append(OutputRow(**values))
     return found
 
 

@@ -29,9 +29,9 @@ def validate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Markdown page to write, with its figure.")
     ] = None,
-    cases_out: Annotated[
+    ship: Annotated[
         Path | None,
-        typer.Option(help="Also write the cases as JSON lines, as they ship with spikedim."),
+        typer.Option(help="Also write the cases into this folder, as they ship with spikedim."),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(help="Accuracy that may be lost, in percentage points.")
@@ -52,7 +52,7 @@ def validate(
 
     Example: spikedim validate --table results/study.parquet --out docs/validation.md
     """
-    from spikedim.design.cases import cases_from_rows, write_lines
+    from spikedim.design.cases import DIMENSION, REFERENCE, cases_from_rows, write_lines
     from spikedim.design.dimension_effect import dimension_effect
     from spikedim.design.document import document
     from spikedim.design.validation import validate as judge
@@ -95,10 +95,13 @@ def validate(
             command += f" --out {out}"
             page = document(cases, lenient, sources, effect, figure, command)
             write_text(out, page)
-        if cases_out is not None:
-            write_text(cases_out, write_lines(cases))
+        if ship is not None:
+            write_text(ship / REFERENCE, write_lines(cases))
+            if dimension is not None:
+                controlled = cases_from_rows(read_study(dimension).rows, (), tolerance)
+                write_text(ship / DIMENSION, write_lines(controlled))
     emit(result, as_json)
-    for written in (out, cases_out):
+    for written in (out, ship):
         if written is not None:
             say(f"Written: {written}")
 

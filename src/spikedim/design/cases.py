@@ -23,6 +23,7 @@ from spikedim.training.study_table import OutputRow, StudyRow
 from spikedim.training.timestep import TStar, t_star
 
 REFERENCE = "reference.jsonl"
+DIMENSION = "dimension.jsonl"
 
 
 @dataclass(frozen=True)
@@ -250,8 +251,22 @@ def reference_cases() -> tuple[Case, ...]:
     Raises:
         DataError: the file of the installation is damaged.
     """
-    text = resources.files(__package__).joinpath(REFERENCE).read_text(encoding="utf-8")
-    return tuple(read_lines(text, f"spikedim/design/{REFERENCE}"))
+    return _shipped(REFERENCE)
+
+
+@lru_cache
+def dimension_cases() -> tuple[Case, ...]:
+    """The cases of the controlled study of dimension that ship with spikedim.
+
+    Raises:
+        DataError: the file of the installation is damaged.
+    """
+    return _shipped(DIMENSION)
+
+
+def _shipped(name: str) -> tuple[Case, ...]:
+    text = resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return tuple(read_lines(text, f"spikedim/design/{name}"))
 
 
 def read_lines(text: str, name: str) -> list[Case]:

@@ -196,16 +196,16 @@ def _point(
     table = np.stack([[by_T[T] for T in steps] for by_T in seeds]).astype(float)  # seed, T, sample
     found = [t_star(by_T, TOLERANCE, resamples=400) for by_T in seeds]
     value = _summary(table.mean(axis=2), classes)
-    drawn = np.empty((_RESAMPLES, 3))
-    n = table.shape[2]
-    for i in range(_RESAMPLES):
-        chosen = rng.integers(len(seeds), size=len(seeds))
-        weights = rng.multinomial(n, np.full(n, 1 / n)) / n
-        accuracy = table[chosen] @ weights
-        lost, relative = _summary(accuracy, classes)
-        drawn[i] = lost, relative, float(np.log2(_firsts(100 * accuracy, steps)).mean())
+    n, count = table.shape[2], len(seeds)
+    weights = rng.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) / n
+    accuracy = (weights @ table.reshape(-1, n).T).reshape(_RESAMPLES, count, len(steps))
+    chosen = rng.integers(count, size=(_RESAMPLES, count))
+    accuracy = np.take_along_axis(accuracy, chosen[..., None], axis=1)
+    lost, relative = _summary(accuracy, classes)
+    firsts = _firsts(100 * accuracy.reshape(-1, len(steps)), steps).reshape(_RESAMPLES, count)
+    drawn = np.stack([lost, relative, np.log2(firsts).mean(axis=1)], axis=1)
     points, share = (
-        Estimate(v, *map(float, np.quantile(drawn[:, j], (0.025, 0.975))), n * len(seeds), unit,
+        Estimate(float(v), *map(float, np.quantile(drawn[:, j], (0.025, 0.975))), n * len(seeds), unit,
                  method="bootstrap over seeds and test samples")
         for j, (v, unit) in enumerate(zip(value, ("points", "%"), strict=True))
     )  # fmt: skip
@@ -217,11 +217,16 @@ def _point(
     return point, drawn
 
 
-def _summary(accuracy: np.ndarray, classes: int) -> tuple[float, float]:
-    """Points lost at the first T against the last, and their share of plateau − chance."""
-    mean = 100 * accuracy.mean(axis=0)
-    lost = float(mean[-1] - mean[0])
-    return lost, 100 * lost / max(float(mean[-1]) - 100 / classes, 1.0)
+def _summary(accuracy: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points lost at the first T against the last, and their share of plateau − chance.
+
+    Args:
+        accuracy: fractions [..., seeds, T].
+        classes: of the task.
+    """
+    mean = 100 * accuracy.mean(axis=-2)
+    lost = mean[..., -1] - mean[..., 0]
+    return lost, 100 * lost / np.maximum(mean[..., -1] - 100 / classes, 1.0)
 
 
 def _firsts(accuracy: np.ndarray, steps: Sequence[int]) -> np.ndarray:

@@ -21,6 +21,7 @@ import numpy as np
 from spikedim import progress
 from spikedim.data import Dataset, load_dataset
 from spikedim.data.build import make_dataset
+from spikedim.data.reduce import repooled
 from spikedim.dimension import measure
 from spikedim.errors import ConfigError
 from spikedim.provenance import provenance
@@ -189,16 +190,7 @@ def run_dimension_study(
 def _digits(samples: int) -> Dataset:
     """The built-in digits with ``samples`` for training and all the others for the test."""
     data = load_dataset("digits")
-    assert data.test is not None
-    whole = replace(
-        data,
-        train=type(data.train)(
-            np.concatenate([data.train.inputs, data.test.inputs]),
-            np.concatenate([data.train.labels, data.test.labels]),  # type: ignore[list-item]
-        ),
-        test=None,
-    )
-    return whole.with_test(1 - samples / len(whole.train)).limited(samples)
+    return repooled(data, len(data.train) + len(data.split("test")) - samples)
 
 
 def _rows(

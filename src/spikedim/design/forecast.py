@@ -11,7 +11,7 @@ from spikedim.design.cases import Case, reference_cases
 from spikedim.design.predictors import PREDICTORS, Calibrated, Prediction, calibrate
 from spikedim.design.validation import select
 from spikedim.errors import DataError
-from spikedim.results import Result, Table, number
+from spikedim.results import Estimate, Result, Table, number
 from spikedim.training.timestep import check_tolerance
 
 #: T that a forecast speaks about: the grid of the reference study.
@@ -50,6 +50,22 @@ class Forecast(Result):
     def best(self) -> Prediction:
         """The recommended prediction."""
         return self.ranked[0].prediction
+
+    def lost(self, T: int) -> Estimate | None:
+        """Points below the plateau at T, by the best-ranked predictor that says so."""
+        for item in self.ranked:
+            said = item.prediction
+            if said.losses and T in said.steps:
+                return said.losses[said.steps.index(T)]
+        return None
+
+    def expected(self, T: int) -> Estimate | None:
+        """Accuracy in percent at T, by the best-ranked predictor that says so."""
+        for item in self.ranked:
+            said = item.prediction
+            if said.accuracy and T in said.steps:
+                return said.accuracy[said.steps.index(T)]
+        return None
 
     def named(self, name: str) -> Prediction:
         """The prediction of one predictor.

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -24,9 +24,13 @@ from spikedim.design.cases import Case, reference_cases
 from spikedim.design.forecast import Forecast, ready
 from spikedim.design.predictors import Calibrated
 from spikedim.design.validation import select
+from spikedim.design.verdict import learned
 from spikedim.errors import DataError, SpikedimWarning, StorageError
 from spikedim.results import Result, Table, number, plain
 from spikedim.storage import digest, read_json, write_json
+
+if TYPE_CHECKING:
+    from spikedim.design.plan import Plan
 
 VARIABLE = "SPIKEDIM_CALIBRATION"
 _FILE = "calibration.jsonl"
@@ -102,6 +106,17 @@ def append(forecast: Forecast, case: Case, path: Path) -> Entry:
             f"with --store or {VARIABLE}"
         ) from error
     return entry
+
+
+def remember_plan(plan: Plan, path: Path) -> Entry | None:
+    """Store a verified plan whose network has learned; ``None`` for any other.
+
+    Raises:
+        StorageError: as :func:`append`.
+    """
+    if plan.sweep is None or plan.case.outcome is None or not learned(plan.sweep, plan.data.majority):
+        return None
+    return append(plan.forecast, plan.case, path)
 
 
 def read(path: Path) -> list[Entry]:
@@ -242,13 +257,13 @@ def recalibrate(path: Path) -> Recalibration:
         len(set(entries) - adopted),
         len(new),
         changes,
-        *(
-            select([c for c in items if free <= (c.predictor.needs != "one training")])
-            .predictor.name
-            for free in (True, False)
-            for items in (before, after)
-        ),
+        *(_best(items, pilot) for pilot in (False, True) for items in (before, after)),
     )
+
+
+def _best(items: Sequence[Calibrated], pilot: bool) -> str:
+    able = [c for c in items if pilot or c.predictor.needs != "one training"]
+    return select(able).predictor.name
 
 
 def forget(path: Path) -> bool:

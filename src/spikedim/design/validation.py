@@ -239,14 +239,14 @@ def compare(trials: Sequence[Trial], first: str, second: str, fold: Fold) -> Pai
     a, b = ({_key(t.case): t for t in trials if t.predictor == name} for name in (first, second))
     common = [key for key in a if key in b]
     gaps = np.array([a[key].error - b[key].error for key in common])
-    value, low, high = _over_places(gaps, [a[key].case.place for key in common])
+    value, low, high = over_places(gaps, [a[key].case.place for key in common])
     method = "bootstrap over places"
     return Paired(first, second, fold, Estimate(value, low, high, len(gaps), "", 0.95, method))
 
 
 def _score(trials: Sequence[Trial], fold: Fold) -> Score:
     errors = np.array([trial.error for trial in trials])
-    value, low, high = _over_places(errors, [trial.case.place for trial in trials])
+    value, low, high = over_places(errors, [trial.case.place for trial in trials])
     hits, n = sum(trial.covered for trial in trials), len(trials)
     bounds = wilson_interval(hits, n)
     spans = [
@@ -271,7 +271,7 @@ def _score(trials: Sequence[Trial], fold: Fold) -> Score:
     )
 
 
-def _over_places(
+def over_places(
     values: np.ndarray, places: Sequence[tuple[str, str]], confidence: float = 0.95
 ) -> tuple[float, float, float]:
     """Mean with a bootstrap interval that draws whole places: their seeds are not independent."""
