@@ -28,7 +28,9 @@ def case(dataset="a", model="m", seed=0, t=4, d_eff=30.0, noise=0.0, pilot=True)
     fitted = tuple(accuracy.values())
     read = Pilot(8, GRID, tuple(v - (0 if T == 8 else 1.0) for T, v in accuracy.items()))
     outcome = Outcome(GRID, values, fitted, t, t, t, 1.0, 1000)
-    return Case(dataset, model, seed, d_eff, 10, 1000, 500, 8, read if pilot else None, outcome)
+    return Case(
+        dataset, model, seed, d_eff, 10, 1000, 500, 8, 1.0, read if pilot else None, outcome
+    )
 
 
 def rows(datasets=("a", "b", "c", "d"), models=("m", "n", "o"), seeds=(0, 1), n=400, seed=0):
@@ -49,7 +51,7 @@ def rows(datasets=("a", "b", "c", "d"), models=("m", "n", "o"), seeds=(0, 1), n=
 
 def row(dataset, model, seed, T, eval_T, right, d_eff, **changes) -> StudyRow:
     hit = int(right.sum())
-    values = dict(
+    values = dict(  # noqa: C408
         study="test", dataset=dataset, model=model, parameters=1000, train_T=T, eval_T=eval_T,
         seed=seed, beta=0.5, v_th=1.0, t_ref=0, reset="hard", encoder="direct",
         train_samples=500, test_samples=len(right), classes=10, image_size=8, components=None,
@@ -68,7 +70,7 @@ def output_rows(dataset, model, seed, n, rng) -> list[OutputRow]:
     found = []
     for T in (*GRID, 32):
         error = rng.standard_normal(n) / T if T < 32 else np.zeros(n)
-        values = dict(
+        values = dict(  # noqa: C408
             dataset=dataset, model=model, seed=seed, train_T=8, eval_T=T,
             key=f"{dataset}-{model}-{seed}-8", samples=n, classes=10, logit_samples=0,
             logit_mean=0.0, logit_std=1.0, error_mean=0.0, error_std=1.0 / T,

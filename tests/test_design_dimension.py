@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from study_cases import row
 
 from spikedim.data import load_dataset
 from spikedim.design.dimension_effect import dimension_effect
@@ -10,6 +9,7 @@ from spikedim.errors import ConfigError, DataError
 from spikedim.storage import Run
 from spikedim.training import TrainConfig
 from spikedim.training.study_table import read_study
+from study_cases import row
 
 
 def dimension(data):
@@ -47,7 +47,9 @@ def test_synthetic_tasks_have_their_dimension_and_equal_difficulty(k):
 
 def test_study_trains_every_cell_once_and_writes_a_table(tmp_path):
     config = TrainConfig(epochs=1, validation=0.0)
-    options = dict(components=(2,), intrinsic=(2,), timesteps=(1, 2), seeds=(0,), samples=60)
+    options = {
+        "components": (2,), "intrinsic": (2,), "timesteps": (1, 2), "seeds": (0,), "samples": 60,
+    }  # fmt: skip
     for _ in range(2):
         with Run(tmp_path, {}) as run:
             rows = run_dimension_study(run, config=config, **options)

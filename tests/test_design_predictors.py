@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from study_cases import GRID, case, row, rows, truth_of
 
 from spikedim.design.cases import Case, cases_from_rows, read_lines, write_lines
 from spikedim.design.literature import published_cases, published_sweeps
@@ -15,6 +14,7 @@ from spikedim.design.predictors.rules import fit_constant
 from spikedim.errors import ConfigError, DataError
 from spikedim.results import plain
 from spikedim.theory import accuracy_from_margins, power_law, timestep_rule
+from study_cases import GRID, case, row, rows, truth_of
 
 PLACES = [(d, m) for d in "abcd" for m in "mno"]
 

@@ -5,12 +5,12 @@ import signal
 import time
 
 import pytest
-from study_cases import case
 
 from spikedim.design import store
 from spikedim.design.cases import reference_cases
 from spikedim.design.forecast import forecast
 from spikedim.errors import DataError, SpikedimWarning, StorageError
+from study_cases import case
 
 
 @pytest.fixture(scope="module")

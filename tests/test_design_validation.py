@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from study_cases import case, rows
 
 from spikedim.design.cases import cases_from_rows
+from spikedim.design.predictors import PREDICTORS
 from spikedim.design.validation import (
     RECOMMENDED,
     RECOMMENDED_FREE,
@@ -11,8 +11,8 @@ from spikedim.design.validation import (
     pooled_seeds,
     validate,
 )
-from spikedim.design.predictors import PREDICTORS
 from spikedim.errors import DataError
+from study_cases import case, rows
 
 DATA, NETS = "abcd", "mno"
 
@@ -62,9 +62,7 @@ def test_nothing_of_the_held_out_fold_enters_its_prediction():
     for predictor in PREDICTORS:
         before = held_out(cases, "data set", [predictor])
         after = held_out(spoiled, "data set", [predictor])
-        said = [
-            [t.prediction for t in found if t.case.dataset == "b"] for found in (before, after)
-        ]
+        said = [[t.prediction for t in found if t.case.dataset == "b"] for found in (before, after)]
         assert said[0] == said[1]
         assert len(said[0]) > 0 or predictor.name == "rate-noise"
 

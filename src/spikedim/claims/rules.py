@@ -55,7 +55,7 @@ def rule_t(setting: Setting) -> list[Measurement]:
                 )
             )
     for form, formula in setting.both():
-        rows.append(studies.rule_against(lambda d, f=formula: f(d, EPSILON).value, form))
+        rows.append(studies.rule_against(formula, EPSILON, form))
         rows += studies.growth_with_dimension(form)
     return rows
 
@@ -195,9 +195,7 @@ def spike_ratio(setting: Setting) -> list[Measurement]:
         )
         name = "measured / theoretical spikes, digits"
         rows.append(Measurement(name, ratio, 2.08, 2.63, form))
-        for place, found in studies.spike_ratios(
-            lambda n, d, f=formula: f(n, d, EPSILON)  # type: ignore[misc]
-        ):
+        for place, found in studies.spike_ratios(formula, EPSILON):
             label = f"measured / theoretical spikes, study on {place}"
             rows.append(Measurement(label, found, 2.08, 2.63, form))
     largest = Estimate(max(HEAD_RATIOS.values()))
@@ -244,7 +242,8 @@ def heads(setting: Setting) -> list[Measurement]:
 def _needed(setting: Setting) -> list[tuple[str, Estimate, Estimate]]:
     """Data set, its effective dimension and T*: published, and with --full our own on digits."""
     found = [
-        (_name(a), theory.PUBLISHED_D_EFF[a.dataset], a.t_star(TOLERANCE)) for a in published_sweeps()[:4]
+        (_name(a), theory.PUBLISHED_D_EFF[a.dataset], a.t_star(TOLERANCE))
+        for a in published_sweeps()[:4]
     ]
     if setting.effort == "full":
         table = {t: networks.correct(t, setting.seed) for t in STEPS}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from spikedim.claims.registry import Form, Measurement
+from spikedim.claims.registry import Form, Formula, Measurement
 from spikedim.claims.statistics import average, geometric
 from spikedim.design.cases import Case, dimension_cases, reference_cases
 from spikedim.design.validation import over_places
@@ -20,14 +20,13 @@ _LEAST_LOSS = 0.1
 _T = 4
 
 
-def rule_against(rule: Callable[[float], float], form: Form) -> Measurement:
+def rule_against(rule: Formula, epsilon: float, form: Form) -> Measurement:
     """Mean log2 of the rule's T over T*, bootstrap over places (a data set and a network)."""
     cases = reference_cases()
-    gaps = np.array([np.log2(rule(case.d_eff) / case.truth.t_star) for case in cases])
+    predicted = [rule(case.d_eff, epsilon).value for case in cases]
+    gaps = np.log2(predicted) - np.log2([case.truth.t_star for case in cases])
     value, low, high = over_places(gaps, [case.place for case in cases])
-    estimate = Estimate(
-        value, low, high, len(cases), "octaves", method="bootstrap over places"
-    )
+    estimate = Estimate(value, low, high, len(cases), "octaves", method="bootstrap over places")
     name = f"log2(T of the rule / T*), {len(cases)} cases of the study"
     return Measurement(name, estimate, -_HALF_OCTAVE, _HALF_OCTAVE, form)
 
@@ -49,9 +48,7 @@ def growth_with_dimension(form: Form) -> list[Measurement]:
     return rows
 
 
-def by_dataset(
-    value: Callable[[Case], float], unit: str = ""
-) -> list[tuple[str, Estimate]]:
+def by_dataset(value: Callable[[Case], float], unit: str = "") -> list[tuple[str, Estimate]]:
     """Mean of a number over the study's cases of each data set, Student t over cases."""
     found = []
     for name in sorted({case.dataset for case in reference_cases()}):
@@ -94,7 +91,7 @@ def decay() -> Measurement:
     return Measurement("exponent of accuracy lost in T, the study", estimate, form="context")
 
 
-def spike_ratios(bound: Callable[[int, float], float]) -> list[tuple[str, Estimate]]:
+def spike_ratios(bound: Formula, epsilon: float) -> list[tuple[str, Estimate]]:
     """Spikes at T = 4 over a bound of tokens and d_eff, geometric mean by data set.
 
     Tokens are counted as pixels, the finest that any stage of the networks holds.
@@ -106,7 +103,7 @@ def spike_ratios(bound: Callable[[int, float], float]) -> list[tuple[str, Estima
             truth = case.truth
             if len(truth.spikes) == len(truth.steps) and _T in truth.steps:
                 spikes = truth.spikes[truth.steps.index(_T)]
-                values.append(spikes / bound(case.image_size**2, case.d_eff))
+                values.append(spikes / bound(case.image_size**2, case.d_eff, epsilon))
         if len(values) > 1:
             found.append((name, geometric(values)))
     return found

@@ -115,9 +115,7 @@ def invert(
     else:
         text = f"Infeasible: no T fits {asked}; {reach}."
     values = [energy.value for energy in energies]
-    return BudgetAnswer(
-        budget, T, text, (min(values), max(values)), (min(spikes), max(spikes))
-    )
+    return BudgetAnswer(budget, T, text, (min(values), max(values)), (min(spikes), max(spikes)))
 
 
 def _asked(budget: Budget) -> str:

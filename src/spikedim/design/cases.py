@@ -101,6 +101,7 @@ class Case:
         dataset, model, seed: which; ``seed`` is that of weights and data order.
         d_eff: PCA-95 % dimension of the training inputs.
         classes, parameters, train_samples, image_size: of data and network.
+        threshold: v_th of every neuron; 0 where it is not known.
         pilot: one training at the largest T, read out earlier; ``None`` without any.
         outcome: the truth; ``None`` where it is not known.
     """
@@ -113,6 +114,7 @@ class Case:
     parameters: int
     train_samples: int = 0
     image_size: int = 0
+    threshold: float = 0.0
     pilot: Pilot | None = None
     outcome: Outcome | None = None
 
@@ -137,8 +139,9 @@ class Case:
         truth = self.truth
         if tolerance == truth.tolerance:
             return self
-        enough = [T for T, lost in zip(truth.steps, truth.losses, strict=True)
-                  if lost <= tolerance + 1e-9]
+        enough = [
+            T for T, lost in zip(truth.steps, truth.losses, strict=True) if lost <= tolerance + 1e-9
+        ]
         found = replace(truth, t_star=enough[0], low=1, high=None, tolerance=tolerance)
         return replace(self, outcome=found)
 
@@ -155,7 +158,8 @@ class Case:
         """
         try:
             data = dict(values)
-            for name, kind in (("pilot", Pilot), ("outcome", Outcome)):
+            kinds: dict[str, Any] = {"pilot": Pilot, "outcome": Outcome}
+            for name, kind in kinds.items():
                 if data.get(name) is not None:
                     part = {
                         k: tuple(v) if isinstance(v, list) else v for k, v in data[name].items()
@@ -219,6 +223,7 @@ def _case(rows: Sequence[StudyRow], outputs: Sequence[OutputRow], tolerance: flo
         first.parameters,
         first.train_samples,
         first.image_size,
+        first.v_th,
         _pilot(last, read, [o for o in outputs if o.key in keys]),
         Outcome.of(found, [s for s in spikes if s is not None]),
     )
@@ -236,9 +241,7 @@ def _pilot(
         margins = by_T[max(by_T)].margins
         expected = tuple(
             100
-            * accuracy_from_margins(
-                margins, by_T[T].margin_error_std, by_T[T].margin_error_mean
-            )
+            * accuracy_from_margins(margins, by_T[T].margin_error_std, by_T[T].margin_error_mean)
             for T in steps
         )
     return Pilot(train_T, steps, tuple(float(read[T] or 0.0) for T in steps), expected)

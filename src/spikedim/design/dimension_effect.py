@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1.0
 _RESAMPLES = 2000
+_METHOD = "bootstrap over seeds and test samples"
 
 
 @dataclass(frozen=True)
@@ -204,17 +205,20 @@ def _point(
     lost, relative = _summary(accuracy, classes)
     firsts = _firsts(100 * accuracy.reshape(-1, len(steps)), steps).reshape(_RESAMPLES, count)
     drawn = np.stack([lost, relative, np.log2(firsts).mean(axis=1)], axis=1)
-    points, share = (
-        Estimate(float(v), *map(float, np.quantile(drawn[:, j], (0.025, 0.975))), n * len(seeds), unit,
-                 method="bootstrap over seeds and test samples")
-        for j, (v, unit) in enumerate(zip(value, ("points", "%"), strict=True))
-    )  # fmt: skip
+    samples = n * count
+    points = _estimate(float(value[0]), drawn[:, 0], samples, "points")
+    share = _estimate(float(value[1]), drawn[:, 1], samples, "%")
     point = DimensionPoint(
         family, d_eff, k, len(seeds), tuple(steps),
         tuple(float(a) for a in 100 * table.mean(axis=(0, 2))), points, share,
         tuple(int(f.estimate.value) for f in found),
     )  # fmt: skip
     return point, drawn
+
+
+def _estimate(value: float, drawn: np.ndarray, n: int, unit: str) -> Estimate:
+    low, high = map(float, np.quantile(drawn, (0.025, 0.975)))
+    return Estimate(value, min(low, value), max(high, value), n, unit, method=_METHOD)
 
 
 def _summary(accuracy: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -248,12 +252,6 @@ def _slopes(
     units = (("points lost at T = 1", "points"), ("share lost at T = 1", "%"), ("log2 T*", ""))
     found = []
     for j, (quantity, unit) in enumerate(units):
-        low, high = np.quantile(slopes[:, j], (0.025, 0.975))
-        value = float(weights @ values[:, j])
-        estimate = Estimate(
-            value, min(value, float(low)), max(value, float(high)), len(points), unit,
-            method="bootstrap over seeds and test samples",
-        )  # fmt: skip
+        estimate = _estimate(float(weights @ values[:, j]), slopes[:, j], len(points), unit)
         found.append(Slope(family, quantity, estimate, 1.0 if quantity == "log2 T*" else None))
     return found
-

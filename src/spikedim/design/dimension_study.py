@@ -110,7 +110,9 @@ def _cosines() -> np.ndarray:
 
     line = dct(np.eye(_SIDE), axis=0, norm="ortho")
     grid = np.einsum("ay,bx->abyx", line, line).reshape(_SIDE**2, _SIDE**2)
-    order = np.argsort(np.add.outer(np.arange(_SIDE) ** 2, np.arange(_SIDE) ** 2).ravel(), kind="stable")
+    order = np.argsort(
+        np.add.outer(np.arange(_SIDE) ** 2, np.arange(_SIDE) ** 2).ravel(), kind="stable"
+    )
     smooth: np.ndarray = grid[order[:_SMOOTH]]
     return smooth
 

@@ -166,9 +166,7 @@ def _truth_table(cases: Sequence[Case]) -> Table:
     for (dataset, model), group in sorted(places.items()):
         first = group[0].truth
         values = np.mean([case.truth.accuracy for case in group], axis=0)
-        spans = [
-            f"{c.truth.t_star} [{c.truth.low}, {c.truth.high or 'or more'}]" for c in group
-        ]
+        spans = [f"{c.truth.t_star} [{c.truth.low}, {c.truth.high or 'or more'}]" for c in group]
         rows.append(
             (
                 dataset, model, group[0].d_eff, first.samples,
@@ -255,8 +253,8 @@ def _slope_sentence(effect: DimensionEffect, family: str) -> str:
     proportional = "contains" if low <= 1 <= high else "excludes"
     zero = "contains" if low <= 0 <= high else "excludes"
     return (
-        f"*{family}*: log2 T* changes by {slope} per doubling of d_eff; the interval {proportional} "
-        f"the published 1 and {zero} 0. Points lost at T = 1 change by {lost}."
+        f"*{family}*: log2 T* changes by {slope} per doubling of d_eff; the interval "
+        f"{proportional} the published 1 and {zero} 0. Points lost at T = 1 change by {lost}."
     )
 
 
@@ -300,6 +298,7 @@ def _limits(cases: Sequence[Case]) -> list[str]:
     censored = sum(case.truth.high is None for case in cases)
     last = cases[0].truth.steps[-1]
     seeds = sorted({case.seed for case in cases})
+    thresholds = sorted({number(case.threshold) for case in cases})
     return [
         f"Networks of {number(sizes[0])} to {number(sizes[-1])} parameters trained on "
         f"{number(samples[0])} to {number(samples[-1])} samples: nothing here shows that larger "
@@ -310,8 +309,8 @@ def _limits(cases: Sequence[Case]) -> list[str]:
         "draw places, and with so few data sets and networks even they speak about these more "
         "than about all there could be.",
         "Event streams and texts are not in the study: `design` and `sweep` train on images only.",
-        "Neuron settings are the networks' own: β, v_th and t_ref change T* and are not varied "
-        "here.",
+        f"Neuron settings are not varied (v_th = {', '.join(thresholds)}): β, v_th and t_ref "
+        "change T*.",
         "Coverage is that of T* as measured, a noisy quantity on a grid; intervals are rounded to "
         "whole steps, so exact 90 % cannot be reached.",
     ]

@@ -142,17 +142,32 @@ def _error(item: Calibrated) -> float:
 
 def _notes(case: Case, known: Sequence[Case]) -> list[str]:
     """Where the case lies outside what the predictors were fitted on."""
-    notes = []
-    for name, value, words in (
-        ("parameters", case.parameters, "parameters"),
-        ("d_eff", case.d_eff, "effective dimension"),
-        ("classes", case.classes, "classes"),
-        ("image_size", case.image_size, "pixels a side"),
+    outside = []
+    for name, words in (
+        ("parameters", "parameters"),
+        ("d_eff", "effective dimension"),
+        ("classes", "classes"),
+        ("image_size", "pixels a side"),
+        ("train_samples", "training samples"),
+        ("threshold", "v_th"),
     ):
+        value = getattr(case, name)
         seen = [getattr(item, name) for item in known if getattr(item, name)]
         if seen and value and not min(seen) <= value <= max(seen):
-            notes.append(
-                f"Outside what was seen: {words} {number(value)}, seen {number(min(seen))} to "
-                f"{number(max(seen))}; the interval does not cover that."
-            )
+            span = f"{number(min(seen))} to {number(max(seen))}"
+            if min(seen) == max(seen):
+                span = number(seen[0])
+            outside.append(f"{words} {number(value)} (seen: {span})")
+    notes = []
+    if outside:
+        notes.append(
+            f"Outside what the predictors were fitted on: {', '.join(outside)}; the intervals do "
+            "not cover that."
+        )
+    pilots = {item.pilot.train_T for item in known if item.pilot is not None}
+    if case.pilot is not None and pilots and case.pilot.train_T not in pilots:
+        notes.append(
+            f"The pilot was trained at T = {case.pilot.train_T}, those behind the predictors at "
+            f"T = {', '.join(map(str, sorted(pilots)))}: its read-out may level off elsewhere."
+        )
     return notes

@@ -64,9 +64,7 @@ def published_sweeps() -> tuple[Ablation, ...]:
     found: dict[tuple[str, str], Ablation] = {}
     for row in csv.DictReader(text.splitlines()):
         key = (row["dataset"], row["network"])
-        known = found.setdefault(
-            key, Ablation(*key, row["source"], {}, int(row["test_images"]))
-        )
+        known = found.setdefault(key, Ablation(*key, row["source"], {}, int(row["test_images"])))
         known.accuracy[int(row["T"])] = float(row["accuracy_percent"])
     return tuple(found.values())
 

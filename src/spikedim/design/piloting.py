@@ -55,6 +55,7 @@ def case_of(
         sum(p.numel() for p in network.parameters()),
         len(dataset.train),
         dataset.input_shape[1],
+        network.config.neuron.threshold,
         pilot,
         outcome,
     )

@@ -27,6 +27,7 @@ from spikedim.design.verdict import agreement, verdict
 from spikedim.dimension import measure
 from spikedim.errors import ConfigError, DataError
 from spikedim.models import SpikingModel, calibrate_batchnorm, create_model, load_checkpoint
+from spikedim.models.features import layer_shapes
 from spikedim.neurons import LIFParams
 from spikedim.profiling import Profile, profile
 from spikedim.provenance import provenance
@@ -78,10 +79,11 @@ def design(
     Measures the effective dimension of the training inputs, and asks every predictor of T*: the one
     that did best on data sets left out of its fit is followed, the published rule and the others
     stand beside it. With ``pilot`` it trains one network at the largest of ``timesteps``, whose
-    read-out after fewer steps more predictors can use. With ``verify`` it trains the network at each of ``timesteps``, measures T* (the smallest T within
-    the target's tolerance of the accuracy plateau), spikes and energy at each T, and the effect of
-    threshold, leak and refractory period at T*; without either, spikes and energy come from
-    ``checkpoint`` or from the untrained network with calibrated batch norm, and say so.
+    read-out after fewer steps more predictors can use. With ``verify`` it trains the network at
+    each of ``timesteps``, measures T* (the smallest T within the target's tolerance of the accuracy
+    plateau), spikes and energy at each T, and the effect of threshold, leak and refractory period
+    at T*; without either, spikes and energy come from ``checkpoint`` or from the untrained network
+    with calibrated batch norm, and say so.
 
     Args:
         dataset: images with labels.
@@ -192,8 +194,7 @@ def design(
     summary = ModelSummary(
         model,
         sum(p.numel() for p in network.parameters()),
-        network.config.tokens,
-        network.config.embed_dim,
+        *_tokens(network, x),
         state,
     )
     data = _data_summary(dataset)
@@ -235,6 +236,12 @@ def design(
     if run is not None:
         write_json(run.file("results.json"), plan)
     return plan
+
+
+def _tokens(network: SpikingModel, x: torch.Tensor) -> tuple[int, int]:
+    """Tokens and channels of the last spiking layer that has tokens: what the head reads."""
+    shapes = [shape for shape in layer_shapes(network, x[:2], 1) if shape.grid]
+    return (shapes[-1].tokens, shapes[-1].channels) if shapes else (1, network.config.num_classes)
 
 
 def _around(T: int, everything: bool) -> tuple[int, ...]:

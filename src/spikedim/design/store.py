@@ -56,7 +56,7 @@ class Entry:
 
 
 def store_path(path: str | Path | None = None) -> Path:
-    """The store: ``path``, else the file named by SPIKEDIM_CALIBRATION, else the user's data folder.
+    """The store: ``path``, else the file SPIKEDIM_CALIBRATION names, else in the user's data.
 
     The user's data folder is ``XDG_DATA_HOME``, by default ``~/.local/share``.
     """
@@ -114,7 +114,11 @@ def remember_plan(plan: Plan, path: Path) -> Entry | None:
     Raises:
         StorageError: as :func:`append`.
     """
-    if plan.sweep is None or plan.case.outcome is None or not learned(plan.sweep, plan.data.majority):
+    if (
+        plan.sweep is None
+        or plan.case.outcome is None
+        or not learned(plan.sweep, plan.data.majority)
+    ):
         return None
     return append(plan.forecast, plan.case, path)
 

@@ -188,8 +188,8 @@ def validate(cases: Sequence[Case], predictors: Sequence[Predictor] = PREDICTORS
     for fold in GROUPS:
         found = held_out(cases, fold, predictors)
         trials[fold] = tuple(found)
-        names = list(dict.fromkeys(trial.predictor for trial in found))
-        board = [_score([t for t in found if t.predictor == name], fold) for name in names]
+        judged = dict.fromkeys(trial.predictor for trial in found)
+        board = [_score([t for t in found if t.predictor == name], fold) for name in judged]
         scores += sorted(board, key=lambda score: score.error.value)
         for name in (RECOMMENDED, RECOMMENDED_FREE):
             paired += [
@@ -207,9 +207,7 @@ def held_out(cases: Sequence[Case], fold: Fold, predictors: Sequence[Predictor])
     found: list[Trial] = []
     for name in sorted({group(case) for case in cases}):
         inside = [case for case in cases if group(case) != name]
-        ready = [
-            calibrate(p, inside, group) for p in predictors if any(map(p.answers, inside))
-        ]
+        ready = [calibrate(p, inside, group) for p in predictors if any(map(p.answers, inside))]
         free = [c for c in ready if c.predictor.needs != "one training"]
         for case in (case for case in cases if group(case) == name):
             able = [c for c in ready if c.predictor.answers(case)]
@@ -322,9 +320,7 @@ def score_table(scores: Sequence[Score], fold: Fold) -> Table:
 
 def paired_table(paired: Sequence[Paired]) -> Table:
     """The paired comparisons."""
-    rows = [
-        (p.fold, p.first, p.second, p.difference, "yes" if p.better else "no") for p in paired
-    ]
+    rows = [(p.fold, p.first, p.second, p.difference, "yes" if p.better else "no") for p in paired]
     columns = ("fold", "first", "second", "difference of mean abs log2 error", "first is better")
     return Table("Paired differences on the same held-out cases", columns, rows)
 

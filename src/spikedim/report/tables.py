@@ -93,7 +93,9 @@ def forecast(plan: Data) -> Grid:
         columns.insert(2, "holds the measured T*")
     own = f", {said['own']} of them your own" if said["own"] else ""
     case = plan["case"]
-    pilot = "no training" if case["pilot"] is None else f"a training at T = {case['pilot']['train_T']}"
+    pilot = (
+        "no training" if case["pilot"] is None else f"a training at T = {case['pilot']['train_T']}"
+    )
     notes = (
         f"Known beforehand: d_eff = {number(case['d_eff'])}, {number(case['parameters'])} "
         f"parameters, {pilot}.",

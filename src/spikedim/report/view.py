@@ -19,7 +19,7 @@ _AGREEMENT = {
     "overestimates": ("asks for too many", "bad", "timesteps, against the measured T*"),
     "underestimates": ("asks for too few", "bad", "timesteps, against the measured T*"),
     "undecided": ("undecided", "open", "the measured T* is too uncertain to judge it"),
-    "not measured": ("not tested", "open", "nothing was trained here"),
+    "not measured": ("not tested", "open", "T* was not measured here"),
 }
 
 

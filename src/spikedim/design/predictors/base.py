@@ -147,9 +147,7 @@ class Calibrated:
             low, high = conformal(self.misses[nearest], confidence)
             bottom = max(0.0, float(value) + min(low, 0.0))
             top = max(float(value), float(value) + max(high, 0.0))
-            found.append(
-                Estimate(float(value), bottom, top, self.n, "points", confidence, method)
-            )
+            found.append(Estimate(float(value), bottom, top, self.n, "points", confidence, method))
         return tuple(found)
 
 

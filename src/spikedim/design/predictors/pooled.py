@@ -93,9 +93,7 @@ def fit_pooled(cases: Sequence[Case]) -> Pooled:
         np.mean([interpolate(c.truth.steps, list(c.truth.losses), steps) for c in group], axis=0)
         for group in places.values()
     ]
-    return Pooled(
-        float(2 ** np.median(t)), steps, tuple(float(v) for v in np.mean(curves, axis=0))
-    )
+    return Pooled(float(2 ** np.median(t)), steps, tuple(float(v) for v in np.mean(curves, axis=0)))
 
 
 def fit_additive(cases: Sequence[Case]) -> Additive:

@@ -32,7 +32,7 @@ class Constant:
 
     def losses(self, case: Case, steps: Sequence[int]) -> None:
         """It says nothing about accuracy."""
-        return None
+        return
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class PowerLaw:
 
     def losses(self, case: Case, steps: Sequence[int]) -> None:
         """It says nothing about accuracy."""
-        return None
+        return
 
 
 def fit_constant(cases: Sequence[Case]) -> Rule:
