@@ -20,6 +20,7 @@ from spikedim.design.predictors import PREDICTORS, Calibrated, Prediction, Predi
 from spikedim.errors import DataError
 from spikedim.results import Estimate, Result, Table
 from spikedim.theory.statistics import wilson_interval
+from spikedim.training.timestep import isotonic
 
 Fold = Literal["data set", "architecture"]
 GROUPS: dict[Fold, Callable[[Case], str]] = {
@@ -284,21 +285,61 @@ def over_places(
     return float(values.mean()), float(low), float(high)
 
 
+def seed_noise(cases: Sequence[Case]) -> float | None:
+    """Mean |log2| ratio of T* of two seeds of one place: what no predictor of a case can beat much.
+
+    ``None`` where no place has two seeds.
+    """
+    groups: dict[tuple[str, str], list[float]] = {}
+    for case in cases:
+        groups.setdefault(case.place, []).append(math.log2(case.truth.t_star))
+    gaps = [
+        abs(a - b)
+        for values in groups.values()
+        for i, a in enumerate(values)
+        for b in values[i + 1 :]
+    ]
+    return float(np.mean(gaps)) if gaps else None
+
+
 def pooled_seeds(cases: Sequence[Case]) -> list[Case]:
-    """One case per place: median T* of its seeds; a check that seeds as cases mislead nobody."""
+    """One case per place: T* of the accuracy averaged over its seeds, which has less noise.
+
+    Seeds that were trained at other T than the first are left out.
+    """
     groups: dict[tuple[str, str], list[Case]] = {}
     for case in cases:
         groups.setdefault(case.place, []).append(case)
-    merged = []
-    for group in groups.values():
-        steps = group[0].truth.steps
-        same = [case for case in group if case.truth.steps == steps]
-        order = sorted(same, key=lambda case: case.truth.t_star)
-        middle = order[(len(order) - 1) // 2]
-        fitted = tuple(float(v) for v in np.mean([c.truth.fitted for c in same], axis=0))
-        outcome = replace(middle.truth, fitted=fitted)
-        merged.append(replace(middle, outcome=outcome))
-    return merged
+    return [_pooled(group) for group in groups.values()]
+
+
+def _pooled(group: Sequence[Case]) -> Case:
+    first = group[0]
+    truth = first.truth
+    same = [case for case in group if case.truth.steps == truth.steps]
+    accuracy = np.mean([case.truth.accuracy for case in same], axis=0)
+    fitted = isotonic(accuracy[None])[0]
+    enough = fitted >= fitted[-1] - truth.tolerance - 1e-9
+    outcome = replace(
+        truth,
+        accuracy=tuple(map(float, accuracy)),
+        fitted=tuple(map(float, fitted)),
+        t_star=truth.steps[int(np.argmax(enough))],
+        low=1,
+        high=None,
+        samples=truth.samples * len(same),
+    )
+    pilots = [c.pilot for c in same if c.pilot is not None and first.pilot is not None
+              and c.pilot.steps == first.pilot.steps]  # fmt: skip
+    pilot = None
+    if first.pilot is not None:
+        expected = [p.expected for p in pilots if p.expected]
+        pilot = replace(
+            first.pilot,
+            accuracy=tuple(map(float, np.mean([p.accuracy for p in pilots], axis=0))),
+            expected=tuple(map(float, np.mean(expected, axis=0))) if expected else (),
+        )
+    return replace(first, pilot=pilot, outcome=outcome)
 
 
 def score_table(scores: Sequence[Score], fold: Fold) -> Table:
