@@ -2,13 +2,15 @@ import numpy as np
 import pytest
 
 from spikedim.design.cases import cases_from_rows
-from spikedim.design.predictors import PREDICTORS
+from spikedim.design.predictors import PREDICTORS, Calibrated, Predictor
 from spikedim.design.validation import (
+    LEAST,
     RECOMMENDED,
     RECOMMENDED_FREE,
     compare,
     held_out,
     pooled_seeds,
+    select,
     validate,
 )
 from spikedim.errors import DataError
@@ -34,7 +36,7 @@ def test_the_rule_wins_where_the_rule_made_the_data():
     found = validate(cases)
     assert score(found, "published").error.value < 0.2
     assert score(found, "median").error.value > score(found, "published").error.value
-    assert found.of("data set")[0].predictor in ("published", RECOMMENDED, RECOMMENDED_FREE)
+    assert found.of("data set")[0].error.value <= score(found, "published").error.value
     assert score(found, "published-fraction").error.value > 5
 
 
@@ -81,7 +83,7 @@ def test_a_study_gives_a_full_score_board():
     table, outputs = rows(n=200)
     cases = cases_from_rows(table, outputs, 1.0)
     found = validate(cases)
-    names = {p.name for p in PREDICTORS} | {RECOMMENDED, RECOMMENDED_FREE}
+    names = {p.name for p in PREDICTORS} | {RECOMMENDED, RECOMMENDED_FREE, LEAST}
     for fold in ("data set", "architecture"):
         assert {s.predictor for s in found.of(fold)} == names
         errors = [s.error.value for s in found.of(fold)]
@@ -93,6 +95,22 @@ def test_a_study_gives_a_full_score_board():
     assert score(found, "constant").loss_error is None
     assert len(pooled_seeds(cases)) == found.places == 12
     assert "mean abs" in str(found)
+
+
+def test_the_cheapest_predictor_within_the_noise_is_recommended():
+    def ready(name, errors):
+        places = tuple((d, "m") for d in "abcdefgh")
+        ratios = np.array(errors)
+        return Calibrated(Predictor(name, "nothing", "", None), None, ratios, places, {}, 8)
+
+    cheap = ready("cheap", [1.1, 0.9, 1.0, 1.2, 0.8, 1.0, 1.3, 0.7])
+    lucky = ready("lucky", [0.9, 1.2, 0.7, 1.0, 1.1, 0.6, 0.9, 1.5])
+    sure = ready("sure", [0.1, 0.1, 0.0, 0.2, 0.1, 0.0, 0.1, 0.1])
+    assert select([cheap, lucky]).predictor.name == "cheap"
+    assert select([cheap, lucky, sure]).predictor.name == "sure"
+    assert select([sure, cheap]).predictor.name == "sure"
+    with pytest.raises(DataError):
+        select([])
 
 
 def test_too_few_data_sets_are_one_clear_error():

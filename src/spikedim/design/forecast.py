@@ -1,11 +1,9 @@
-"""What the predictors say about a case: the best-ranked one first, the others beside it."""
+"""What the predictors say about a case: the recommended one first, the others beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from spikedim.design.cases import Case, reference_cases
 from spikedim.design.predictors import PREDICTORS, Calibrated, Prediction, calibrate
@@ -33,7 +31,7 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Forecast(Result):
-    """Predictions of one case, best-ranked first.
+    """Predictions of one case: the recommended one, then the others by their error.
 
     Attributes:
         ranked: the predictors that could answer.
@@ -52,7 +50,7 @@ class Forecast(Result):
         return self.ranked[0].prediction
 
     def lost(self, T: int) -> Estimate | None:
-        """Points below the plateau at T, by the best-ranked predictor that says so."""
+        """Points below the plateau at T, by the first predictor that says so."""
         for item in self.ranked:
             said = item.prediction
             if said.losses and T in said.steps:
@@ -60,7 +58,7 @@ class Forecast(Result):
         return None
 
     def expected(self, T: int) -> Estimate | None:
-        """Accuracy in percent at T, by the best-ranked predictor that says so."""
+        """Accuracy in percent at T, by the first predictor that says so."""
         for item in self.ranked:
             said = item.prediction
             if said.accuracy and T in said.steps:
@@ -114,7 +112,9 @@ def forecast(
     tolerance: float = 1.0,
     own: int = 0,
 ) -> Forecast:
-    """Predict a case with every predictor that can answer, the best-ranked one first.
+    """Predict a case with every predictor that can answer; the recommended one comes first.
+
+    It is chosen by :func:`spikedim.design.validation.select`.
 
     Args:
         case: what is known of it; an outcome is not looked at.
@@ -131,13 +131,9 @@ def forecast(
     known = [item.within(tolerance) for item in given]
     able = [item for item in ready(known) if item.predictor.answers(case)]
     best = select(able)
-    order = sorted(able, key=lambda item: (item is not best, _error(item)))
-    ranked = tuple(Ranked(item.predict(case, steps), _error(item)) for item in order)
+    order = sorted(able, key=lambda item: (item is not best, item.error))
+    ranked = tuple(Ranked(item.predict(case, steps), item.error) for item in order)
     return Forecast(ranked, len(known), own, tuple(_notes(case, known)))
-
-
-def _error(item: Calibrated) -> float:
-    return float(np.abs(item.ratios).mean()) if len(item.ratios) else float("inf")
 
 
 def _notes(case: Case, known: Sequence[Case]) -> list[str]:

@@ -76,14 +76,14 @@ def design(
 ) -> Plan:
     """Say how many timesteps a spiking transformer needs on a data set, at what cost, how surely.
 
-    Measures the effective dimension of the training inputs, and asks every predictor of T*: the one
-    that did best on data sets left out of its fit is followed, the published rule and the others
-    stand beside it. With ``pilot`` it trains one network at the largest of ``timesteps``, whose
-    read-out after fewer steps more predictors can use. With ``verify`` it trains the network at
-    each of ``timesteps``, measures T* (the smallest T within the target's tolerance of the accuracy
-    plateau), spikes and energy at each T, and the effect of threshold, leak and refractory period
-    at T*; without either, spikes and energy come from ``checkpoint`` or from the untrained network
-    with calibrated batch norm, and say so.
+    Measures the effective dimension of the training inputs, and asks every predictor of T*. The
+    cheapest one that does as well as any on data sets left out of its fit, within the noise, is
+    followed; the published rule and the others stand beside it. With ``pilot`` it trains one
+    network at the largest of ``timesteps``, whose read-out after fewer steps more predictors can
+    use. With ``verify`` it trains the network at each of ``timesteps``, measures T* (the smallest T
+    within the target's tolerance of the accuracy plateau), spikes and energy at each T, and the
+    effect of threshold, leak and refractory period at T*; without either, spikes and energy come
+    from ``checkpoint`` or from the untrained network with calibrated batch norm, and say so.
 
     Args:
         dataset: images with labels.

@@ -290,8 +290,8 @@ def _change(before: Calibrated, after: Calibrated, entries: Sequence[Entry]) -> 
     ]
     return Change(
         name,
-        float(np.abs(before.ratios).mean()),
-        float(np.abs(after.ratios).mean()),
+        before.error,
+        after.error,
         float(np.mean(said)) if said else None,
         parameters(before.fitted),
         parameters(after.fitted),

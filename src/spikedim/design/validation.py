@@ -2,8 +2,9 @@
 
 For every fold (a data set, or an architecture, left out) each predictor is fitted on the other
 cases, its interval is made of its errors on those cases with one group left out in turn, and the
-predictor to recommend is chosen by those inner errors too. The row ``recommended`` is that
-procedure: what ``spikedim design`` does, judged on data and networks it has not seen.
+predictor to recommend is chosen by those inner errors too (:func:`select`). The row
+``recommended`` is that procedure: what ``spikedim design`` does, judged on data and networks it has
+not seen.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ GROUPS: dict[Fold, Callable[[Case], str]] = {
 }
 RECOMMENDED = "recommended"
 RECOMMENDED_FREE = "recommended, no training"
+LEAST = "least inner error"
 _RESAMPLES = 5000
 
 
@@ -214,6 +216,7 @@ def held_out(cases: Sequence[Case], fold: Fold, predictors: Sequence[Predictor])
             able = [c for c in ready if c.predictor.answers(case)]
             named = [(c.predictor.name, c) for c in able]
             named += [(RECOMMENDED, select(able))] if able else []
+            named += [(LEAST, min(able, key=lambda c: c.error))] if able else []
             named += [(RECOMMENDED_FREE, select(free))] if free else []
             found += [
                 Trial(label, c.predictor.name, case, c.predict(case, case.truth.steps))
@@ -223,14 +226,32 @@ def held_out(cases: Sequence[Case], fold: Fold, predictors: Sequence[Predictor])
 
 
 def select(ready: Sequence[Calibrated]) -> Calibrated:
-    """The predictor with the least mean |log2 error| on cases it had not seen; ties to the first.
+    """The cheapest predictor that is not worse than the best by more than one standard error.
+
+    Errors are mean |log2| errors on cases a predictor had not seen; the standard error is that of
+    their paired difference from the best one over places (the rule of one standard error, Breiman
+    et al. 1984): with few noisy cases the luckiest of a dozen predictors would win otherwise.
+    ``ready`` is in order of what a predictor needs, cheapest first.
 
     Raises:
         DataError: none is given.
     """
     if not ready:
         raise DataError("no predictor can answer: there are no earlier cases")
-    return min(ready, key=lambda c: round(float(np.abs(c.ratios).mean()), 9))
+    best = min(ready, key=lambda c: c.error)
+    return next(c for c in ready if c is best or _as_good(c, best))
+
+
+def _as_good(one: Calibrated, best: Calibrated) -> bool:
+    if one.places != best.places:
+        return False
+    gaps = np.abs(one.ratios) - np.abs(best.ratios)
+    names = sorted(set(one.places))
+    index = np.array([names.index(place) for place in one.places])
+    means = np.bincount(index, weights=gaps) / np.bincount(index)
+    if len(means) < 2:
+        return False
+    return bool(means.mean() <= means.std(ddof=1) / math.sqrt(len(means)) + 1e-9)
 
 
 def compare(trials: Sequence[Trial], first: str, second: str, fold: Fold) -> Paired:

@@ -72,7 +72,7 @@ def _accuracy(point: Data) -> str:
 
 
 def forecast(plan: Data) -> Grid:
-    """Every predictor's T, best-ranked first."""
+    """Every predictor's T, the recommended one first."""
     said = plan["forecast"]
     measured = plan["sweep"]["t_star"]["value"] if plan["sweep"] else None
     rows = []

@@ -195,8 +195,8 @@ def _basis(plan: Data) -> str:
         return "From the budget: the T of the largest accuracy within it."
     best = plan["forecast"]["ranked"][0]["prediction"]
     return (
-        f"Predicted by {best['name']}, the predictor that did best on data sets it had not seen; "
-        "not checked by training at this T."
+        f"Predicted by {best['name']}, the cheapest predictor that does as well as any, within the "
+        "noise, on data sets it had not seen; not checked by training at this T."
     )
 
 

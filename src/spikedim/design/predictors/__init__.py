@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from typing import get_args
 
 from spikedim.design.predictors.base import (
     CONFIDENCE,
@@ -19,7 +20,10 @@ from spikedim.design.predictors.pooled import POOLED
 from spikedim.design.predictors.rules import EPSILON, RULES
 from spikedim.errors import ConfigError
 
-PREDICTORS: tuple[Predictor, ...] = (*RULES, *POOLED, *PILOT)
+#: Every predictor, in order of what it needs: the cheapest first.
+PREDICTORS: tuple[Predictor, ...] = tuple(
+    sorted((*RULES, *POOLED, *PILOT), key=lambda p: get_args(Needs).index(p.needs))
+)
 
 __all__ = [
     "CONFIDENCE",

@@ -89,6 +89,7 @@ class Calibrated:
     Attributes:
         predictor, fitted: what predicts.
         ratios: T*/prediction of every case, as log2, each predicted without its group.
+        places: data set and network of each of ``ratios``.
         misses: T -> actual minus predicted points lost, likewise.
         n: cases behind both.
     """
@@ -96,8 +97,14 @@ class Calibrated:
     predictor: Predictor
     fitted: Fitted
     ratios: np.ndarray
+    places: tuple[tuple[str, str], ...]
     misses: dict[int, np.ndarray]
     n: int
+
+    @property
+    def error(self) -> float:
+        """Mean |log2| error on cases predicted without their group; infinite without any."""
+        return float(np.abs(self.ratios).mean()) if len(self.ratios) else math.inf
 
     def predict(
         self, case: Case, steps: Sequence[int], confidence: float = CONFIDENCE
@@ -166,6 +173,7 @@ def calibrate(predictor: Predictor, cases: Sequence[Case], group: Group) -> Cali
     if not usable:
         raise DataError(f"predictor {predictor.name} has no case to be fitted on")
     ratios: list[float] = []
+    places: list[tuple[str, str]] = []
     misses: dict[int, list[float]] = {}
     for name in sorted({group(case) for case in usable}):
         inside = [case for case in usable if group(case) != name]
@@ -177,6 +185,7 @@ def calibrate(predictor: Predictor, cases: Sequence[Case], group: Group) -> Cali
                 continue
             truth = case.truth
             ratios.append(math.log2(truth.t_star / whole(fitted.timesteps(case.hidden()))))
+            places.append(case.place)
             lost = fitted.losses(case.hidden(), truth.steps)
             if lost is not None:
                 for T, actual, said in zip(truth.steps, truth.losses, lost, strict=True):
@@ -185,6 +194,7 @@ def calibrate(predictor: Predictor, cases: Sequence[Case], group: Group) -> Cali
         predictor,
         predictor.fit(usable),
         np.array(ratios),
+        tuple(places),
         {T: np.array(values) for T, values in misses.items()},
         len(ratios),
     )
@@ -194,8 +204,8 @@ def conformal(errors: np.ndarray, confidence: float) -> tuple[float, float]:
     """The shortest interval of errors of left-out cases that should hold a new one.
 
     Of n exchangeable errors, an interval fixed beforehand that holds k holds a new one with
-    probability k/(n + 1), so ``k = min(n, ⌈(n + 1)·confidence⌉)``. Taking the shortest of them
-    costs a little coverage, which ties of a T* on a grid give back.
+    probability k/(n + 1), so k is the whole number nearest to ``(n + 1)·confidence``, at most n.
+    Taking the shortest of them costs a little coverage, which ties of a T* on a grid give back.
 
     Raises:
         ConfigError: confidence outside (0, 1).
@@ -206,7 +216,7 @@ def conformal(errors: np.ndarray, confidence: float) -> tuple[float, float]:
     if n == 0:
         return 0.0, 0.0
     ordered = np.sort(errors)
-    k = min(n, math.ceil((n + 1) * confidence - 1e-9))
+    k = min(n, math.floor((n + 1) * confidence + 0.5))
     spans = np.round(ordered[k - 1 :] - ordered[: n - k + 1], 9)
     shortest = np.flatnonzero(spans == spans.min())
     first = int(shortest[len(shortest) // 2])
