@@ -157,12 +157,12 @@ def _method(found: Validation) -> list[str]:
         "below. Seeds count as cases, but every interval of an average draws whole places, because "
         "seeds of one place are not independent; pooled seeds are shown further down.",
         "",
-        "For every data set (or architecture) left out, each predictor is fitted on the others, and "
+        "For every data set (or architecture) left out, each predictor is fitted on the others and "
         "its 90 % interval is made of its errors on those, again with one group left out in turn. "
         "*recommended* is the cheapest predictor whose inner error is within one standard error of "
         "the least, so that the choice does not see the fold either; *least inner error* takes the "
         "least, without that caution. (The caution, and rounding of the interval's rank to the "
-        "nearest instead of upward, were decided after a first look at a third of the cases.)",
+        "nearest instead of upward, were decided after a first look at part of the cases.)",
         "",
         "The ranking measure, fixed beforehand, is the mean of |log2(T̂/T*)|: 1 is a factor of two, "
         "either way. *T̂ suffices* counts cases that lose no more than the tolerance at T̂; a large "
