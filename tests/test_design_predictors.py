@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,7 +50,10 @@ def test_cases_leave_out_failed_and_too_short_trials():
         for T in GRID
     ]
     short = [row("c", "m", 0, T, T, np.ones(8, np.uint8), 9.0) for T in (1, 2)]
-    assert [c.dataset for c in cases_from_rows([*table, *failed, *short])] == ["a"]
+    unfinished = [row("a", "m", 1, T, T, np.ones(400, np.uint8), 9.0) for T in GRID[:4]]
+    assert [c.place for c in cases_from_rows([*table, *failed, *short])] == [("a", "m")]
+    again = [replace(r, fingerprint="a") for r in unfinished]
+    assert [c.seed for c in cases_from_rows([*table, *again])] == [0]
 
 
 def test_cases_survive_their_file():

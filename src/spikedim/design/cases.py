@@ -176,44 +176,52 @@ def cases_from_rows(
     """Cases of a study: one per data set, network, neuron setting, truncation and seed.
 
     The truth is T* of the trainings at each T (``eval_T == train_T``); the pilot is the training
-    at the largest T, read out earlier. Failed trials are left out, and so are cases with fewer
-    than three trained T.
+    at the largest T, read out earlier. Failed trials are left out, and so are unfinished cases,
+    which lack a T that another seed was trained at, and those with fewer than three T.
 
     Raises:
         ConfigError: a negative tolerance.
         DataError: rows of one case were tested on different samples.
     """
     by_case: dict[tuple[Any, ...], list[StudyRow]] = {}
+    grids: dict[tuple[Any, ...], set[int]] = {}
     for row in rows:
         if row.status == "done":
-            by_case.setdefault(_identity(row), []).append(row)
-    kept: dict[tuple[str, str], list[OutputRow]] = {}
+            by_case.setdefault((_setting(row), row.seed), []).append(row)
+            grids.setdefault(_setting(row), set()).update(_trained(row))
+    by_key: dict[str, list[OutputRow]] = {}
     for output in outputs:
-        kept.setdefault((output.dataset + "/" + output.model, str(output.seed)), []).append(output)
-    found = [
-        _case(group, kept.get((group[0].dataset + "/" + group[0].model, str(group[0].seed)), []),
-              tolerance)
-        for _, group in sorted(by_case.items(), key=lambda item: str(item[0]))
-        if len({row.train_T for row in group if row.eval_T == row.train_T}) >= 3
-    ]  # fmt: skip
+        by_key.setdefault(output.key, []).append(output)
+    found = []
+    for (setting, _), group in sorted(by_case.items(), key=lambda item: str(item[0])):
+        grid = {T for row in group for T in _trained(row)}
+        if len(grid) >= 3 and grid == grids[setting]:
+            found.append(_case(group, by_key, tolerance))
     return found
 
 
-def _identity(row: StudyRow) -> tuple[Any, ...]:
+def _trained(row: StudyRow) -> tuple[int, ...]:
+    return (row.train_T,) if row.eval_T == row.train_T else ()
+
+
+def _setting(row: StudyRow) -> tuple[Any, ...]:
+    """All but the seed."""
     return (
-        row.dataset, row.model, row.seed, row.components, row.beta, row.v_th, row.t_ref,
+        row.dataset, row.model, row.components, row.beta, row.v_th, row.t_ref,
         row.reset, row.encoder, row.fingerprint,
     )  # fmt: skip
 
 
-def _case(rows: Sequence[StudyRow], outputs: Sequence[OutputRow], tolerance: float) -> Case:
+def _case(
+    rows: Sequence[StudyRow], outputs: Mapping[str, Sequence[OutputRow]], tolerance: float
+) -> Case:
     trained = {row.train_T: row for row in rows if row.eval_T == row.train_T}
     found = t_star({T: row.hits for T, row in trained.items()}, tolerance)
     spikes = [trained[T].spikes_per_sample for T in found.timesteps]
     first = rows[0]
     last = max(trained)
     read = {row.eval_T: row.accuracy for row in rows if row.train_T == last and row.eval_T <= last}
-    keys = {row.key for row in rows if row.train_T == last}
+    kept = outputs.get(trained[last].key, ())
     return Case(
         first.dataset if first.components is None else f"{first.dataset}/{first.components}",
         first.model,
@@ -224,7 +232,7 @@ def _case(rows: Sequence[StudyRow], outputs: Sequence[OutputRow], tolerance: flo
         first.train_samples,
         first.image_size,
         first.v_th,
-        _pilot(last, read, [o for o in outputs if o.key in keys]),
+        _pilot(last, read, kept),
         Outcome.of(found, [s for s in spikes if s is not None]),
     )
 

@@ -22,7 +22,9 @@ from spikedim.design.validation import (
     Fold,
     Paired,
     Score,
+    Trial,
     Validation,
+    compare,
     paired_table,
     pooled_seeds,
     score_table,
@@ -96,7 +98,8 @@ def answer(found: Validation, cases: Sequence[Case]) -> list[str]:
         f"`spikedim design` recommends by **{chosen.name}** ({chosen.text.rstrip('.')}); it needs "
         f"{chosen.needs}."
     ]
-    for name in (RECOMMENDED, RECOMMENDED_FREE):
+    same = all(_same(found.trials[fold]) for fold in GROUPS)
+    for name in (RECOMMENDED,) if same else (RECOMMENDED, RECOMMENDED_FREE):
         for fold in GROUPS:
             own, pairs = _of(found.of(fold), name), _pairs(found.paired, name, fold)
             lines.append(
@@ -105,6 +108,7 @@ def answer(found: Validation, cases: Sequence[Case]) -> list[str]:
                 f"{_factor(_of(found.of(fold), 'constant'))}). "
                 + " ".join(_beats(pair) for pair in pairs)
             )
+    lines += [_ahead(found, fold) for fold in GROUPS]
     for fold in GROUPS:
         own = _of(found.of(fold), RECOMMENDED)
         inside = TARGET[0] <= own.coverage.value <= TARGET[1]
@@ -116,16 +120,38 @@ def answer(found: Validation, cases: Sequence[Case]) -> list[str]:
     noise = seed_noise(cases)
     if noise is not None:
         lines.append(
-            f"For scale: T* of another seed of the same data set and network is off by a factor of "
-            f"{2**noise:.2f} on average; a predictor of single cases cannot do much better."
+            "For scale: T* of two seeds of the same data set and network differ by a factor of "
+            f"{2**noise:.2f} on average. That is noise of single trainings, which no predictor can "
+            "foresee."
         )
     return lines
+
+
+def _same(trials: Sequence[Trial]) -> bool:
+    """Whether the recommendation never needed a training."""
+    chosen = {trial.chosen for trial in trials if trial.predictor == RECOMMENDED}
+    free = {p.name for p in PREDICTORS if p.needs != "one training"}
+    return chosen <= free
+
+
+def _ahead(found: Validation, fold: Fold) -> str:
+    """Which predictors beat the constant T = 4 beyond doubt."""
+    names = [p.name for p in PREDICTORS if p.name != "constant"]
+    trials = found.trials[fold]
+    judged = {trial.predictor for trial in trials}
+    pairs = [compare(trials, name, "constant", fold) for name in names if name in judged]
+    better = [pair.first for pair in pairs if pair.better]
+    worse = [p.first for p in pairs if p.difference.low is not None and p.difference.low > 0]
+    said = f"better than T = 4: {', '.join(better) or 'none'}; worse: {', '.join(worse) or 'none'}"
+    return f"Of {len(pairs)} other predictors, beyond doubt and {LEFT[fold]}, {said}."
 
 
 def _beats(pair: Paired) -> str:
     names = {"published": "the published rule", "constant": "T = 4", "median": "the median T*"}
     other = names.get(pair.second, pair.second)
     gap = pair.difference
+    if {gap.value, gap.low, gap.high} == {0.0}:
+        return f"It gives the same T as {other} in every case."
     if pair.better:
         return f"It beats {other}: {gap} in mean abs log2 error, an interval that excludes zero."
     if gap.low is not None and gap.low > 0:
