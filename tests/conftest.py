@@ -19,3 +19,16 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"reference data absent: SPIKEDIM_DATA={root} is not a folder")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def calibration_store(tmp_path_factory):
+    """Verified designs of the suite must not enter the calibration store of whoever runs it."""
+    place = tmp_path_factory.mktemp("calibration") / "calibration.jsonl"
+    before = os.environ.get("SPIKEDIM_CALIBRATION")
+    os.environ["SPIKEDIM_CALIBRATION"] = str(place)
+    yield place
+    if before is None:
+        del os.environ["SPIKEDIM_CALIBRATION"]
+    else:
+        os.environ["SPIKEDIM_CALIBRATION"] = before

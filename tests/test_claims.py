@@ -22,8 +22,8 @@ from spikedim.claims import (
     judge,
     list_claims,
 )
-from spikedim.claims.literature import Ablation
 from spikedim.claims.statistics import rank_correlation
+from spikedim.design.literature import Ablation
 from spikedim.errors import ConfigError
 from spikedim.report.audit import render_audit
 from spikedim.results import Estimate

@@ -74,15 +74,25 @@ def unverified():
     return design(load_dataset("digits"), "spikformer_nano", profile_samples=16)
 
 
-def test_unverified_plan_follows_the_published_rule_and_says_so(unverified):
+def test_unverified_plan_follows_the_best_predictor_and_says_so(unverified):
     plan = unverified
     assert plan.sweep is None
     assert plan.agreement == "not measured"
-    assert plan.recommendation.basis == "published rule"
-    assert plan.recommendation.timesteps == plan.predictions[0].timesteps
-    assert int(plan.predictions[0].timesteps.value) == plan.operating[0].profile.T
+    assert plan.recommendation.basis == "predicted"
+    assert plan.recommendation.timesteps == plan.forecast.best.timesteps
+    others = [item.error for item in plan.forecast.ranked[1:]]
+    assert others == sorted(others)
+    assert plan.recommended.timesteps in [point.timesteps for point in plan.operating]
     assert "untrained" in plan.model.state
-    assert plan.predictions[1].timesteps.value > 1000
+    assert "Not yet checked" in plan.verdict[0]
+
+
+def test_the_published_rule_stays_visible(unverified):
+    published = unverified.forecast.named("published").timesteps
+    assert published.value == unverified.predictions[0].timesteps.value
+    assert unverified.predictions[1].timesteps.value > 1000
+    assert any("C·d_eff/ε²" in line for line in unverified.verdict)
+    assert "published" in str(unverified)
 
 
 def test_bounds_are_the_theory_filled_in(unverified):
@@ -90,7 +100,7 @@ def test_bounds_are_the_theory_filled_in(unverified):
     n, d = unverified.model.tokens, unverified.model.channels
     assert (n, d) == (64, 32)
     assert bounds["worst case L_f²·n·d/ε²"].value == pytest.approx(n * d / 0.05**2)
-    spikes = unverified.operating[0].profile.spikes_per_sample.value
+    spikes = unverified.recommended.profile.spikes_per_sample.value
     assert all(b.measured == spikes for b in unverified.bounds if b.unit.startswith("spikes"))
     assert {b.kind for b in unverified.bounds} == {
         "published lower bound",

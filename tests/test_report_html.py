@@ -227,11 +227,11 @@ def test_verdict_comes_first_and_provenance_last(verified, pages):
 
 def test_sections_without_measurements_are_left_out(pages):
     drawn = embedded(pages["plan"], "figures")["specs"]
-    assert drawn.keys() == {"scree", "cumulative", "rates", "energy"}
+    assert drawn.keys() == {"tradeoff", "scree", "cumulative", "rates", "energy"}
     said = Page(pages["plan"]).said
-    assert "No network was trained" in said
+    assert "Accuracy was not measured" in said
+    assert "What each predictor says" in said
     assert "Neuron settings tried" not in said
-    assert "What accuracy costs" not in said
 
 
 def test_estimates_carry_interval_unit_convention_and_n(verified, pages):
@@ -262,7 +262,7 @@ def test_accuracy_at_chance_is_said_beside_the_headline(verified, pages):
 
 def test_recommended_rows_are_highlighted(pages):
     rows = [a for a in Page(pages["verified"]).all("tr") if a.get("class") == "chosen"]
-    assert len(rows) == 1 + 2
+    assert len(rows) == 1 + 1 + 2  # operating point, best predictor, neuron settings
 
 
 def test_hostile_names_stay_text(verified):

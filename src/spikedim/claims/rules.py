@@ -9,11 +9,12 @@ import torch
 from scipy import stats
 
 from spikedim import theory
-from spikedim.claims import networks
-from spikedim.claims.literature import ABLATIONS, DIGEST, HEAD_RATIOS, Ablation
+from spikedim.claims import networks, studies
+from spikedim.claims.literature import DIGEST, HEAD_RATIOS
 from spikedim.claims.registry import Measurement, Setting, claim
 from spikedim.claims.statistics import average
 from spikedim.data import encode
+from spikedim.design.literature import Ablation, published_sweeps
 from spikedim.dimension import published_protocol
 from spikedim.profiling import profile
 from spikedim.results import Estimate
@@ -34,7 +35,12 @@ STEPS = (1, 2, 4, 8)
     correction=lambda d, epsilon: theory.timestep_rule(d, 100 * epsilon, "percent").timesteps,
 )
 def rule_t(setting: Setting) -> list[Measurement]:
-    """T* of published ablations (and of our own sweep) against the T the rule gives."""
+    """T* of published ablations and of the stored studies against the T the rule gives.
+
+    The studies: log2(T of the rule / T*) over all cases, where 0 is agreement and half an octave is
+    allowed; and the same network on data of different dimension, where the rule, read as
+    ε = (C·d_eff/T)^½, has the points lost at T = 1 grow as d_eff^½, whatever C and the unit of ε.
+    """
     rows = []
     for name, d_eff, needed in _needed(setting):
         for form, formula in setting.both():
@@ -48,6 +54,9 @@ def rule_t(setting: Setting) -> list[Measurement]:
                     form,
                 )
             )
+    for form, formula in setting.both():
+        rows.append(studies.rule_against(formula, EPSILON, form))
+        rows += studies.growth_with_dimension(form)
     return rows
 
 
@@ -59,7 +68,7 @@ def rule_t(setting: Setting) -> list[Measurement]:
     formula=lambda T, d, epsilon: T * (100 * epsilon) ** 2 / d,
 )
 def rule_c(setting: Setting) -> list[Measurement]:
-    """C implied by T* of published ablations (and of our own sweep)."""
+    """C implied by T* of published ablations and, by data set, of the stored study."""
     published = theory.PUBLISHED_CONSTANT
     rows = []
     for name, d_eff, needed in _needed(setting):
@@ -71,7 +80,12 @@ def rule_c(setting: Setting) -> list[Measurement]:
         rows.append(
             Measurement(f"C from T*, {name}", implied, published.low or 0.0, published.high or 0.0)
         )
-    steep = ABLATIONS[0]
+    for name, implied in studies.by_dataset(
+        lambda c: setting.formula(c.truth.t_star, c.d_eff, EPSILON)
+    ):
+        label = f"C from T*, study on {name}"
+        rows.append(Measurement(label, implied, published.low or 0.0, published.high or 0.0))
+    steep = published_sweeps()[0]
     d = theory.PUBLISHED_D_EFF[steep.dataset].value
     for points in (1.0, 2.0, 5.0):
         implied = Estimate(setting.formula(steep.t_star(points).value, d, points / 100))
@@ -88,13 +102,19 @@ def rule_c(setting: Setting) -> list[Measurement]:
     formula=lambda: 4,
 )
 def four_suffice(setting: Setting) -> list[Measurement]:
-    """Points lost against the largest T in published ablations and, with --full, on digits."""
+    """Points lost against the largest T: published ablations, the stored study by data set.
+
+    With --full also networks trained now, on digits.
+    """
     T = setting.formula()
     rows = [
         Measurement(f"lost at T = {T}, {_name(a)}", a.loss(T), high=TOLERANCE)
-        for a in ABLATIONS
+        for a in published_sweeps()
         if T in a.accuracy
     ]
+    for name, lost_there in studies.by_dataset(lambda c: studies.lost(c, T), "points"):
+        label = f"lost at T = {T}, study on {name}"
+        rows.append(Measurement(label, lost_there, high=TOLERANCE))
     if setting.effort == "full":
         table = {t: networks.correct(t, setting.seed) for t in STEPS}
         lost = 100 * (table[max(STEPS)].astype(float) - table[T])
@@ -136,11 +156,12 @@ def scaling(setting: Setting) -> list[Measurement]:
         )
         squared = Estimate(float(fit.rvalue) ** 2)
         rows.append(Measurement(f"R², {encoder} input", squared, form="context"))
-    for ablation in ABLATIONS[:3]:
+    for ablation in published_sweeps()[:3]:
         wrong = [100 - a for a in ablation.accuracy.values()]
         fit = stats.linregress(np.log(list(ablation.accuracy)), np.log(wrong))
         name = f"slope of log classification error, {_name(ablation)}"
         rows.append(Measurement(name, Estimate(float(fit.slope)), form="context"))
+    rows.append(studies.decay())
     return rows
 
 
@@ -154,7 +175,10 @@ def scaling(setting: Setting) -> list[Measurement]:
     correction=lambda n, d, epsilon: theory.spikes_input_dependent(d, 100 * epsilon, tokens=n),
 )
 def spike_ratio(setting: Setting) -> list[Measurement]:
-    """A small transformer on digits, T = 4: trained with --full, else with fresh weights."""
+    """A small transformer on digits, T = 4: trained with --full, else with fresh weights.
+
+    And every network of the stored study at T = 4, by data set.
+    """
     model = networks.network(setting.effort == "full", seed=setting.seed)
     x, _ = networks.digits().tensors("test", setting.pick(32, 128), setting.seed)
     spikes = profile(model, x, 4).spikes_per_sample
@@ -171,6 +195,9 @@ def spike_ratio(setting: Setting) -> list[Measurement]:
         )
         name = "measured / theoretical spikes, digits"
         rows.append(Measurement(name, ratio, 2.08, 2.63, form))
+        for place, found in studies.spike_ratios(formula, EPSILON):
+            label = f"measured / theoretical spikes, study on {place}"
+            rows.append(Measurement(label, found, 2.08, 2.63, form))
     largest = Estimate(max(HEAD_RATIOS.values()))
     name = "largest ratio in the published table by heads"
     rows.append(Measurement(name, largest, form="context"))
@@ -215,7 +242,8 @@ def heads(setting: Setting) -> list[Measurement]:
 def _needed(setting: Setting) -> list[tuple[str, Estimate, Estimate]]:
     """Data set, its effective dimension and T*: published, and with --full our own on digits."""
     found = [
-        (_name(a), theory.PUBLISHED_D_EFF[a.dataset], a.t_star(TOLERANCE)) for a in ABLATIONS[:4]
+        (_name(a), theory.PUBLISHED_D_EFF[a.dataset], a.t_star(TOLERANCE))
+        for a in published_sweeps()[:4]
     ]
     if setting.effort == "full":
         table = {t: networks.correct(t, setting.seed) for t in STEPS}

@@ -10,6 +10,7 @@ import typer
 
 from spikedim.cli import (
     audit,
+    calibrate,
     circuits,
     data,
     design,
@@ -24,6 +25,7 @@ from spikedim.cli import (
     report,
     sweep,
     train,
+    validate,
 )
 from spikedim.errors import SpikedimError
 
@@ -43,6 +45,8 @@ app.command()(profile.profile)
 app.command()(train.train)
 app.command()(sweep.sweep)
 app.command()(report.report)
+app.command()(validate.validate)
+app.command()(calibrate.calibrate)
 app.command()(audit.audit)
 app.command()(ntk.ntk)
 app.command()(rank.rank)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from spikedim.cli import options
+from spikedim.cli.calibrate import Store
 from spikedim.cli.output import emit, say, working
 from spikedim.errors import ConfigError
 
@@ -17,6 +18,30 @@ def design(
     verify: Annotated[
         bool, typer.Option("--verify", help="Train at each T and measure what is really needed.")
     ] = False,
+    pilot: Annotated[
+        bool,
+        typer.Option(
+            "--pilot", help="Train once, at the largest T, and predict from its early read-out."
+        ),
+    ] = False,
+    budget_energy: Annotated[
+        str | None,
+        typer.Option(help="Most energy of one inference, e.g. 0.5uJ; T is found within it."),
+    ] = None,
+    budget_spikes: Annotated[
+        float | None, typer.Option(help="Most spikes of one inference; T is found within it.")
+    ] = None,
+    energy_convention: Annotated[
+        str, typer.Option(help="Energy convention of --budget-energy.")
+    ] = "paper-sop",
+    store: Store = None,
+    remember: Annotated[
+        bool,
+        typer.Option(
+            "--remember/--forget",
+            help="With --verify: add prediction and measurement to the calibration store.",
+        ),
+    ] = True,
     epsilon: Annotated[
         float, typer.Option(help="Target error ε of the published rule, in percentage points.")
     ] = 5.0,
@@ -69,8 +94,12 @@ def design(
     from spikedim.cli.job import prepare
     from spikedim.design import NeuronTarget, Target
     from spikedim.design import design as plan_for
+    from spikedim.design.budget import Budget, parse_energy
     from spikedim.design.neuron_inversion import require_feasible
+    from spikedim.design.store import known_cases, remember_plan, store_path
     from spikedim.report import write_report
+    from spikedim.results import plain
+    from spikedim.storage import digest
 
     with working(quiet):
         target = Target(epsilon, tolerance)
@@ -79,15 +108,25 @@ def design(
             wanted = NeuronTarget(target_d_eff, target_reduction, rate, dt)
         elif dt is not None or rate != (0.0, 1.0):
             raise ConfigError("--rate and --dt are of --target-d-eff or --target-reduction")
+        budget = None
+        if budget_energy is not None or budget_spikes is not None:
+            energy = None if budget_energy is None else parse_energy(budget_energy)
+            budget = Budget(energy, budget_spikes, energy_convention)
+        place = store_path(store)
+        known = known_cases(place)
+        trained = timesteps[-1:] if pilot else timesteps
         job = prepare(
-            data, data_root, model, timesteps, epochs, train_samples, test_samples, seed, device
+            data, data_root, model, trained, epochs, train_samples, test_samples, seed, device
         )
         settings = {
             "target": asdict(target),
             "verify": verify,
-            "timesteps": timesteps if verify else None,
+            "pilot": pilot,
+            "budget": asdict(budget) if budget else None,
+            "timesteps": timesteps if verify or pilot else None,
             "neurons": neurons and verify,
             "checkpoint": str(checkpoint) if checkpoint else None,
+            "calibration": digest([plain(case) for case in known[0]]),
         }
         if wanted is not None:
             settings["neuron target"] = asdict(wanted)
@@ -95,12 +134,16 @@ def design(
         if verify:
             then = "; then five trainings at T* to compare neurons (--no-neurons leaves them out)"
             job.announce(timesteps, workers, then if neurons else "")
+        elif pilot:
+            job.announce(timesteps[-1:], workers)
         with job.run("design", settings, out) as run:
             plan = plan_for(
                 job.dataset,
                 model,
                 target=target,
                 verify=verify,
+                pilot=pilot,
+                budget=budget,
                 timesteps=timesteps,
                 neurons=neurons,
                 config=job.config,
@@ -108,10 +151,14 @@ def design(
                 seed=seed,
                 workers=workers,
                 population=job.everything,
+                known=known,
                 run=run,
                 neuron=wanted,
             )
             page = write_report(plan, run.file("report.html"))
+            stored = verify and remember and remember_plan(plan, place)
     emit(plan, as_json)
     say(f"Report: {page}   Numbers: {run.file('results.json')}")
+    if stored:
+        say(f"Remembered in {place}; spikedim calibrate refits the predictors with it.")
     require_feasible(plan.inversion)

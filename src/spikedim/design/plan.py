@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from spikedim.design.budget import BudgetAnswer
+from spikedim.design.cases import Case
+from spikedim.design.forecast import Forecast
 from spikedim.dimension import DimensionReport
 from spikedim.errors import ConfigError
 from spikedim.ntk.invert import Inversion
@@ -114,12 +117,16 @@ class Operating:
         accuracy: test accuracy in percent; ``None`` where the network was not trained.
         profile: spikes, operations and energy at this T.
         setting: what differs from the network's own neurons, e.g. ``"threshold = 1.5"``.
+        expected: accuracy to expect in percent, from a pilot training; ``None`` without one.
+        lost: points below the plateau to expect; ``None`` where no predictor says.
     """
 
     timesteps: int
     accuracy: Estimate | None
     profile: Profile
     setting: str = ""
+    expected: Estimate | None = None
+    lost: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,7 @@ class Recommendation:
     Attributes:
         timesteps: recommended T with its interval.
         threshold, beta, refractory: v_th, membrane decay per step and t_ref in whole steps.
-        basis: ``"measured"`` (trained and tested here) or ``"published rule"``.
+        basis: ``"measured"`` (trained and tested here), ``"predicted"`` or ``"budget"``.
         reasons: one plain sentence per setting.
     """
 
@@ -137,7 +144,7 @@ class Recommendation:
     threshold: float
     beta: float
     refractory: int
-    basis: Literal["measured", "published rule"]
+    basis: Literal["measured", "predicted", "budget"]
     reasons: tuple[str, ...]
 
 
@@ -152,6 +159,9 @@ class Plan(Result):
         data, model, target: what was asked.
         dimension: effective dimension of the data, all estimators.
         predictions: the published rule in both readings of ε; the first is the usable one.
+        forecast: what every predictor says of this case, the best-ranked one first.
+        case: what was known and found of this network and data, for the calibration store.
+        budget: the answer to a spike or energy budget; ``None`` where none was given.
         operating: spikes and energy per T with the network's own neurons, in order of T.
         recommended: the operating point of the recommended settings, neurons included.
         bounds: lower bounds beside the measurement at the recommended T.
@@ -175,6 +185,9 @@ class Plan(Result):
     sweep: TimestepSweep | None
     neurons: NeuronSweep | None
     provenance: Provenance
+    forecast: Forecast
+    case: Case
+    budget: BudgetAnswer | None = None
     inversion: Inversion | None = None
 
     def tables(self) -> list[Table]:
@@ -186,13 +199,17 @@ class Plan(Result):
             ("leak β (per step)", advice.beta),
             ("refractory period t_ref (steps)", advice.refractory),
             ("basis", advice.basis),
+            (f"predictor {self.forecast.best.name}", f"T = {self.forecast.best.timesteps}"),
             ("published rule", f"T = {self.predictions[0].timesteps}: {self.agreement}"),
         ]
+        if self.budget is not None:
+            answer.append(("budget", self.budget.text))
         title = f"{self.model.name} on {self.data.name}"
         neurons = self.neurons.tables() if self.neurons is not None else []
         return [
             self._bounds_table(),
             *neurons,
+            self.forecast.tables()[-1],
             *(self.inversion.tables()[:1] if self.inversion is not None else []),
             self._operating_table(),
             Table(title, ("setting", "recommendation"), answer, self.verdict),
@@ -207,13 +224,21 @@ class Plan(Result):
             rows.append(
                 (
                     f"{point.timesteps}{mark}",
-                    point.accuracy,
+                    point.accuracy or point.expected,
+                    point.lost,
                     point.profile.spikes_per_sample,
                     *[energies[name] for name in conventions],
                 )
             )
-        columns = ("T", "accuracy", "spikes per sample", *[f"energy, {c}" for c in conventions])
-        note = f"Network state: {self.model.state}. Energy is per sample and per convention."
+        said = "accuracy" if any(p.accuracy for p in self.operating) else "accuracy, predicted"
+        columns = (
+            "T", said, "lost, predicted", "spikes per sample",
+            *[f"energy, {c}" for c in conventions],
+        )  # fmt: skip
+        note = (
+            f"Network state: {self.model.state}. Energy is per sample and per convention. Lost: "
+            "points below the plateau by the predictors, 90 %."
+        )
         return Table("Accuracy, spikes and energy by timesteps", columns, rows, (note,))
 
     def _bounds_table(self) -> Table:

@@ -11,7 +11,11 @@ import torch
 
 from spikedim.data import Dataset
 from spikedim.design.bounds import lower_bounds
+from spikedim.design.budget import Budget, BudgetAnswer, invert
+from spikedim.design.cases import Case, reference_cases
+from spikedim.design.forecast import STEPS, Forecast, forecast
 from spikedim.design.neuron_inversion import NeuronTarget, find_neuron
+from spikedim.design.piloting import case_of
 from spikedim.design.plan import (
     DataSummary,
     ModelSummary,
@@ -24,12 +28,13 @@ from spikedim.design.verdict import agreement, verdict
 from spikedim.dimension import measure
 from spikedim.errors import ConfigError, DataError
 from spikedim.models import SpikingModel, calibrate_batchnorm, create_model, load_checkpoint
+from spikedim.models.features import layer_shapes
 from spikedim.neurons import LIFParams
-from spikedim.profiling import profile
+from spikedim.profiling import Profile, profile
 from spikedim.provenance import provenance
-from spikedim.results import number, points_of
+from spikedim.results import Estimate, number, points_of
 from spikedim.storage import Run, write_json
-from spikedim.theory import TimestepPrediction, timestep_rule
+from spikedim.theory import timestep_rule
 from spikedim.training import (
     NeuronPoint,
     NeuronSweep,
@@ -57,6 +62,8 @@ def design(
     *,
     target: Target | None = None,
     verify: bool = False,
+    pilot: bool = False,
+    budget: Budget | None = None,
     timesteps: Sequence[int] = DEFAULT_TIMESTEPS,
     neurons: bool = True,
     config: TrainConfig | None = None,
@@ -65,22 +72,29 @@ def design(
     seed: int = 0,
     workers: int = 1,
     population: Dataset | None = None,
+    known: tuple[Sequence[Case], int] | None = None,
     run: Run | None = None,
     neuron: NeuronTarget | None = None,
 ) -> Plan:
     """Say how many timesteps a spiking transformer needs on a data set, at what cost, how surely.
 
-    Measures the effective dimension of the training inputs and the published rule's T. With
-    ``verify`` it trains the network at each of ``timesteps``, measures T* (the smallest T within
-    the target's tolerance of the accuracy plateau), spikes and energy at each T, and the effect of
-    threshold, leak and refractory period at T*; without it, spikes and energy come from
-    ``checkpoint`` or from the untrained network with calibrated batch norm, and say so.
+    Measures the effective dimension of the training inputs, and asks every predictor of T*. The
+    cheapest one that does as well as any on data sets left out of its fit, within the noise, is
+    followed; the published rule and the others stand beside it. With ``pilot`` it trains one
+    network at the largest of ``timesteps``, whose read-out after fewer steps more predictors can
+    use. With ``verify`` it trains the network at each of ``timesteps``, measures T* (the smallest T
+    within the target's tolerance of the accuracy plateau), spikes and energy at each T, and the
+    effect of threshold, leak and refractory period at T*; without either, spikes and energy come
+    from ``checkpoint`` or from the untrained network with calibrated batch norm, and say so.
 
     Args:
         dataset: images with labels.
         model: a name from :func:`spikedim.models.list_models`.
         target: ε of the rule and tolerated accuracy loss.
-        verify: measure T* by training.
+        verify: measure T* by training at every T.
+        pilot: train once, at the largest T.
+        budget: most spikes or energy of one inference: T is then the one of the largest accuracy
+            within it.
         timesteps: T values to train at.
         neurons: also sweep neuron settings at T* (with ``verify``).
         config: training settings; default by model and data.
@@ -90,13 +104,16 @@ def design(
         workers: trainings at once; under a million parameters the numbers stay the same.
         population: the data set whose effective dimension is measured, where ``dataset`` is a part
             of it that a training budget allows; ``dataset`` itself by default.
+        known: earlier cases that predictors are fitted on, and how many of them are the user's
+            (:func:`spikedim.design.store.known_cases`); by default those that ship with spikedim.
         run: run directory that makes the work resumable and receives ``results.json``; required
-            with ``verify``.
+            with ``verify`` or ``pilot``.
         neuron: also find the neuron that gives the network, at the recommended T, this effective
             dimension of its tangent kernel (``Plan.inversion``, feasible or not).
 
     Raises:
-        ConfigError: ``verify`` without ``run`` or together with ``checkpoint``.
+        ConfigError: ``verify`` or ``pilot`` without ``run`` or together with ``checkpoint``, or
+            both; an energy convention of the budget that is not counted.
         DataError: the data set has no images or labels.
     """
     target = target or Target()
@@ -104,11 +121,14 @@ def design(
         raise DataError(
             f"{dataset.name} ({dataset.kind}) cannot be designed for yet: give images with labels"
         )
-    if verify and run is None:
+    if verify and pilot:
+        raise ConfigError("verify trains at every T, a pilot at one: leave out either")
+    trains = verify or pilot
+    if trains and run is None:
         raise ConfigError(
             "verify=True trains networks: pass run=Run(directory, config) to keep them"
         )
-    if verify and checkpoint is not None:
+    if trains and checkpoint is not None:
         raise ConfigError("verify trains its own networks: leave out either verify or checkpoint")
 
     dimension = measure((population or dataset).features("train"), seed=seed)
@@ -121,7 +141,7 @@ def design(
         model, num_classes=dataset.num_classes, input_shape=dataset.input_shape, seed=seed
     )
     sweep, neuron_sweep = None, None
-    if verify:
+    if trains:
         assert run is not None
         config = config or default_config(model, dataset)
         sweep = sweep_timesteps(
@@ -131,9 +151,10 @@ def design(
             config,
             run,
             tolerance=target.tolerance,
+            mode="train" if verify else "inference",
             workers=workers,
         )
-        if neurons:
+        if neurons and verify:
             best = int(sweep.t_star.value)
             neuron_sweep = sweep_neurons(
                 dataset, model, best, NEURON_GRID, config, run, workers=workers
@@ -145,32 +166,47 @@ def design(
     else:
         state = f"untrained, batch norm calibrated on {_CALIBRATION_SAMPLES} samples"
 
+    case = case_of(dataset, model, network, d_eff.value, seed, sweep, run)
+    cases, own = known or (reference_cases(), 0)
+    steps = tuple(sorted({*STEPS, *(timesteps if trains else ())}))
+    said = forecast(case, cases, steps, target.tolerance, own)
+    if not verify:
+        sweep = None  # a pilot is read out, not measured at each T
+
     x, _ = dataset.tensors("train" if dataset.test is None else "test", limit=profile_samples)
+    choice = None
     if sweep is None:
-        T = min(int(predictions[0].timesteps.value), _MOST_UNVERIFIED)
-        if checkpoint is None:
+        wanted = _around(int(said.best.timesteps.value), budget is not None)
+        if checkpoint is None and not pilot:
             images, _ = dataset.tensors("train", limit=_CALIBRATION_SAMPLES)
-            calibrate_batchnorm(network, torch.split(images, 64), T)
-        operating: tuple[Operating, ...] = (Operating(T, None, profile(network, x, T)),)
-        choice, recommended = None, operating[0]
+            calibrate_batchnorm(network, torch.split(images, 64), max(wanted))
+        operating = tuple(_predicted(said, T, profile(network, x, T)) for T in wanted)
+        recommended = next(p for p in operating if p.timesteps == int(said.best.timesteps.value))
     else:
         operating = _operating(network, sweep, x)
         choice = None if neuron_sweep is None else _cheapest(neuron_sweep, target.tolerance)
         recommended = next(p for p in operating if p.timesteps == sweep.t_star.value)
         if choice is not None and not choice.base:
             recommended = _chosen(network, choice, recommended.timesteps, x)
-    advice = _recommend(network.config.neuron, sweep, neuron_sweep, choice, predictions[0], target)
+    answer = None
+    if budget is not None:
+        answer = invert(operating, budget, _quality(operating, sweep))
+        if answer.timesteps is not None and answer.timesteps != recommended.timesteps:
+            recommended = next(p for p in operating if p.timesteps == answer.timesteps)
+            choice = None  # neurons were compared at T* only
+    advice = _recommend(network.config.neuron, sweep, neuron_sweep, choice, said, answer, target)
     summary = ModelSummary(
         model,
         sum(p.numel() for p in network.parameters()),
-        network.config.tokens,
-        network.config.embed_dim,
+        *_tokens(network, x),
         state,
     )
     data = _data_summary(dataset)
     agreed = agreement(predictions[0], sweep, data.majority)
     plan = Plan(
-        verdict=verdict(advice, predictions[0], agreed, sweep, recommended, target, model, data),
+        verdict=verdict(
+            advice, predictions[0], said, answer, agreed, sweep, recommended, target, model, data
+        ),
         agreement=agreed,
         recommendation=advice,
         data=data,
@@ -197,6 +233,9 @@ def design(
             device=config.device if config else "cpu",
             notes=() if sweep is None else (f"trained: {sweep.provenance.created}",),
         ),
+        forecast=said,
+        case=case,
+        budget=answer,
         inversion=None
         if neuron is None
         else find_neuron(
@@ -206,6 +245,37 @@ def design(
     if run is not None:
         write_json(run.file("results.json"), plan)
     return plan
+
+
+def _tokens(network: SpikingModel, x: torch.Tensor) -> tuple[int, int]:
+    """Tokens and channels of the last spiking layer that has tokens: what the head reads."""
+    shapes = [shape for shape in layer_shapes(network, x[:2], 1) if shape.grid]
+    return (shapes[-1].tokens, shapes[-1].channels) if shapes else (1, network.config.num_classes)
+
+
+def _around(T: int, everything: bool) -> tuple[int, ...]:
+    """T with its neighbours on the grid of the predictors, or with all of them for a budget."""
+    T = min(T, _MOST_UNVERIFIED)
+    if everything:
+        return tuple(sorted({*STEPS, T}))
+    below = [step for step in STEPS if step < T][-1:]
+    above = [step for step in STEPS if step > T][:1]
+    return (*below, T, *above)
+
+
+def _predicted(said: Forecast, T: int, measured: Profile) -> Operating:
+    """An operating point that was not tested, with what the predictors expect of it."""
+    return Operating(T, None, measured, "", said.expected(T), said.lost(T))
+
+
+def _quality(operating: Sequence[Operating], sweep: TimestepSweep | None) -> list[float]:
+    """Accuracy of each point up to a constant: measured and smoothed, or predicted.
+
+    Where no predictor says what is lost, more steps count as better: they do not hurt on average.
+    """
+    if sweep is not None:
+        return list(sweep.fitted)
+    return [p.timesteps * 1e-9 if p.lost is None else -p.lost.value for p in operating]
 
 
 def _operating(
@@ -251,17 +321,28 @@ def _recommend(
     sweep: TimestepSweep | None,
     neurons: NeuronSweep | None,
     choice: NeuronPoint | None,
-    prediction: TimestepPrediction,
+    said: Forecast,
+    answer: BudgetAnswer | None,
     target: Target,
 ) -> Recommendation:
     settings: dict[str, Any] = {name: getattr(own, name) for name in NEURON_GRID}
+    if answer is not None and answer.timesteps is not None:
+        return Recommendation(
+            Estimate(answer.timesteps, unit="timesteps"),
+            **settings,
+            basis="budget",
+            reasons=(
+                f"T: {answer.text}",
+                "v_th, β and t_ref: the network's own.",
+            ),
+        )
     if sweep is None:
         return Recommendation(
-            prediction.timesteps,
+            said.best.timesteps,
             **settings,
-            basis="published rule",
+            basis="predicted",
             reasons=(
-                f"T: {prediction.rule}; not checked on this network.",
+                f"T: {said.best.name}: {said.best.text} Not checked on this network.",
                 "v_th, β and t_ref: the network's own; verify to compare others.",
             ),
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from spikedim.design.budget import BudgetAnswer
+from spikedim.design.forecast import Forecast
 from spikedim.design.plan import Agreement, DataSummary, Operating, Recommendation, Target
 from spikedim.results import Estimate, number, points_of
 from spikedim.theory import TimestepPrediction
@@ -46,6 +48,8 @@ def agreement(
 def verdict(
     recommendation: Recommendation,
     prediction: TimestepPrediction,
+    said: Forecast,
+    budget: BudgetAnswer | None,
     agreed: Agreement,
     sweep: TimestepSweep | None,
     point: Operating,
@@ -58,14 +62,30 @@ def verdict(
     Args:
         recommendation: the settings to use.
         prediction, agreed: the published rule, and whether it agrees with the measurement.
+        said: what the predictors say.
+        budget: the answer to a budget, if one was given.
         sweep: accuracy against T, where it was measured.
         point: what the network does at the recommended settings.
         target, model, data: what was asked.
     """
-    lines = [_headline(recommendation, sweep, point, target, model, data), _cost(point)]
+    lines = [_headline(recommendation, said, sweep, point, target, model, data), _cost(point)]
+    if budget is not None:
+        lines.insert(0, budget.text)
+    if sweep is None:
+        lines += _expectation(said, point)
+    else:
+        lines.append(_score(said, sweep))
     lines.append(_rule(prediction, agreed, sweep, target))
     if sweep is None:
-        lines.append("Nothing was trained: add --verify to measure T* on this network and data.")
+        lines += said.notes
+        lines.append(
+            "T* was not measured: add --verify to measure it on this network and data"
+            + (
+                "."
+                if point.expected
+                else ", or --pilot for a prediction from one training at the largest T."
+            )
+        )
     else:
         lines.extend(sweep.notes)
         lines.append(
@@ -74,8 +94,31 @@ def verdict(
     return tuple(lines)
 
 
+def _expectation(said: Forecast, point: Operating) -> list[str]:
+    """What accuracy the predictors expect at T, where one says."""
+    if point.expected is not None:
+        return [f"Expected at T = {point.timesteps}: {point.expected} accuracy (90 %)."]
+    if point.lost is not None:
+        return [
+            f"Expected at T = {point.timesteps}: {point.lost} below the accuracy of large T (90 %)."
+        ]
+    return []
+
+
+def _score(said: Forecast, sweep: TimestepSweep) -> str:
+    """How the prediction did against the measurement."""
+    best, measured = said.best, sweep.t_star.value
+    low, high = best.timesteps.low or 1, best.timesteps.high or measured
+    inside = "holds" if low <= measured <= high else "misses"
+    return (
+        f"Prediction ({best.name}): T = {_span(best.timesteps)}; its 90 % interval {inside} the "
+        f"measured T* = {number(measured)}."
+    )
+
+
 def _headline(
     recommendation: Recommendation,
+    said: Forecast,
     sweep: TimestepSweep | None,
     point: Operating,
     target: Target,
@@ -84,15 +127,26 @@ def _headline(
 ) -> str:
     t = recommendation.timesteps
     if sweep is None or point.accuracy is None:
+        if recommendation.basis == "budget":
+            t = said.best.timesteps
+        error = 2 ** said.ranked[0].error
         return (
-            f"Published rule: T = {_span(t)} for {data.name}, whatever the network. "
-            "Not yet checked by running it."
+            f"Predicted: T = {_span(t)} for {model} on {data.name} ({said.best.name}, off by a "
+            f"factor of {number(error, 3)} on average on data sets it had not seen). Not yet "
+            "checked by training at this T."
         )
     if not learned(sweep, data.majority):
         return (
             f"No answer: {model} has not learned {data.name} (plateau {sweep.plateau}; always the "
             f"most frequent class: {number(100 * data.majority)} %). Train longer, on more "
             "samples, or a larger network."
+        )
+    if recommendation.basis == "budget":
+        t = sweep.t_star
+        return (
+            f"Without the budget: T = {_span(t)}, the smallest T within "
+            f"{points_of(target.tolerance)} of the plateau {sweep.plateau}; at T = "
+            f"{point.timesteps}, {model} reaches {point.accuracy} accuracy on {data.name}."
         )
     neuron = f" with {point.setting}" if point.setting else ""
     return (

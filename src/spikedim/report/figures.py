@@ -152,12 +152,17 @@ def tradeoff(
     series: Mapping[str, Sequence[tuple[int, Number, Number]]],
     recommended: int,
     dense: Number | None = None,
+    *,
+    quality: str = "test accuracy (%)",
+    budget: Number | None = None,
 ) -> Figure:
-    """Accuracy against energy per sample, one line per energy convention.
+    """Accuracy against energy per sample, one line per energy convention; the Pareto front filled.
 
     Args:
-        series: convention -> (T, energy per sample, accuracy in percent), in order of T.
+        series: convention -> (T, energy per sample, accuracy), in order of T.
         recommended: T whose points are ringed.
+        quality: what the vertical axis shows, with its unit.
+        budget: most energy allowed, a vertical line.
         dense: energy of the dense network of the same shapes, a vertical line, or an arrow where it
             would squeeze the rest.
     """
@@ -168,6 +173,8 @@ def tradeoff(
     for index, (convention, points) in enumerate(series.items()):
         colour = SERIES[index % len(SERIES)]
         chosen = [t == recommended for t, _, _ in points]
+        beaten = [_dominated(point, points) for point in points]
+        symbol = SYMBOLS[index % len(SYMBOLS)]
         data.append(
             {
                 "type": "scatter",
@@ -182,22 +189,28 @@ def tradeoff(
                 "line": {"color": LIGHT[colour], "width": 1.5},
                 "marker": {
                     "color": LIGHT[colour],
-                    "symbol": SYMBOLS[index % len(SYMBOLS)],
+                    "symbol": [f"{symbol}-open" if b else symbol for b in beaten],
                     "opacity": 1,
                     "size": [14 if c else 8 for c in chosen],
                     "line": {"color": LIGHT["ink"], "width": [2 if c else 0 for c in chosen]},
                 },
                 "hovertext": [
                     f"{convention}, T = {t}<br>{text(e)} per sample<br>{text(a)}"
-                    for t, e, a in points
+                    + ("<br>another T costs less and reaches as much" if b else "")
+                    for (t, e, a), b in zip(points, beaten, strict=True)
                 ],
                 "hoverinfo": "text",
             }
         )
         key.append(Key(GLYPHS[index % len(GLYPHS)], colour, convention))
     key.append(Key("◯", "ink", f"recommended T = {recommended}; numbers beside the marks are T"))
+    key.append(Key("○", "muted", "open mark: another T costs less and reaches as much"))
     values = [value_of(e) for _, e, _ in everything]
     shapes, notes = [], []
+    if budget is not None:
+        values.append(value_of(budget))
+        shapes.append(vertical(value_of(budget), "vermilion", "dash"))
+        key.append(Key("┇", "vermilion", f"budget {text(budget)}"))
     if dense is not None:
         there = f"dense network of the same shapes, {text(dense)}"
         if value_of(dense) <= _REACH * max(values):
@@ -213,7 +226,7 @@ def tradeoff(
     across = axis(f"energy per sample ({unit}{scale_note(scale)})", type=scale)
     if scale == "log":
         across |= log_ticks(min(values) / 1.3, max(values) * 1.3)
-    layout = page_layout(360, across, axis("test accuracy (%)"), shapes=shapes, annotations=notes)
+    layout = page_layout(360, across, axis(quality), shapes=shapes, annotations=notes)
     words = "; ".join(
         f"{name}: " + ", ".join(f"T = {t} costs {text(e)} for {text(a)}" for t, e, a in points)
         for name, points in series.items()
@@ -224,6 +237,19 @@ def tradeoff(
         "Further left is cheaper, further up is better; weigh what the points right of the ring "
         "add in accuracy against what they add in energy.",
         f"Accuracy by energy per sample. {words}.",
+    )
+
+
+def _dominated(
+    point: tuple[int, Number, Number], points: Sequence[tuple[int, Number, Number]]
+) -> bool:
+    """Whether another point costs no more and reaches no less, and one of the two is better."""
+    cost, reached = value_of(point[1]), value_of(point[2])
+    return any(
+        value_of(e) <= cost
+        and value_of(a) >= reached
+        and (value_of(e) < cost or value_of(a) > reached)
+        for _, e, a in points
     )
 
 

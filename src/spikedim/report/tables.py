@@ -45,14 +45,15 @@ def operating(plan: Data) -> Grid:
         rows.append(
             [
                 str(point["timesteps"]),
-                "not tested" if point["accuracy"] is None else full(point["accuracy"]),
+                _accuracy(point),
+                "–" if point.get("lost") is None else full(point["lost"]),
                 full(point["profile"]["spikes_per_sample"]),
                 *[totals.get(name, "–") for name in conventions],
             ]
         )
     steps = [point["timesteps"] for point in points]
     chosen = (steps.index(plan["recommended"]["timesteps"]),)
-    columns = ["T", "test accuracy", "spikes per sample"]
+    columns = ["T", "test accuracy", "expected below large T", "spikes per sample"]
     columns += [f"energy per sample, {name}" for name in conventions]
     share = coverage(points[0]["profile"]["spikes_per_sample"])
     notes = (
@@ -60,6 +61,49 @@ def operating(plan: Data) -> Grid:
         f"Network: {plan['model']['state']}.",
     )
     return Grid("Accuracy, spikes and energy by timesteps", columns, rows, notes, chosen)
+
+
+def _accuracy(point: Data) -> str:
+    if point["accuracy"] is not None:
+        return full(point["accuracy"])
+    if point.get("expected") is not None:
+        return full(point["expected"]).replace("\n", " expected\n", 1)
+    return "not tested"
+
+
+def forecast(plan: Data) -> Grid:
+    """Every predictor's T, the recommended one first."""
+    said = plan["forecast"]
+    measured = plan["sweep"]["t_star"]["value"] if plan["sweep"] else None
+    rows = []
+    for item in said["ranked"]:
+        t = item["prediction"]["timesteps"]
+        row = [
+            item["prediction"]["name"],
+            full(t),
+            f"× {number(2 ** item['error'], 3)}" if item["error"] is not None else "–",
+            item["prediction"]["needs"],
+            item["prediction"]["text"],
+        ]
+        if measured is not None:
+            row.insert(2, "yes" if t["low"] <= measured <= t["high"] else "no")
+        rows.append(row)
+    columns = ["predictor", "T, 90 % interval", "mean factor off", "needs", "how"]
+    if measured is not None:
+        columns.insert(2, "holds the measured T*")
+    own = f", {said['own']} of them your own" if said["own"] else ""
+    case = plan["case"]
+    pilot = (
+        "no training" if case["pilot"] is None else f"a training at T = {case['pilot']['train_T']}"
+    )
+    notes = (
+        f"Known beforehand: d_eff = {number(case['d_eff'])}, {number(case['parameters'])} "
+        f"parameters, {pilot}.",
+        f"Ranked by errors on {number(said['cases'])} cases{own}, each predicted without its data "
+        "set; the interval is made of the same errors.",
+        *said["notes"],
+    )
+    return Grid("What each predictor says", columns, rows, notes, (0,))
 
 
 def predictions(plan: Data) -> Grid:

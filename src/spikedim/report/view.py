@@ -19,7 +19,7 @@ _AGREEMENT = {
     "overestimates": ("asks for too many", "bad", "timesteps, against the measured T*"),
     "underestimates": ("asks for too few", "bad", "timesteps, against the measured T*"),
     "undecided": ("undecided", "open", "the measured T* is too uncertain to judge it"),
-    "not measured": ("not tested", "open", "nothing was trained here"),
+    "not measured": ("not tested", "open", "T* was not measured here"),
 }
 
 
@@ -86,6 +86,7 @@ def context(plan: Data) -> dict[str, Any]:
         "figures": _figures(plan, point),
         "tables": {
             "operating": tables.operating(plan),
+            "forecast": tables.forecast(plan),
             "predictions": tables.predictions(plan),
             "dimension": tables.dimension(plan),
             "energy": tables.energy(point),
@@ -191,12 +192,21 @@ def _settings(advice: Data) -> list[Setting]:
 def _basis(plan: Data) -> str:
     if plan["recommendation"]["basis"] == "measured":
         return "Measured here: the network was trained and tested on this data."
-    return "From the published rule; not checked by running this network."
+    if plan["recommendation"]["basis"] == "budget":
+        return "From the budget: the T of the largest accuracy within it."
+    best = plan["forecast"]["ranked"][0]["prediction"]
+    return (
+        f"Predicted by {best['name']}, the cheapest predictor that does as well as any, within the "
+        "noise, on data sets it had not seen; not checked by training at this T."
+    )
 
 
 def _sweep_lead(plan: Data) -> str:
     if plan["sweep"] is None:
-        return "No network was trained, so there is no measured accuracy to set beside the rule."
+        return (
+            "Accuracy was not measured at each T. What is lost against large T is predicted, with "
+            "the interval that holds 9 of 10 new cases."
+        )
     return (
         "T* is the smallest T whose accuracy is within "
         f"{points_of(plan['sweep']['tolerance'])} of the plateau. Intervals cover the finite test "
@@ -308,15 +318,42 @@ def _energy_figure(profile: Data) -> Figure | None:
 
 def _tradeoff_figure(plan: Data) -> Figure | None:
     series: dict[str, list[tuple[int, Number, Number]]] = {}
-    points = _tested(plan)
-    for point in points:
+    shown, quality = _qualities(plan)
+    for point, reached in shown:
         for energy in point["profile"]["energy"]:
-            row = (point["timesteps"], energy["total"], point["accuracy"])
+            row = (point["timesteps"], energy["total"], reached)
             series.setdefault(energy["convention"], []).append(row)
-    if len(points) < 2 or not series:
+    if len(shown) < 2 or not series:
         return None
-    dense = points[0]["profile"]["dense"]["total"]
-    return figures.tradeoff(series, int(plan["recommendation"]["timesteps"]["value"]), dense)
+    dense = shown[0][0]["profile"]["dense"]["total"]
+    chosen = int(plan["recommendation"]["timesteps"]["value"])
+    return figures.tradeoff(series, chosen, dense, quality=quality, budget=_budget_line(plan))
+
+
+def _qualities(plan: Data) -> tuple[list[tuple[Data, Number]], str]:
+    """Points with what they reach: tested, expected, or points below the plateau (negative)."""
+    points = plan["operating"]
+    for key, quality in (("accuracy", "test accuracy (%)"), ("expected", "expected accuracy (%)")):
+        if all(point.get(key) is not None for point in points):
+            return [(point, point[key]) for point in points], quality
+    if all(point.get("lost") is not None for point in points):
+        return [(p, _negative(p["lost"])) for p in points], "expected, against large T (points)"
+    return [(point, point["accuracy"]) for point in _tested(plan)], "test accuracy (%)"
+
+
+def _negative(lost: Number) -> Number:
+    low, high = lost["low"], lost["high"]
+    ends = {"low": None if high is None else -high, "high": None if low is None else -low}
+    return {**lost, "value": -lost["value"], **ends}
+
+
+def _budget_line(plan: Data) -> Number | None:
+    answer = plan["budget"]
+    if not answer or answer["budget"]["energy"] is None:
+        return None
+    unit = plan["operating"][0]["profile"]["energy"][0]["total"]["unit"]
+    factor = {"mJ": 1.0, "µJ": 1e3, "nJ": 1e6}[unit]
+    return {"value": factor * answer["budget"]["energy"], "low": None, "high": None, "unit": unit}
 
 
 def _neurons_figure(plan: Data) -> Figure | None:

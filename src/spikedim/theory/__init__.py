@@ -15,6 +15,7 @@ from spikedim.theory.bounds import (
     timesteps_hoeffding,
     water_filling,
 )
+from spikedim.theory.noise import accuracy_from_margins, power_law
 from spikedim.theory.rules import (
     PUBLISHED_CONSTANT,
     PUBLISHED_D_EFF,
@@ -29,12 +30,14 @@ __all__ = [
     "RatePoint",
     "TimestepPrediction",
     "WaterFilling",
+    "accuracy_from_margins",
     "binary_entropy",
     "bits_per_spike",
     "bits_published",
     "bits_shannon",
     "blahut_arimoto",
     "mean_interval",
+    "power_law",
     "product_interval",
     "spikes_for_bits",
     "spikes_input_dependent",

@@ -1,0 +1,87 @@
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spikedim.data import load_dataset
+from spikedim.design import design
+from spikedim.design.budget import Budget, invert, parse_energy
+from spikedim.errors import ConfigError
+from spikedim.results import Estimate
+
+
+def point(T, spikes, energy):
+    total = Estimate(energy, unit="mJ")
+    profile = SimpleNamespace(
+        spikes_per_sample=Estimate(spikes),
+        energy=(SimpleNamespace(convention="paper-sop", total=total),),
+    )
+    return SimpleNamespace(timesteps=T, profile=profile)
+
+
+POINTS = [point(1, 100, 1e-4), point(2, 200, 2e-4), point(4, 400, 4e-4), point(8, 800, 8e-4)]
+QUALITY = [80.0, 90.0, 92.0, 92.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "mj"),
+    [("2", 2.0), ("0.5uJ", 5e-4), ("0.5 µJ", 5e-4), ("300 nJ", 3e-4), ("1e-3mJ", 1e-3),
+     ("2J", 2000.0), ("5pJ", 5e-9)],
+)  # fmt: skip
+def test_energies_are_read_with_their_unit(text, mj):
+    assert parse_energy(text) == pytest.approx(mj)
+
+
+@pytest.mark.parametrize("text", ["", "many", "3 kcal", "1 2 mJ", "mJ"])
+def test_other_energies_are_one_clear_error(text):
+    with pytest.raises(ConfigError, match="energy"):
+        parse_energy(text)
+
+
+def test_budget_takes_the_largest_accuracy_and_of_equals_the_cheapest():
+    assert invert(POINTS, Budget(spikes=250), QUALITY).timesteps == 2
+    assert invert(POINTS, Budget(spikes=1e9), QUALITY).timesteps == 4
+    assert invert(POINTS, Budget(energy=1.5e-4), QUALITY).timesteps == 1
+    assert invert(POINTS, Budget(energy=1, spikes=399), QUALITY).timesteps == 2
+
+
+def test_infeasible_budget_says_what_can_be_reached():
+    answer = invert(POINTS, Budget(spikes=50), QUALITY)
+    assert answer.timesteps is None
+    assert answer.text.startswith("Infeasible")
+    assert "100 to 800 spikes" in answer.text
+    assert answer.spikes == (100, 800)
+    with pytest.raises(ConfigError, match="paper-sop"):
+        invert(POINTS, Budget(energy=1, convention="loihi"), QUALITY)
+    for values in ({}, {"energy": 0}, {"spikes": float("nan")}):
+        with pytest.raises(ConfigError):
+            Budget(**values)
+
+
+@given(st.floats(1, 2000), st.lists(st.floats(0, 100), min_size=4, max_size=4))
+def test_no_affordable_point_is_better_than_the_answer(limit, quality):
+    answer = invert(POINTS, Budget(spikes=limit), quality)
+    fits = [
+        (q, p.timesteps)
+        for p, q in zip(POINTS, quality, strict=True)
+        if p.profile.spikes_per_sample.value <= limit
+    ]
+    assert (answer.timesteps is None) == (not fits)
+    if fits:
+        best = max(q for q, _ in fits)
+        assert answer.timesteps == min(T for q, T in fits if q == best)
+
+
+def test_a_budget_inverts_a_design():
+    data = load_dataset("digits")
+    free = design(data, "spikformer_nano", profile_samples=8)
+    spikes = free.operating[0].profile.spikes_per_sample.value
+    tight = design(data, "spikformer_nano", profile_samples=8, budget=Budget(spikes=spikes))
+    assert tight.recommendation.basis == "budget"
+    assert tight.recommended.profile.spikes_per_sample.value <= spikes * 1.001
+    assert tight.budget.timesteps == tight.recommendation.timesteps.value
+    none = design(data, "spikformer_nano", profile_samples=8, budget=Budget(spikes=1))
+    assert none.budget.timesteps is None
+    assert none.verdict[0].startswith("Infeasible")
+    assert none.recommendation.basis == "predicted"

@@ -1,0 +1,118 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spikedim.cli import main
+from spikedim.training.study_table import OutputRow, StudyRow, write_study
+from study_cases import row, rows
+
+
+def run(*words):
+    with pytest.raises(SystemExit) as done:
+        main([str(word) for word in words])
+    return done.value.code
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPIKEDIM_CALIBRATION", str(tmp_path / "store.jsonl"))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    table, outputs = rows(("a", "b", "c"), seeds=(0,), n=200)
+    source = {"command": "spikedim sweep", "versions": {"torch": "2"}}
+    write_study(folder / "study.parquet", table, source, StudyRow)
+    write_study(folder / "outputs.parquet", outputs, source, OutputRow)
+    rng = np.random.default_rng(0)
+    controlled = [
+        row(f"gaussian-{k}d", "m", s, T, T, (rng.random(200) < 0.6 + T / 20).astype(np.uint8), k)
+        for k in (2.0, 4.0, 8.0)
+        for s in (0, 1)
+        for T in (1, 2, 4)
+    ]
+    write_study(folder / "dimension.parquet", controlled, source, StudyRow)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Bars and squares in colour that no other test or study uses."""
+    rng = np.random.default_rng(5)
+    y = rng.integers(0, 3, 150)
+    x = rng.integers(0, 90, (150, 12, 12, 3))
+    for i, kind in enumerate(y):
+        k = rng.integers(0, 9)
+        where = {0: np.s_[k : k + 3, :], 1: np.s_[:, k : k + 3], 2: np.s_[k : k + 3, k : k + 3]}
+        x[i][where[int(kind)]] += 130
+    return {"images": x.astype(np.uint8), "labels": y}
+
+
+def test_validate_writes_the_page_from_stored_tables_alone(study, here, capsys):
+    words = ["validate", "--table", study / "study.parquet", "--quiet", "--json"]
+    more = ["--dimension", study / "dimension.parquet", "--out", "v.md", "--ship", "cases"]
+    assert run(*words, *more) == 0
+    page = Path("v.md").read_text()
+    for part in (
+        "## Answer", "## Leave one data set out", "## Leave one architecture out",
+        "published-fraction", "What is not shown", "v-dimension.png", "Spikformer-4-384 on cifar10",
+    ):  # fmt: skip
+        assert part in page
+    assert Path("v-dimension.png").read_bytes().startswith(b"\x89PNG")
+    assert len(Path("cases/reference.jsonl").read_text().splitlines()) == 9
+    assert len(Path("cases/dimension.jsonl").read_text().splitlines()) == 6
+    board = json.loads(capsys.readouterr().out)
+    assert {score["fold"] for score in board["scores"]} == {"data set", "architecture"}
+
+
+def test_validate_without_a_table_is_one_clear_error(here, capsys):
+    assert run("validate", "--quiet") == 2
+    assert "--table" in capsys.readouterr().err
+    assert run("validate", "--table", "none.parquet", "--quiet") == 2
+    assert "none.parquet" in capsys.readouterr().err
+
+
+def test_design_of_images_never_seen(images, here, capsys):
+    np.savez("bars.npz", **images)
+    words = ["design", "--data", "bars.npz", "--model", "qkformer_nano", "--quiet", "--json"]
+    assert run(*words) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["recommendation"]["basis"] == "predicted"
+    assert [item["prediction"]["name"] for item in plan["forecast"]["ranked"]].count("published")
+    assert run(*words, "--budget-spikes", "1") == 0
+    assert json.loads(capsys.readouterr().out)["verdict"][0].startswith("Infeasible")
+    assert run(*words, "--budget-energy", "lots") == 2
+    assert "lots" in capsys.readouterr().err
+
+
+def test_a_pilot_adds_predictions_from_one_training(images, here, capsys):
+    np.savez("bars.npz", **images)
+    words = ["design", "--data", "bars.npz", "--model", "spikformer_nano", "--quiet", "--json"]
+    assert run(*words, "--pilot", "-T", "1,2", "--epochs", "1") == 0
+    plan = json.loads(capsys.readouterr().out)
+    names = [item["prediction"]["name"] for item in plan["forecast"]["ranked"]]
+    assert {"readout", "rate-noise"} <= set(names)
+    assert plan["case"]["pilot"]["train_T"] == 2
+    assert len(list(Path("runs").glob("*/trials/*"))) == 1
+    assert all(point["expected"]["unit"] == "%" for point in plan["operating"])
+
+
+def test_verified_designs_are_remembered_and_recalibrate(images, here, capsys):
+    assert run("calibrate", "--quiet") == 2
+    assert "--verify" in capsys.readouterr().err
+    np.savez("bars.npz", **images)
+    words = ["design", "--data", "bars.npz", "--model", "spikformer_nano", "--verify", "--quiet"]
+    words += ["--no-neurons", "-T", "1,2", "--epochs", "12", "--tolerance", "3"]
+    assert run(*words) == 0
+    said = capsys.readouterr()
+    assert "Remembered" in said.err
+    assert "measured T*" in said.out
+    assert run("calibrate", "--quiet", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["own"], found["new"]) == (1, 1)
+    assert run("calibrate", "--reset", "--quiet") == 0
