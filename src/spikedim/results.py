@@ -56,6 +56,14 @@ class Table:
         """Rows as text, numbers rounded for reading."""
         return [[_cell(value) for value in row] for row in self.rows]
 
+    def to_markdown(self) -> list[str]:
+        """The table as Markdown lines, without title and notes."""
+
+        def line(cells: Sequence[Any]) -> str:
+            return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+        return [line(self.columns), line(["---"] * len(self.columns)), *map(line, self.cells())]
+
     def to_html(self) -> str:
         """The table as an HTML fragment, every text escaped."""
         head = "".join(f"<th>{html.escape(str(c))}</th>" for c in self.columns)

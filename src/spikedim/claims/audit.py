@@ -84,17 +84,18 @@ class Audit(Result):
             "range, or lies within it where the range says *all of it*; rows of *context* decide "
             "nothing. Intervals are 95 % unless said otherwise.",
             "",
-            *_markdown_table(
+            *Table(
+                "",
                 ("claim", "verdict", "what decides"),
                 [(f"[{r.id}](#{r.id.lower()})", r.verdict, decisive(r)) for r in self.results],
-            ),
+            ).to_markdown(),
         ]
         for result in self.results:
             (table,) = result.tables()
             lines += ["", f"## {result.id}", "", f"**{result.verdict}**"]
             lines += [line for note in table.notes for line in ("", note)]
             if table.rows:
-                lines += ["", *_markdown_table(table.columns, table.cells())]
+                lines += ["", *table.to_markdown()]
             lines += ["", f"Cost {result.seconds:.1f} s."]
         return "\n".join(lines) + "\n"
 
@@ -143,10 +144,3 @@ def decisive(result: ClaimResult) -> str:
 def _sentence(item: Measurement) -> str:
     prefix = "corrected: " if item.form == "corrected" else ""
     return f"{prefix}{item.name}: {item.measured} (allowed {item.allowed})"
-
-
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return [line(columns), line(["---"] * len(columns)), *map(line, rows)]

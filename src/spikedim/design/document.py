@@ -75,13 +75,13 @@ def document(
         "",
         "## The truth: T* by data set and network",
         "",
-        *markdown(_truth_table(cases)),
+        *_truth_table(cases).to_markdown(),
     ]
     for fold in GROUPS:
         table = score_table(found.of(fold), fold)
-        lines += ["", f"## {table.title}", "", *markdown(table), "", _chosen(found, fold)]
-    lines += ["", "## Paired differences", "", *markdown(paired_table(found.paired))]
-    lines += ["", "## The predictors", "", *markdown(_predictors(cases))]
+        lines += ["", f"## {table.title}", "", *table.to_markdown(), "", _chosen(found, fold)]
+    lines += ["", "## Paired differences", "", *paired_table(found.paired).to_markdown()]
+    lines += ["", "## The predictors", "", *_predictors(cases).to_markdown()]
     lines += _search(found)
     lines += _robust(cases, lenient)
     lines += _effect(effect, figure)
@@ -252,7 +252,7 @@ def _search(found: Validation) -> list[str]:
         "isotonic fit. The recommendation pays for the training at its T, and for its pilot "
         "where it needs one.",
         "",
-        *markdown(search_table(costs)),
+        *search_table(costs).to_markdown(),
         "",
         f"At no less accuracy than the search ({100 * best.search_enough:.0f} % of cases within "
         f"the tolerance): *{best.follow}*, "
@@ -285,7 +285,7 @@ def _robust(cases: Sequence[Case], lenient: Sequence[Case]) -> list[str]:
         "variant", "left out", "least error", "error of recommended", "of published",
         "of T = 4", "coverage of recommended",
     )  # fmt: skip
-    return lines + markdown(Table("variants", columns, rows))
+    return lines + Table("variants", columns, rows).to_markdown()
 
 
 def _effect(effect: DimensionEffect | None, figure: str | None) -> list[str]:
@@ -299,7 +299,7 @@ def _effect(effect: DimensionEffect | None, figure: str | None) -> list[str]:
         "",
     ]
     for table in effect.tables():
-        lines += [f"**{table.title}**", "", *markdown(table), ""]
+        lines += [f"**{table.title}**", "", *table.to_markdown(), ""]
     lines += [_slope_sentence(effect, family) for family in _families(effect)]
     if figure:
         lines += ["", f"![Accuracy lost at T = 1 against effective dimension]({figure})"]
@@ -347,7 +347,7 @@ def _literature(cases: Sequence[Case]) -> list[str]:
         "plateau. Predictors that need one training cannot be asked. Sources: "
         "`src/spikedim/design/sweeps.csv`.",
         "",
-        *markdown(Table("sweeps", columns, rows)),
+        *Table("sweeps", columns, rows).to_markdown(),
     ]
 
 
@@ -390,13 +390,3 @@ def _source(source: Mapping[str, Any]) -> str:
         versions,
     ]
     return "; ".join(part for part in parts if part and part != "command ``")
-
-
-def markdown(table: Table) -> list[str]:
-    """A table as Markdown lines."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    head = [line(list(map(str, table.columns))), line(["---"] * len(table.columns))]
-    return [*head, *(line(row) for row in table.cells()), *(f"\n{n}" for n in table.notes)]
