@@ -1,6 +1,7 @@
 """Write ``study.parquet`` and ``outputs.parquet`` from the run directories of ``grid.sh``.
 
-The trials that are finished are taken, whether or not their run is.
+The trials that are finished are taken, whether or not their run is, of networks that were trained
+at every T of the grid: without the largest T there is no plateau to compare with.
 
 Run: ``python results/merge.py RUNS RESULTS [LOGIT_SAMPLES]``
 """
@@ -34,6 +35,12 @@ def main(runs: str, results: str, logit_samples: str = "50") -> None:
             if isinstance(stored, dict) and "rows" in stored:
                 measured[stored["key"]] = Measurement(**stored)
     rows, outputs = rows_of(measured.values())
+    trained = Counter((r.seed, r.dataset, r.model) for r in rows if r.eval_T == r.train_T)
+    steps = {len(run["T"]) for run in settings.values()}
+    for cell, count in sorted(trained.items()):
+        print(*cell, f"{count} T", "" if count in steps else "(left out: not all T)")
+    rows = [r for r in rows if trained[r.seed, r.dataset, r.model] in steps]
+    outputs = [o for o in outputs if trained[o.seed, o.dataset, o.model] in steps]
     data = {k: v for run in settings.values() for k, v in run["data"].items()}
     source = plain(replace(provenance(config=settings), command=GRID)) | {
         "hardware": hardware(),
@@ -43,9 +50,6 @@ def main(runs: str, results: str, logit_samples: str = "50") -> None:
     write_study(f"{results}/study.parquet", rows, source, StudyRow)
     thin = [thinned(row, int(logit_samples)) for row in outputs]
     write_study(f"{results}/outputs.parquet", thin, source, OutputRow)
-    cells = Counter((r.seed, r.dataset, r.model) for r in rows if r.eval_T == r.train_T)
-    for (seed, dataset, model), count in sorted(cells.items()):
-        print(f"seed {seed}  {dataset:<14}{model:<24}{count} of 6 T")
 
 
 if __name__ == "__main__":
