@@ -20,6 +20,7 @@ WINDOW = (0.02, 0.3)
 def few_samples(monkeypatch):
     monkeypatch.setattr(neuron_inversion, "KERNEL_SAMPLES", 10)
     monkeypatch.setattr(neuron_inversion, "_CALIBRATION_SAMPLES", 32)
+    monkeypatch.setattr("spikedim.ntk.invert._RATE_HALVINGS", 6)
 
 
 def inversion(feasible, reachable, found=True):
@@ -43,11 +44,11 @@ def test_a_plan_holds_the_neuron_and_the_report_shows_it():
         load_dataset("digits"),
         "spikformer_nano",
         profile_samples=8,
-        neuron=NeuronTarget(d_eff=3.0, rates=WINDOW),
+        neuron=NeuronTarget(d_eff=2.0, rates=WINDOW),
     )
     found = plan.inversion
     assert found.feasible
-    assert abs(found.found.dimension / 3.0 - 1) <= 0.05
+    assert abs(found.found.dimension / 2.0 - 1) <= 0.05
     assert WINDOW[0] <= found.found.rate <= WINDOW[1]
     require_feasible(found)
     assert "Inversion, feasible" in str(plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -63,7 +64,7 @@ def sntk(setting: Setting) -> list[Measurement]:
         pair = [tiny.kernel(w, x, neuron, size.T) for neuron in (tiny.NEURON, tiny.continuous())]
         for form, dimension in setting.both():
             after[form].append(dimension(pair[0]) / dimension(pair[1]))
-    known = {"high": 1.0, "shown": True}
+    known: dict[str, Any] = {"high": 1.0, "shown": True}
     return [
         Measurement("R, kernel as it is", geometric(stated), **known),
         Measurement("R, centred", geometric(corrected), form="corrected", **known),

@@ -29,12 +29,22 @@ from spikedim.ntk.capture import Capture, logits
 from spikedim.ntk.gram import Setup, products, with_surrogate
 from spikedim.ntk.kernel import gram, has_events, output_sums
 from spikedim.ntk.plan import budget_of, probe
-from spikedim.ntk.variants import Array, Prepare, as_networks, combined, samples_of, split, variant
+from spikedim.ntk.variants import (
+    Array,
+    Prepare,
+    as_networks,
+    combined,
+    exponential,
+    samples_of,
+    split,
+    variant,
+)
 from spikedim.progress import task
 from spikedim.results import Estimate, Result, Table
 
 #: Widths of the surrogate tried by default, as multiples of the escape noise's 1/δ.
 RATIOS = (0.25, 0.5, 1.0, 2.0, 4.0)
+_ROUNDING = 1e-16  # a relative error below it is none
 TWO_SIDED, ONE_SIDED = "J_sg·J_sgᵀ", "J_true·J_sgᵀ"
 SPIKING, LAST = "J_sg·J_sgᵀ of the spiking network", "J_true·J_sgᵀ of the spiking network"
 
@@ -224,14 +234,10 @@ def one_sided(
             last = gram(with_surrogate(spiking, _Flat("gaussian", 1.0)), x, memory=memory).values
             found.setdefault((LAST, None), []).append(_statistics(last, true, groups))
             true_sizes.append(_statistics(true, true, groups)[2])
-    rows = []
-    for (name, width), values in found.items():
-        table = np.stack(values)  # [networks, statistics, 1 + groups]
-        error, alignment, size, asymmetry = (combined(table[:, k], confidence) for k in range(4))
-        alignment = replace(
-            alignment, low=max(alignment.low or -1.0, -1.0), high=min(alignment.high or 1.0, 1.0)
-        )
-        rows.append(Likeness(name, width, error, alignment, size, asymmetry))
+    made = [
+        Likeness(name, width, *_estimates(np.stack(values), confidence))
+        for (name, width), values in found.items()
+    ]
     order = (TWO_SIDED, ONE_SIDED, SPIKING, LAST)
     return OneSided(
         step,
@@ -239,9 +245,27 @@ def one_sided(
         T,
         samples_of(x),
         len(networks),
-        combined(np.stack(true_sizes), confidence),
-        tuple(sorted(rows, key=lambda row: (order.index(row.kernel), row.width or 0.0))),
+        exponential(combined(np.log(np.stack(true_sizes)), confidence)),
+        tuple(sorted(made, key=lambda row: (order.index(row.kernel), row.width or 0.0))),
     )
+
+
+def _estimates(values: Array, confidence: float) -> tuple[Estimate, Estimate, Estimate, Estimate]:
+    """Of [networks, 4, 1 + groups]; error and d_eff, which are positive, by their logarithms."""
+    error, alignment, size, asymmetry = np.moveaxis(values, 1, 0)
+    return (
+        exponential(combined(np.log(np.maximum(error, _ROUNDING)), confidence)),
+        _within(combined(alignment, confidence), -1.0, 1.0),
+        exponential(combined(np.log(size), confidence)),
+        _within(combined(asymmetry, confidence), 0.0, 1.0),
+    )
+
+
+def _within(estimate: Estimate, low: float, high: float) -> Estimate:
+    """The estimate with its interval cut to where the quantity can lie."""
+    if estimate.low is None or estimate.high is None:
+        return estimate
+    return replace(estimate, low=max(estimate.low, low), high=min(estimate.high, high))
 
 
 def _kernels(
@@ -288,10 +312,11 @@ def _statistics(kernel: Array, true: Array, groups: Sequence[Array]) -> Array:
     rows = []
     for index in (everything, *(np.setdiff1d(everything, group) for group in groups)):
         k, t = (m[np.ix_(index, index)] for m in (kernel, true))
-        error = np.linalg.norm(k - t) / np.linalg.norm(t)
-        asymmetry = np.linalg.norm(k - k.T) / (2 * np.linalg.norm(k))
-        k, t = (centered_gram((m + m.T) / 2) for m in (k, t))
-        size = np.linalg.norm(k)
-        alignment = (k * t).sum() / (size * np.linalg.norm(t))
-        rows.append((error, alignment, np.trace(k) ** 2 / size**2, asymmetry))
+        with np.errstate(divide="ignore", invalid="ignore"):  # a silent network has none
+            error = np.linalg.norm(k - t) / np.linalg.norm(t)
+            asymmetry = np.linalg.norm(k - k.T) / (2 * np.linalg.norm(k))
+            k, t = (centered_gram((m + m.T) / 2) for m in (k, t))
+            size = np.linalg.norm(k)
+            alignment = (k * t).sum() / (size * np.linalg.norm(t))
+            rows.append((error, alignment, np.trace(k) ** 2 / size**2, asymmetry))
     return np.array(rows).T
