@@ -1,6 +1,7 @@
 """The neuron for a wanted effective dimension, inside the main job."""
 
 import json
+from importlib import import_module
 
 import pytest
 
@@ -20,7 +21,8 @@ WINDOW = (0.02, 0.3)
 def few_samples(monkeypatch):
     monkeypatch.setattr(neuron_inversion, "KERNEL_SAMPLES", 10)
     monkeypatch.setattr(neuron_inversion, "_CALIBRATION_SAMPLES", 32)
-    monkeypatch.setattr("spikedim.ntk.invert._RATE_HALVINGS", 6)
+    # The package offers a function of the module's name.
+    monkeypatch.setattr(import_module("spikedim.ntk.invert"), "_RATE_HALVINGS", 6)
 
 
 def inversion(feasible, reachable, found=True):
