@@ -3,12 +3,12 @@ import pytest
 
 from spikedim.data import load_dataset
 from spikedim.design.dimension_effect import dimension_effect
-from spikedim.design.dimension_study import BAYES, run_dimension_study, synthetic, truncated
+from spikedim.design.dimension_study import BAYES, dimension_study, synthetic, truncated
 from spikedim.dimension import measure
 from spikedim.errors import ConfigError, DataError
 from spikedim.storage import Run
 from spikedim.training import TrainConfig
-from spikedim.training.study_table import read_study
+from spikedim.training.study import run_study
 from study_cases import row
 
 
@@ -50,14 +50,15 @@ def test_study_trains_every_cell_once_and_writes_a_table(tmp_path):
     options = {
         "components": (2,), "intrinsic": (2,), "timesteps": (1, 2), "seeds": (0,), "samples": 60,
     }  # fmt: skip
+    study = dimension_study(config=config, **options)
     for _ in range(2):
         with Run(tmp_path, {}) as run:
-            rows = run_dimension_study(run, config=config, **options)
-    table = read_study(tmp_path / "study.parquet")
-    assert len(table) == len(rows) == 2 * 3
+            table = run_study(study, run).table
+    assert len(table) == 2 * 3
     assert {r.components for r in table} == {2}
+    assert {r.v_th for r in table} == {0.5}
     assert all(len(r.hits) == r.test_samples for r in table)
-    assert len(list((tmp_path / "steps").iterdir())) == 4
+    assert len({r.key for r in table}) == 4
 
 
 def rows_of(loss_of, seeds=(0, 1), n=1000):

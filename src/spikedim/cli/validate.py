@@ -42,6 +42,8 @@ def validate(
             help="Train the controlled study of dimension in this run directory, and stop."
         ),
     ] = None,
+    device: options.Device = "cpu",
+    workers: options.Workers = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     config: options.ConfigFile = None,
@@ -60,7 +62,7 @@ def validate(
     from spikedim.training.study_table import read_outputs, read_study
 
     if run_dimension is not None:
-        _run_dimension(run_dimension, quiet)
+        _run_dimension(run_dimension, workers, device, quiet)
         return
     if not table:
         raise ConfigError("--table is missing: name the study.parquet of at least one study")
@@ -106,10 +108,14 @@ def validate(
             say(f"Written: {written}")
 
 
-def _run_dimension(directory: Path, quiet: bool) -> None:
-    from spikedim.design.dimension_study import run_dimension_study, settings
-    from spikedim.storage import Run
+def _run_dimension(directory: Path, workers: int | None, device: str, quiet: bool) -> None:
+    from spikedim.cli.study import engine_of, run_directory
+    from spikedim.design.dimension_study import dimension_study
+    from spikedim.training.study import run_study
 
-    with working(quiet), Run(directory, settings()) as run:
-        run_dimension_study(run)
-    say(f"Table: {run.file('study.parquet')}")
+    with working(quiet):
+        study = dimension_study(device=device)
+        engine = engine_of("local", workers, None, None, None, None, device)
+        with run_directory(study, directory, {}) as run:
+            result = run_study(study, run, engine)
+    say(f"Table: {result.path}")

@@ -13,28 +13,21 @@ that the best classifier is right on 95 % of samples whatever k: dimension alone
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from spikedim import progress
 from spikedim.data import Dataset, load_dataset
 from spikedim.data.build import make_dataset
 from spikedim.data.reduce import repooled
-from spikedim.dimension import measure
 from spikedim.errors import ConfigError
-from spikedim.provenance import provenance
-from spikedim.results import plain
-from spikedim.storage import Run
-from spikedim.training import TrainConfig, Trial, default_config, run_trial
-from spikedim.training.study_table import StudyRow, write_study
+from spikedim.training.config import TrainConfig
+from spikedim.training.study import Cell, Study
 
 NAME = "dimension"
 COMPONENTS = (2, 5, 10, None)
 INTRINSIC = (2, 4, 8, 16)
-TIMESTEPS = (1, 2, 4)
-SEEDS = (0, 1)
+TIMESTEPS = (1, 2, 3, 4, 6, 8)
+SEEDS = (0, 1, 2, 3, 4)
 BAYES = 0.95
 CLASSES = 10
 _SIDE = 8
@@ -131,19 +124,7 @@ def _noise(means: np.ndarray, rng: np.random.Generator) -> float:
     return (low + high) / 2
 
 
-def settings() -> dict[str, Any]:
-    """What the default study trains; identifies its run directory."""
-    return {
-        "study": NAME,
-        "components": list(COMPONENTS),
-        "intrinsic": list(INTRINSIC),
-        "timesteps": list(TIMESTEPS),
-        "seeds": list(SEEDS),
-    }
-
-
-def run_dimension_study(
-    run: Run,
+def dimension_study(
     *,
     model: str = "spikformer_nano",
     components: Sequence[int | None] = COMPONENTS,
@@ -152,102 +133,36 @@ def run_dimension_study(
     seeds: Sequence[int] = SEEDS,
     samples: int = 1000,
     config: TrainConfig | None = None,
-) -> list[StudyRow]:
-    """Train one network per task, T and seed; write ``study.parquet`` into the run directory.
-
-    Finished trainings are kept in the run directory and never repeated.
+    device: str = "cpu",
+) -> Study:
+    """The controlled study, to be run by :func:`spikedim.training.study.run_study`.
 
     Args:
-        run: an entered run directory.
         model: the network.
         components: principal components of the digits; ``None`` for all.
         intrinsic: dimensions of the synthetic tasks.
         timesteps: T to train at.
         seeds: of weights and data order.
-        samples: training samples of every task.
-        config: how to train; 8 epochs of the network's recipe by default.
+        samples: training samples of every task; a synthetic one has as many for the test.
+        config: how to train; 12 epochs at a peak rate of 0.02 by default, none held out.
+        device: where, unless ``config`` says it.
 
     Raises:
-        ConfigError, DataError, ModelError, StorageError: as the training.
+        ConfigError, DataError: a choice out of its domain.
     """
     digits = _digits(samples)
     tasks = [(truncated(digits, k), k) for k in components]
-    tasks += [(synthetic(k, samples), k) for k in intrinsic]
-    base = config or default_config(model, digits)
+    tasks += [(synthetic(k, samples, samples), k) for k in intrinsic]
     if config is None:
-        base = replace(base, epochs=8, batch_size=32, validation=0.0)
-    rows = []
-    cells = [(task, seed, T) for seed in seeds for task in tasks for T in timesteps]
-    with progress.task("dimension study", len(cells)) as bar:
-        for (data, k), seed, T in cells:
-            trial = run_trial(data, model, T, replace(base, seed=seed), run)
-            rows += _rows(trial, data, k, model, base)
-            bar.advance(1, f"{data.name} k={k} T={T} seed={seed}")
-    settings = {"model": model, "training": plain(base), "bayes": BAYES, "samples": samples}
-    source = provenance(seed=None, config=settings, data_fingerprint=digits.fingerprint)
-    write_study(run.file("study.parquet"), rows, plain(source), StudyRow)
-    return rows
+        config = TrainConfig(
+            epochs=12, batch_size=32, lr=0.02, warmup_epochs=0.5, validation=0.0, device=device
+        )
+    cells = tuple(Cell(data, model, config, k) for data, k in tasks)
+    neurons = ({"v_th": 0.5},)
+    return Study(NAME, cells, tuple(timesteps), tuple(seeds), neurons)
 
 
 def _digits(samples: int) -> Dataset:
     """The built-in digits with ``samples`` for training and all the others for the test."""
     data = load_dataset("digits")
     return repooled(data, len(data.train) + len(data.split("test")) - samples)
-
-
-def _rows(
-    trial: Trial, data: Dataset, k: int | None, model: str, config: TrainConfig
-) -> list[StudyRow]:
-    found = measure(data.features("train"), ["pca95", "pr"], interval="none").estimates
-    common: dict[str, Any] = {
-        "study": NAME,
-        "dataset": data.name,
-        "model": model,
-        "parameters": _parameters(model, data),
-        "train_T": trial.T,
-        "seed": trial.seed,
-        "beta": trial.neuron["beta"],
-        "v_th": trial.neuron["threshold"],
-        "t_ref": trial.neuron["refractory"],
-        "reset": str(trial.neuron["reset"]),
-        "encoder": trial.encoder,
-        "train_samples": len(data.train),
-        "test_samples": len(data.split("test")),
-        "classes": data.num_classes,
-        "image_size": data.input_shape[1],
-        "components": k,
-        "epochs": config.epochs,
-        "held_out_accuracy": None,
-        "energy_paper_sop_uJ": None,
-        "energy_exact_fanout_uJ": None,
-        "d_eff_pca95": found["pca95"].value,
-        "d_eff_pr": found["pr"].value,
-        "train_seconds": trial.train_seconds,
-        "key": f"{data.fingerprint}-{model}-T{trial.T}-seed{trial.seed}",
-        "fingerprint": data.fingerprint,
-        "status": "done",
-    }
-    rows = []
-    for t in range(1, trial.T + 1):
-        accuracy, hits = trial.accuracy[t - 1], trial.correct[t - 1]
-        rows.append(
-            StudyRow(
-                eval_T=t,
-                correct=int(hits.sum()),
-                accuracy=accuracy.value,
-                accuracy_low=accuracy.low,
-                accuracy_high=accuracy.high,
-                spikes_per_sample=trial.spikes_per_sample[t - 1].value,
-                firing_rate=trial.firing_rate[t - 1].value,
-                correct_bits=np.packbits(hits).tobytes(),
-                **common,
-            )
-        )
-    return rows
-
-
-def _parameters(model: str, data: Dataset) -> int:
-    from spikedim.models import create_model
-
-    net = create_model(model, num_classes=data.num_classes, input_shape=data.input_shape)
-    return sum(p.numel() for p in net.parameters())

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
+from torch import Tensor
 
 from spikedim.errors import ConfigError
 from spikedim.neurons.params import LIFParams
 from spikedim.results import Result
 
-KERNELS: tuple[str, ...] = ("fused", "reference")
+KERNELS: tuple[str, ...] = ("triton", "fused", "reference")
 VARIABLE = "SPIKEDIM_KERNEL"
 
 
@@ -32,21 +35,26 @@ class KernelInfo(Result):
     variable: str = VARIABLE
 
 
-def kernel_info(params: LIFParams | None = None, kernel: str | None = None) -> KernelInfo:
+def kernel_info(
+    params: LIFParams | None = None, kernel: str | None = None, x: Tensor | None = None
+) -> KernelInfo:
     """Which kernel :func:`spikedim.neurons.lif` runs for these parameters.
 
-    ``reference`` is a loop over steps differentiated by autograd; ``fused`` is one autograd
-    Function with a hand-written reverse scan, equal in spikes bit for bit, and faster. Automatic:
-    fused wherever it applies, and reference inside ``torch.compile``, which fuses the loop.
-    Override by the argument ``kernel`` of ``lif`` or, process-wide, by the environment variable
-    ``SPIKEDIM_KERNEL`` (``auto``, ``fused`` or ``reference``).
+    ``reference`` is a loop over steps differentiated by autograd. ``fused`` is one autograd
+    Function with a hand-written reverse scan, equal in spikes bit for bit, and faster; ``triton``
+    is the same with each scan as one GPU kernel, for float32 currents. Automatic: triton on a GPU
+    where Triton is installed, fused elsewhere, and reference inside ``torch.compile``, which fuses
+    the loop. Override by the argument ``kernel`` of ``lif`` or, process-wide, by the environment
+    variable ``SPIKEDIM_KERNEL`` (``auto``, ``triton``, ``fused`` or ``reference``).
 
     Args:
         params: the neuron; ``None`` for the default one.
         kernel: an explicit request, as for ``lif``.
+        x: the currents; ``None`` for float32 on the GPU, where there is one.
 
     Raises:
-        ConfigError: unknown kernel, or an explicitly requested one that cannot run ``params``.
+        ConfigError: unknown kernel, or an explicitly requested one that cannot run ``params``
+            or ``x``.
     """
     params = LIFParams() if params is None else params
     for asked, source in ((kernel, "argument kernel"), (os.environ.get(VARIABLE), VARIABLE)):
@@ -54,23 +62,50 @@ def kernel_info(params: LIFParams | None = None, kernel: str | None = None) -> K
             raise ConfigError(
                 f"{source}={asked!r} is unknown; choose one of auto, {', '.join(KERNELS)}"
             )
-        if asked == "fused" and params.smooth:
+        fault = _fault(asked, params, x)
+        if fault:
             if source == VARIABLE:
                 break
-            raise ConfigError("kernel='fused' emits spikes only; use 'reference' with smooth=True")
+            raise ConfigError(fault)
         if asked in KERNELS:
             return KernelInfo(asked, f"{source}={asked}")
         if asked == "auto":
             break
     if params.smooth:
         return KernelInfo("reference", "automatic: smooth outputs are not spikes")
+    if _fault("triton", params, x) is None:
+        return KernelInfo("triton", "automatic: one GPU kernel per layer and direction")
     return KernelInfo("fused", "automatic: fastest kernel for these parameters")
 
 
-def choose(params: LIFParams, kernel: str | None) -> str:
+def choose(params: LIFParams, kernel: str | None, x: Tensor) -> str:
     """Name of the kernel to run; arguments and errors as :func:`kernel_info`."""
     if torch.compiler.is_compiling():  # a plain loop, which the compiler fuses
         return "reference"
-    if kernel is None and VARIABLE not in os.environ:
+    if kernel is None and VARIABLE not in os.environ and not x.is_cuda:
         return "reference" if params.smooth else "fused"
-    return kernel_info(params, kernel).kernel
+    return kernel_info(params, kernel, x).kernel
+
+
+def _fault(kernel: str | None, params: LIFParams, x: Tensor | None) -> str | None:
+    """Why ``kernel`` cannot run this, if it cannot."""
+    if kernel not in ("fused", "triton"):
+        return None
+    if params.smooth:
+        return f"kernel={kernel!r} emits spikes only; use 'reference' with smooth=True"
+    if kernel == "fused":
+        return None
+    if not _triton_found():
+        return "kernel='triton' needs Triton, which is not installed; use 'fused'"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    on_gpu = torch.cuda.is_available() if x is None else x.is_cuda
+    if not (on_gpu or interpreted):
+        return "kernel='triton' needs currents on a GPU; use 'fused'"
+    if x is not None and x.dtype != torch.float32:
+        return f"kernel='triton' takes float32 currents, not {x.dtype}; use 'fused'"
+    return None
+
+
+@lru_cache(maxsize=1)
+def _triton_found() -> bool:
+    return find_spec("triton") is not None

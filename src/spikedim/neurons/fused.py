@@ -23,6 +23,16 @@ class Setting(NamedTuple):
     beta: float | None
     threshold: float | None
     final: bool
+    triton: bool
+
+    @property
+    def scan(self) -> Any:
+        """The module whose ``forward`` and ``backward`` do the arithmetic."""
+        if not self.triton:
+            return scan
+        from spikedim.neurons import triton_scan
+
+        return triton_scan
 
 
 def run(
@@ -32,8 +42,9 @@ def run(
     params: LIFParams,
     state: LIFState | None,
     final: bool,
+    triton: bool = False,
 ) -> tuple[Tensor, LIFState | None]:
-    """Simulate ``x`` [T, ...] from ``state`` (``None`` is rest).
+    """Simulate ``x`` [T, ...] from ``state`` (``None`` is rest), with Triton's scans or torch's.
 
     Returns:
         Spikes [T, ...] and, if ``final``, the final state.
@@ -44,6 +55,7 @@ def run(
         None if isinstance(beta, Tensor) else beta,
         None if isinstance(threshold, Tensor) else threshold,
         final,
+        triton,
     )
     spikes, last = _Fused.apply(
         x,
@@ -79,7 +91,9 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor | None]:
         x, setting = args[0], args[6]
-        spikes, last = scan.forward(_inputs(args[:6], setting), setting.params, setting.final)
+        spikes, last = setting.scan.forward(
+            _inputs(args[:6], setting), setting.params, setting.final
+        )
         return spikes.view(x.shape), None if last is None else last.view(x.shape[1:])
 
     @staticmethod
@@ -120,7 +134,7 @@ class _FusedBackward(torch.autograd.Function):
     def forward(*args: Any) -> tuple[Tensor | None, ...]:
         inputs, (grad_spikes, grad_last, setting) = args[:6], args[6:]
         x, beta, threshold = inputs[:3]
-        grads = scan.backward(
+        grads = setting.scan.backward(
             _inputs(inputs, setting),
             setting.params,
             grad_spikes.reshape(x.shape[0], -1),
@@ -174,7 +188,7 @@ def _inputs(tensors: tuple[Any, ...], setting: Setting) -> scan.Inputs:
     """Arguments of the Function as flat sequences [T, N] and neurons [N]."""
     x, beta, threshold, u, s, waiting = tensors
     shape = x.shape[1:]
-    _, fixed_beta, fixed_threshold, _ = setting
+    fixed_beta, fixed_threshold = setting.beta, setting.threshold
     return scan.Inputs(
         x.reshape(x.shape[0], -1),
         fixed_beta if beta is None else _flat(beta, shape),  # type: ignore[arg-type]
@@ -219,7 +233,7 @@ def _rows(size: int, value: Tensor, dim: int | None) -> tuple[int, ...]:
 
 def _differentiable(waiting: Tensor | None, setting: Setting) -> Callable[..., tuple[Any, ...]]:
     """The reference as a function of what gradients flow to."""
-    params, fixed_beta, fixed_threshold, _ = setting
+    params, fixed_beta, fixed_threshold = setting[:3]
 
     def function(
         x: Tensor, beta: Tensor | None, threshold: Tensor | None, u: Tensor | None, s: Tensor | None

@@ -63,8 +63,9 @@ def _simulate(
     x: Tensor, params: LIFParams, state: LIFState | None, kernel: str | None, final: bool
 ) -> tuple[Tensor, LIFState | None]:
     beta, threshold = prepare(x, params, state)
-    if choose(params, kernel) == "fused":
-        return fused.run(x, beta, threshold, params, state, final)
+    chosen = choose(params, kernel, x)
+    if chosen != "reference":
+        return fused.run(x, beta, threshold, params, state, final, chosen == "triton")
     start = LIFState.rest(x[0]) if state is None else state
     spikes, _, end = reference.run(x, beta, threshold, params, start)
     return spikes, end

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from spikedim import progress
 from spikedim.adapters.files import fingerprint
 from spikedim.data import Dataset
@@ -52,11 +54,15 @@ TABLE, OUTPUTS = "study.parquet", "outputs.parquet"
 
 @dataclass(frozen=True)
 class Cell:
-    """A data set, a network and how it is trained on it; the seed of ``config`` is not used."""
+    """A data set, a network and how it is trained on it; the seed of ``config`` is not used.
+
+    ``components`` is the intrinsic dimension the data set was made with, if it was.
+    """
 
     dataset: Dataset = field(repr=False)
     model: str
     config: TrainConfig
+    components: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,9 +103,9 @@ class Study:
         for name in ("cells", "T", "seeds", "neurons"):
             if not getattr(self, name):
                 raise ConfigError(f"study {self.name}: {name} is empty; give at least one")
-        pairs = [(cell.dataset.name, cell.model) for cell in self.cells]
+        places = [(cell.dataset.name, cell.components, cell.model) for cell in self.cells]
         for name, values in (
-            ("T", self.T), ("seeds", self.seeds), ("neurons", self.neurons), ("cells", pairs)
+            ("T", self.T), ("seeds", self.seeds), ("neurons", self.neurons), ("cells", places)
         ):  # fmt: skip
             if any(value in values[:i] for i, value in enumerate(values)):
                 raise ConfigError(f"study {self.name}: {name} repeats a value; give each once")
@@ -136,7 +142,7 @@ class Study:
 
     def settings(self) -> dict[str, Any]:
         """Plain settings of the study, for run directories and provenance."""
-        data = {cell.dataset.name: cell.dataset for cell in self.cells}
+        data = {_variant(cell): cell.dataset for cell in self.cells}
         return {
             "study": self.name,
             "data": {
@@ -152,7 +158,7 @@ class Study:
             },
             "cells": [
                 {
-                    "data": c.dataset.name,
+                    "data": _variant(c),
                     "model": c.model,
                     **({"model_file": fingerprint(c.model)} if is_file(c.model) else {}),
                     "training": asdict(c.config),
@@ -169,6 +175,12 @@ class Study:
             "output_samples": self.output_samples,
             "logit_samples": self.logit_samples,
         }
+
+
+def _variant(cell: Cell) -> str:
+    """Name of a cell's data, with the dimension they were made with."""
+    name = cell.dataset.name
+    return name if cell.components is None else f"{name} (k = {cell.components})"
 
 
 def neuron_grid(grid: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Any], ...]:
@@ -314,11 +326,12 @@ def thinned(row: OutputRow, logit_samples: int) -> OutputRow:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor of this machine, in words."""
+    """Processor and GPU of this machine, in words."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         name = names[0] if names else name
-    return {"processor": name, "system": platform.system()}
+    found = {"processor": name, "system": platform.system()}
+    return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
