@@ -161,7 +161,7 @@ def _backward(  # type: ignore[no-untyped-def]
     total_beta, total_threshold = zeros, zeros
     # Of the step after the current one: du/du of the step, and its derivative by the spike.
     leak_next, by_spike, a_next = zeros, zeros, zeros
-    first = 1.0  # the gradient of the last potential enters at the last step only
+    first = zeros + 1  # the gradient of the last potential enters at the last step only
     at -= n
     for back in range(STEPS):
         u = tl.load(grad_x + at, inside, 0.0)
@@ -200,7 +200,7 @@ def _backward(  # type: ignore[no-untyped-def]
             if THRESHOLDS and RESET == "soft":
                 total_threshold -= (a * s_before) if DELAYED else (a * leak * s_before)
         tl.store(grad_x + at, integrated * gain_, inside)
-        a_next, leak_next, first = a, leak, 0.0
+        a_next, leak_next, first = a, leak, zeros
         at -= n
     if BETAS:
         tl.store(grad_beta + offsets, total_beta, inside)

@@ -172,6 +172,12 @@ def budget_of(memory: float | None) -> float:
     return 0.5 * available_memory() if memory is None else memory * 2**30
 
 
+def in_flight(found: Probe, samples: int, row: int = 0) -> int:
+    """Samples of one forward, so that its largest tensor, or its ``row`` bytes each, stay small."""
+    cache = _DEVICE if found.accelerator else _CACHE
+    return max(1, min(samples, cache // max(found.largest, row, 1)))
+
+
 def plans(
     found: Probe,
     samples: int,
@@ -193,8 +199,7 @@ def plans(
     Raises:
         BudgetError: not even a single channel of all samples fits.
     """
-    cache = _DEVICE if found.accelerator else _CACHE
-    batch = max(1, min(samples, cache // max(found.largest, 1)))
+    batch = in_flight(found, samples)
 
     def passing(count: int) -> float:
         return count * (found.saved + _LIVE * found.largest)

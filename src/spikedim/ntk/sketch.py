@@ -10,6 +10,7 @@ are independent, ⟨K_i, K_j⟩ for i ≠ j is an unbiased ‖K‖²_F, and thei
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -27,13 +28,12 @@ from spikedim.ntk.deposit import deposit
 from spikedim.ntk.gram import Setup
 from spikedim.ntk.kernel import has_events, output_sums, with_named_surrogate
 from spikedim.ntk.passes import Call
-from spikedim.ntk.plan import Probe, budget_of, probe
+from spikedim.ntk.plan import Probe, budget_of, in_flight, probe
 from spikedim.progress import note, track
 from spikedim.results import Estimate, Result, Table, plain
 from spikedim.theory.statistics import normal_quantile
 
 Float = NDArray[np.float64]
-_CACHE = 1 << 24  # bytes of the largest tensor of one batch, so that most stay in cache
 _LIVE = 6  # tensors of the largest size alive at once in a backward pass
 _TILE = 1024  # samples on the side of a block of the kernel
 
@@ -173,7 +173,7 @@ def sketched_gram(
         cotangents = every.sum(0, keepdim=True) if outputs == "sum" else every
     found = probe(setup, x)
     n = setup.count(x)
-    batch, need = _batch(found, n, probes * size, budget_of(memory))
+    batch, need = _batch(found, n, probes, size, budget_of(memory))
     note(
         f"sketched NTK of {n:,} samples and {found.columns:,} parameters: {len(cotangents)} passes "
         f"in batches of {batch}, about {need / 2**30:.2g} GiB"
@@ -219,6 +219,7 @@ class _Sketch:
         self._place = {key: (i, int(ends[i])) for i, (key, _) in enumerate(names)}
         self._length = int(ends[-1])
         self._leaks = {name: id(p) for name, p in setup.model.named_parameters()}
+        self._kept: dict[tuple[int, int], Tensor] = {}
 
     def add(
         self, capture: Capture, weights: Tensor, function: int, rows: Tensor, last: bool
@@ -253,12 +254,11 @@ class _Sketch:
         start += function * self._length
         draw = np.random.default_rng((self._seed, 1, function, index))
         count, k = full.shape[1], rows.shape[-1]
+        signs = self._signs(draw, function, index, len(rows), full)
         lead = min(-start % k, count)
         whole = lead + (count - lead) // k * k
-        for row in rows:
-            bits = np.frombuffer(draw.bytes(-(-count // 8)), np.uint8)
-            signs = torch.from_numpy(np.unpackbits(bits, count=count)).to(full)
-            full.mul_(signs.mul_(2).sub_(1))
+        for row, sign in zip(rows, signs, strict=True):
+            full.mul_(sign)
             if lead:
                 row[:, start % k : start % k + lead] += full[:, :lead]
             if whole > lead:
@@ -266,16 +266,32 @@ class _Sketch:
             if count > whole:
                 row[:, : count - whole] += full[:, whole:]
 
+    def _signs(
+        self, draw: np.random.Generator, function: int, index: int, rows: int, full: Tensor
+    ) -> Iterator[Tensor]:
+        """±1 [P] for each row in turn; an accelerator keeps them, because drawing is slow there."""
+        count = full.shape[1]
+        for row in range(rows):
+            kept = self._kept.get((function, index * rows + row))
+            if kept is None:
+                bits = np.frombuffer(draw.bytes(-(-count // 8)), np.uint8)
+                kept = torch.from_numpy(np.unpackbits(bits, count=count)).to(full.device)
+                kept = kept.to(torch.int8).mul_(2).sub_(1)
+                if full.is_cuda:
+                    self._kept[function, index * rows + row] = kept
+            yield kept
 
-def _batch(found: Probe, n: int, kept: int, budget: float) -> tuple[int, float]:
+
+def _batch(found: Probe, n: int, probes: int, size: int, budget: float) -> tuple[int, float]:
     """Samples per batch, and bytes in all."""
     widest = max((layer.columns for layer in found.layers.values()), default=0)
 
     def need(batch: int) -> float:
         once = found.saved + _LIVE * found.largest + 2 * widest * found.itemsize
-        return float(batch * once + 2 * n * kept * found.itemsize + found.columns)
+        signs = found.columns * (probes if found.accelerator else 1)
+        return float(batch * once + 2 * n * probes * size * found.itemsize + signs)
 
-    batch = max(1, min(n, _CACHE // max(found.largest, widest * found.itemsize, 1)))
+    batch = in_flight(found, n, widest * found.itemsize)
     while batch > 1 and need(batch) > budget:
         batch //= 2
     if need(batch) > budget:
