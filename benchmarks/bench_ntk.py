@@ -102,7 +102,7 @@ def main() -> None:
     for case in options.cases:
         command = [sys.executable, __file__, *sys.argv[1:], "--one", case]
         runs = [
-            json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+            json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
             for _ in range(options.repeats)
         ]
         runs[0]["seconds"] = statistics.median(run["seconds"] for run in runs)
