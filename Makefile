@@ -28,15 +28,15 @@ test-slow: $(READY)  ## the long statistical and parity checks
 EXTRAS := $(VENV)-adapters
 PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-test-extras: $(EXTRAS)-2.0.0/.ready $(EXTRAS)-0.0.0.0.14/.ready  ## parity with SpikingJelly, snnTorch, Norse, NeuroBench
+test-extras: $(EXTRAS)-2.0.0/.ready $(EXTRAS)-0.0.0.0.14/.ready  ## parity with SpikingJelly, snnTorch, Norse, NeuroBench; GPU kernels interpreted
 	set -e; for venv in $(^D); do \
 		$$venv/bin/python -m pytest -q tests/test_adapters_extras.py tests/test_circuits_exchange.py \
-			tests/test_profiling_extras.py; done
+			tests/test_profiling_extras.py tests/test_neurons_triton.py; done
 
 $(EXTRAS)-%/.ready: $(READY)
 	rm -rf $(@D) && $(BIN)/python -m venv $(@D)
 	echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > $$($(@D)/bin/python $(PURELIB))/main.pth
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[adapters,neurobench]'
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[adapters,neurobench,triton]'
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps spikingjelly==$* norse==1.1.0 \
 		neurobench==2.3.0
 	touch $@

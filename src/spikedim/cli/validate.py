@@ -12,6 +12,7 @@ from spikedim.cli.output import emit, save_figure, say, working
 from spikedim.errors import ConfigError
 
 if TYPE_CHECKING:
+    from spikedim.design.cases import Case
     from spikedim.training.study_table import OutputRow, StudyRow
 
 
@@ -58,6 +59,7 @@ def validate(
     from spikedim.design.dimension_effect import dimension_effect
     from spikedim.design.document import document
     from spikedim.design.validation import validate as judge
+    from spikedim.results import points_of
     from spikedim.storage import write_text
     from spikedim.training.study_table import read_outputs, read_study
 
@@ -70,6 +72,7 @@ def validate(
         raise ConfigError(f"--out {out}: name a .md file")
     rows: list[StudyRow] = []
     outputs: list[OutputRow] = []
+    variants: dict[str, list[Case]] = {}
     sources = []
     with working(quiet):
         for path in table:
@@ -77,8 +80,9 @@ def validate(
             rows += study.rows
             sources.append({"file": str(path), **study.provenance})
             beside = path.with_name("outputs.parquet")
-            if beside.is_file():
-                outputs += read_outputs(beside).rows
+            found = read_outputs(beside).rows if beside.is_file() else []
+            outputs += found
+            variants[f"`{path}` alone"] = cases_from_rows(study.rows, found, tolerance)
         cases = cases_from_rows(rows, outputs, tolerance)
         effect = None
         if dimension is not None:
@@ -91,11 +95,14 @@ def validate(
             if effect is not None:
                 figure = f"{out.stem}-dimension.png"
                 save_figure(effect, out.with_name(figure))
-            lenient = cases_from_rows(rows, outputs, 2 * tolerance)
+            if len(variants) == 1:
+                variants.clear()
+            label = f"tolerance {points_of(2 * tolerance)}"
+            variants[label] = cases_from_rows(rows, outputs, 2 * tolerance)
             command = "spikedim validate " + " ".join(f"--table {path}" for path in table)
             command += f" --dimension {dimension}" if dimension else ""
             command += f" --out {out}"
-            page = document(cases, lenient, sources, effect, figure, command)
+            page = document(cases, variants, sources, effect, figure, command)
             write_text(out, page)
         if ship is not None:
             write_text(ship / REFERENCE, write_lines(cases))

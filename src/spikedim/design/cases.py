@@ -134,6 +134,11 @@ class Case:
         """Data set and network: seeds of one place are not independent cases."""
         return self.dataset, self.model
 
+    @property
+    def recipe(self) -> tuple[Any, ...]:
+        """The place and how it was trained: seeds of one recipe are draws of one thing."""
+        return (*self.place, self.classes, self.train_samples, self.image_size, self.threshold)
+
     def within(self, tolerance: float) -> Case:
         """The same with T* for another tolerance, from the stored fit; without its interval."""
         truth = self.truth

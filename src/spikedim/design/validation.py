@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -307,13 +307,13 @@ def over_places(
 
 
 def seed_noise(cases: Sequence[Case]) -> float | None:
-    """Mean |log2| ratio of T* of two seeds of one place: what no predictor of a case can beat much.
+    """Mean |log2| ratio of T* of two seeds of one recipe: what no predictor can beat much.
 
-    ``None`` where no place has two seeds.
+    ``None`` where none has two seeds.
     """
-    groups: dict[tuple[str, str], list[float]] = {}
+    groups: dict[tuple[Any, ...], list[float]] = {}
     for case in cases:
-        groups.setdefault(case.place, []).append(math.log2(case.truth.t_star))
+        groups.setdefault(case.recipe, []).append(math.log2(case.truth.t_star))
     gaps = [
         abs(a - b)
         for values in groups.values()
@@ -324,13 +324,13 @@ def seed_noise(cases: Sequence[Case]) -> float | None:
 
 
 def pooled_seeds(cases: Sequence[Case]) -> list[Case]:
-    """One case per place: T* of the accuracy averaged over its seeds, which has less noise.
+    """One case per recipe: T* of the accuracy averaged over its seeds, which has less noise.
 
     Seeds that were trained at other T than the first are left out.
     """
-    groups: dict[tuple[str, str], list[Case]] = {}
+    groups: dict[tuple[Any, ...], list[Case]] = {}
     for case in cases:
-        groups.setdefault(case.place, []).append(case)
+        groups.setdefault(case.recipe, []).append(case)
     return [_pooled(group) for group in groups.values()]
 
 
@@ -388,7 +388,7 @@ def paired_table(paired: Sequence[Paired]) -> Table:
 
 
 def _key(case: Case) -> tuple[str, str, int]:
-    return (*case.place, case.seed)
+    return (*case.recipe, case.seed)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
