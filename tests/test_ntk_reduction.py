@@ -340,10 +340,11 @@ def test_inversion_meets_three_targets(x, name):
     """Acceptance: within 5 % of d_eff, the rate inside the window, checked independently."""
     net = network(x, name=name, refractory=0, v_reset=0.0)
     window = (0.02, 0.3)
-    reached = invert(
-        net, x, target_d_eff=1e3, rate_window=window, T=T, betas=(0.5,), refractories=(0,)
-    )
+    reached = invert(net, x, target_d_eff=1e3, rate_window=window, T=T)
     assert not reached.feasible
+    assert reached.most == len(x) - 1
+    assert {(t.beta, t.refractory) for t in reached.trials} == {(0.5, 0)}  # no use in trying more
+    assert "at most, by the number of samples" in str(reached)
     assert reached.reachable is not None
     low, high = reached.reachable
     for share in (0.25, 0.5, 0.75):

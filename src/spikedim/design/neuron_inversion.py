@@ -96,4 +96,7 @@ def require_feasible(found: Inversion | None) -> None:
     if found.reachable is None:
         raise ConfigError(f"{wanted} {rates}: none of those tried fires at such a rate")
     low, high = (number(value) for value in found.reachable)
-    raise ConfigError(f"{wanted} {rates}; reachable: {low} to {high}")
+    few = ""
+    if found.target > found.most:
+        few = f"; a kernel of so few samples has d_eff {number(found.most)} at most"
+    raise ConfigError(f"{wanted} {rates}; reachable: {low} to {high}{few}")

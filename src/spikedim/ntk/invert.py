@@ -78,6 +78,8 @@ class Inversion(Result):
         reachable: least and largest value measured inside the window.
         guess: threshold by the closed form for the network's own leak; NaN where it has none.
         trials: every measurement, in order.
+        most: largest value that so few samples can show at all: d_eff of a kernel is at most its
+            rank. A target above it is given up after the network's own leak and refractory period.
     """
 
     quantity: str
@@ -90,6 +92,7 @@ class Inversion(Result):
     reachable: tuple[float, float] | None
     guess: float
     trials: tuple[Trial, ...]
+    most: float = math.inf
 
     def value(self, trial: Trial) -> float:
         """What the target is about, of one trial."""
@@ -118,6 +121,8 @@ class Inversion(Result):
             ]
         if self.reachable is not None:
             rows.append(("reachable", " to ".join(map(number, self.reachable))))
+        if self.target > self.most:
+            rows.append(("at most, by the number of samples", self.most))
         rows.append(("v_th by the closed form", self.guess))
         trials = [
             (t.threshold, t.beta, t.refractory, t.dimension, t.reduction, t.rate)
@@ -217,6 +222,9 @@ def invert(
     pairs = [(beta, t_ref) for t_ref in dead for beta in dict.fromkeys(leaks)]
     if not pairs:
         raise ConfigError("betas and refractories must not be empty")
+    most = math.inf if quantity == "R" else float(samples_of(x) - center)
+    if target > most:
+        pairs = pairs[:1]
 
     def error(trial: Trial | None) -> float:
         if trial is None or not window[0] <= trial.rate <= window[1]:
@@ -247,6 +255,7 @@ def invert(
         (min(inside), max(inside)) if inside else None,
         search.guess(pairs[0][0], target),
         tuple(search.trials),
+        most,
     )
 
 
