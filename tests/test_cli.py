@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -40,6 +41,25 @@ def fails(capsys, *words):
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+SYSTEM_FAULTS = {
+    errno.ENOSPC: "x.bin: .*; free some space",
+    errno.ENOENT: "x.bin: .*; check the name, or reinstall",
+    errno.EACCES: "x.bin: .*; choose a place you may read and write",
+    errno.EIO: "x.bin: Input/output error$",
+}
+
+
+@pytest.mark.parametrize("code", SYSTEM_FAULTS, ids=errno.errorcode.get)
+def test_a_fault_of_the_system_is_one_line_with_its_own_mend(code, capsys, monkeypatch):
+    def refused(*_, **__):
+        raise OSError(code, os.strerror(code), "x.bin")
+
+    monkeypatch.setattr("spikedim.data.load_dataset", refused)
+    line = fails(capsys, "measure", "--data", "digits", "--quiet")
+    assert re.search(SYSTEM_FAULTS[code], line)
+    assert "Errno" not in line
 
 
 @pytest.mark.parametrize(
@@ -283,8 +303,6 @@ def test_wrong_device(here, capsys, monkeypatch):
 
 
 def test_no_disk_space(finished, capsys, monkeypatch):
-    import errno
-
     before = (finished / "results.json").read_bytes()
 
     def full(_):

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from spikedim.design import store
-from spikedim.design.cases import reference_cases
+from spikedim.design import cases, store
+from spikedim.design.cases import dimension_cases, reference_cases
 from spikedim.design.forecast import forecast
 from spikedim.errors import DataError, SpikedimWarning, StorageError
 from study_cases import case
@@ -118,3 +118,19 @@ def test_entries_are_plain_json(said, tmp_path):
     store.append(said, case(), path)
     (line,) = path.read_text().splitlines()
     assert json.loads(line)["case"]["dataset"] == "a"
+
+
+@pytest.mark.parametrize("damage", [None, b"", b'{"dataset": "digits"}', b"{torn", b"\xff\xfe"])
+@pytest.mark.parametrize("name", [cases.REFERENCE, cases.DIMENSION])
+def test_a_shipped_file_that_is_missing_or_damaged_is_named(name, damage, tmp_path, monkeypatch):
+    monkeypatch.setattr(cases.resources, "files", lambda package: tmp_path)
+    if damage is not None:
+        (tmp_path / name).write_bytes(damage)
+    read = {cases.REFERENCE: reference_cases, cases.DIMENSION: dimension_cases}[name]
+    read.cache_clear()
+    try:
+        with pytest.raises(DataError, match=rf"{name}.*; reinstall .*validate --ship") as caught:
+            read()
+    finally:
+        read.cache_clear()
+    assert "Errno" not in str(caught.value)
