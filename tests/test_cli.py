@@ -187,6 +187,13 @@ def test_sweep_train_and_profile(here, capsys):
     assert [p["T"] for p in json.loads(capsys.readouterr().out)["points"]] == [1, 2]
 
 
+@pytest.mark.parametrize("verb", ["profile", "ntk"])
+def test_networks_are_looked_into_on_events(verb, shared, here, capsys):
+    words = ["--data", "nmnist", "--data-root", shared, "-T", "2", "--samples", "8", "--quiet"]
+    assert run(verb, *words, "--model", "spikformer_nano", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["T"] == 2
+
+
 def _saved_epochs(folder):
     """What every checkpoint knows of its finished epochs, their wall time included."""
     import torch
