@@ -183,14 +183,20 @@ class Run:
             raise _storage_error(path, error) from error
         return path
 
+    def stored(self, key: str) -> bool:
+        """Whether step ``key`` is finished."""
+        return self._step(key).exists()
+
     def step(self, key: str, compute: Callable[[], Any]) -> Any:
         """Return the stored plain-data result of step ``key``, computing it the first time."""
-        path = self.path / "steps" / f"{key}.json"
-        if path.exists():
-            return read_json(path)
+        if self.stored(key):
+            return read_json(self._step(key))
         value = plain(compute())
-        write_json(path, value)
+        write_json(self._step(key), value)
         return value
+
+    def _step(self, key: str) -> Path:
+        return self.path / "steps" / f"{key}.json"
 
 
 def system_fault(error: OSError) -> str:
