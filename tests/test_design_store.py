@@ -2,10 +2,10 @@ import json
 import multiprocessing
 import os
 import signal
-import time
 
 import pytest
 
+from processes import wait_for
 from spikedim.design import cases, store
 from spikedim.design.cases import dimension_cases, reference_cases
 from spikedim.design.forecast import forecast
@@ -70,8 +70,7 @@ def test_a_killed_process_damages_no_other_entry(said, tmp_path):
     context = multiprocessing.get_context("fork")
     worker = context.Process(target=_append_forever, args=(path, said))
     worker.start()
-    while not path.exists() or path.stat().st_size == 0:
-        time.sleep(0.01)
+    wait_for(lambda: path.exists() and path.stat().st_size, worker.is_alive)
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
     with open(path, "a") as handle:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from processes import PATIENCE_S
 from spikedim.storage import Run
 from spikedim.training import engines
 from spikedim.training.engines import Engine
@@ -20,7 +21,6 @@ from spikedim.training.study_trial import StudyWork
 from test_training_study import FAST, MODEL, toy
 
 ray_trial, keep = engines._ray_trial, StudyWork.keep
-_PATIENCE_S = 600
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_killed_worker_and_killed_driver_leave_the_serial_table(ray, tmp_path):
     driver = subprocess.run(
         [sys.executable, "-c", code, path, ray],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=_PATIENCE_S,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert driver.returncode == -signal.SIGKILL, driver.stdout
     done = finished(path)
