@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import PATIENCE_S
+from processes import PATIENCE_S, wait_for
 from spikedim.storage import Run
 from spikedim.training import engines
 from spikedim.training.engines import Engine
@@ -60,6 +60,7 @@ def trial_of_a_doomed_worker(work, trial):
 
 def keep_and_die(work, trial, measurement):
     keep(work, trial, measurement)
+    wait_for((work.run.path / "killed").exists)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
