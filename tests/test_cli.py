@@ -16,6 +16,9 @@ from spikedim import storage
 from spikedim.cli import main
 
 QUICK = ["--epochs", "1", "--train-samples", "120", "--test-samples", "80", "--quiet"]
+# One process: starting another takes longer than these trainings.
+VERIFIED = ["design", "--data", "digits", "--model", "spikformer_nano", "--verify", *QUICK]
+VERIFIED += ["--workers", "1"]
 
 
 def run(*words):
@@ -129,8 +132,7 @@ def test_config_file_gives_defaults_and_the_command_line_wins(here, capsys):
 def finished(tmp_path_factory):
     """A finished design run with verification, small enough for the suite."""
     folder = tmp_path_factory.mktemp("design")
-    words = ["design", "--data", "digits", "--model", "spikformer_nano", "--verify", *QUICK]
-    assert run(*words, "-T", "1,2", "--out", folder / "run") == 0
+    assert run(*VERIFIED, "-T", "1,2", "--out", folder / "run") == 0
     return folder / "run"
 
 
@@ -150,8 +152,7 @@ def test_report_is_rebuilt_without_recomputing(finished, here):
 
 def test_same_command_finishes_at_once_and_gives_the_same_numbers(finished, capsys):
     before = storage.read_json(finished / "results.json")
-    words = ["design", "--data", "digits", "--model", "spikformer_nano", "--verify", *QUICK]
-    assert run(*words, "-T", "1,2", "--out", finished, "--json") == 0
+    assert run(*VERIFIED, "-T", "1,2", "--out", finished, "--json") == 0
     after = json.loads(capsys.readouterr().out)
     for plan in (before, after):
         plan.pop("provenance")
@@ -162,8 +163,7 @@ def test_same_command_finishes_at_once_and_gives_the_same_numbers(finished, caps
 
 def test_another_setting_in_the_same_directory_is_refused(finished, capsys):
     before = (finished / "results.json").read_bytes()
-    words = ["design", "--data", "digits", "--model", "spikformer_nano", "--verify", *QUICK]
-    line = fails(capsys, *words, "-T", "1,4", "--out", finished)
+    line = fails(capsys, *VERIFIED, "-T", "1,4", "--out", finished)
     assert "other settings (timesteps)" in line
     assert (finished / "results.json").read_bytes() == before
 
@@ -313,8 +313,7 @@ def test_no_disk_space(finished, capsys, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(storage.os, "fsync", full)
-    words = ["design", "--data", "digits", "--model", "spikformer_nano", "--verify", *QUICK]
-    line = fails(capsys, *words, "-T", "1,2", "--out", finished)
+    line = fails(capsys, *VERIFIED, "-T", "1,2", "--out", finished)
     assert "no disk space" in line
     assert (finished / "results.json").read_bytes() == before
 
