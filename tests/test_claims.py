@@ -69,7 +69,6 @@ def wrong_step(u, s, current, beta):
         ("RATE", "holds", lambda T, delta: 2 * math.exp(-8 * T * delta**2), "fails"),
         ("EXP-VETO", "holds", lambda x: torch.exp(-2 * x), "fails"),
         ("T4-SUFFICES", "holds", lambda: 1, "fails"),
-        ("TAU-DIRECTION", "holds", lambda: -1, "fails"),
         ("ATTENTION", "holds", lambda: -1.0, "fails"),
         ("SOFTMAX-SHUNTING", "holds", lambda T: T**-1.5, "fails"),
         ("UNIVERSAL", "holds", lambda n, d, e: SimpleNamespace(heads=n, T=n * d / e), "fails"),
@@ -113,12 +112,14 @@ def test_a_wrong_correction_flips_the_verdict(id, correction):
         (Estimate(0.5), False, True),
         (Estimate(1.5), False, False),
         (Estimate(1.2, 0.9, 1.5), False, True),
-        (Estimate(1.2, 0.9, 1.5), True, False),
+        (Estimate(1.2, 0.9, 1.5), True, None),
+        (Estimate(1.2, 1.1, 1.5), True, False),
         (Estimate(0.5, 0.1, 0.9), True, True),
         (Estimate(0.5, 0.1, None), False, True),
-        (Estimate(0.5, 0.1, None), True, False),
+        (Estimate(0.5, 0.1, None), True, None),
         (Estimate(1.5, 1.1, None), False, False),
         (Estimate(math.nan), False, False),
+        (Estimate(math.nan), True, False),
     ],
 )
 def test_a_measurement_passes_by_its_interval(measured, shown, passes):
@@ -133,16 +134,22 @@ def test_a_measurement_passes_by_its_interval(measured, shown, passes):
 def test_the_verdict_follows_from_the_measurements():
     yes, no = Estimate(0.0), Estimate(2.0)
 
+    wide = Estimate(1.0, 0.5, 1.5)
+
     def stated(value):
-        return Measurement("s", value, high=1)
+        return Measurement("s", value, high=1, shown=True)
 
     def corrected(value):
-        return Measurement("c", value, high=1, form="corrected")
+        return Measurement("c", value, high=1, form="corrected", shown=True)
 
     assert judge([stated(yes), stated(yes), corrected(no)]) == "holds"
     assert judge([stated(yes), stated(no), corrected(yes)]) == "holds after correction"
     assert judge([stated(no), corrected(yes), corrected(no)]) == "fails"
     assert judge([stated(no)]) == "fails"
+    assert judge([stated(yes), stated(wide)]) == "not testable here"
+    assert judge([stated(wide), corrected(wide)]) == "not testable here"
+    assert judge([stated(wide), corrected(yes)]) == "holds after correction"
+    assert judge([stated(no), stated(wide), corrected(wide)]) == "fails"
     with pytest.raises(ConfigError, match="as stated"):
         judge([corrected(yes)])
 
@@ -330,6 +337,46 @@ def test_the_interval_of_a_rank_correlation_covers():
         found = rank_correlation(x, y)
         hits += found.low < true < found.high
     assert hits / 300 > 0.91
+
+
+@pytest.mark.parametrize("id", ["SNTK", "TAU-DIRECTION", "GENERALISATION"])
+@pytest.mark.parametrize(
+    ("against", "passes", "verdict"),
+    [(-1.0, True, "holds"), (0.0, None, "not testable here"), (1.0, False, "fails")],
+)
+def test_trained_networks_confirm_contradict_or_leave_open(
+    id, against, passes, verdict, monkeypatch
+):
+    """One policy for every claim: what the interval does not settle is told to be unsettled."""
+
+    def trained(seed):
+        return against + 0.02 * (-1) ** seed
+
+    fakes = {
+        "weights": lambda size, seed: -1 + 0.01 * seed,
+        "trained": lambda n, seed, steps: trained(seed),
+        "continuous": lambda: None,
+        "kernel": lambda log_ratio, x, neuron, T: (
+            torch.eye(2).double() * math.exp(0 if neuron is None else log_ratio)
+        ),
+        "d_eff": lambda size, neuron, seed: (1 - neuron.beta) ** (-1 - 0.01 * seed),
+        "trained_d_eff": lambda neuron, seed: (1 - neuron.beta) ** trained(seed),
+        "gap": lambda n, seed, *rest: (math.exp(trained(seed)) * math.sqrt(4 / n), 4.0),
+        "ridge_fit": lambda n, seed: (1.0, 2.0),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(f"spikedim.claims.ntk.tiny.{name}", fake)
+    item = get_claim(id)
+    if id == "SNTK":
+        item = replace(item, formula=lambda k: float(k[0, 0]), correction=lambda k: float(k[0, 0]))
+    found = item.run()
+    stated = [m for m in found.measurements if m.form == "stated"]
+    assert found.verdict == verdict
+    assert stated[-1].passes is passes
+    assert ("undecided" in found.reason) == (passes is None)
+    assert all(m.shown for m in stated)
+    if id == "TAU-DIRECTION":  # the other sign is contradicted at initialisation, whatever follows
+        assert replace(item, formula=lambda: -1).run().verdict == "fails"
 
 
 @pytest.mark.parametrize(("direction", "passes"), [(1.0, True), (-1.0, False)])

@@ -107,7 +107,7 @@ def test_verified_designs_are_remembered_and_recalibrate(images, here, capsys):
     assert "--verify" in capsys.readouterr().err
     np.savez("bars.npz", **images)
     words = ["design", "--data", "bars.npz", "--model", "spikformer_nano", "--verify", "--quiet"]
-    words += ["--no-neurons", "-T", "1,2", "--epochs", "12", "--tolerance", "3"]
+    words += ["--no-neurons", "-T", "1,2", "--epochs", "12", "--tolerance", "3", "--workers", "1"]
     assert run(*words) == 0
     said = capsys.readouterr()
     assert "Remembered" in said.err

@@ -2,12 +2,12 @@ import json
 import multiprocessing
 import os
 import signal
-import time
 
 import pytest
 
-from spikedim.design import store
-from spikedim.design.cases import reference_cases
+from processes import wait_for
+from spikedim.design import cases, store
+from spikedim.design.cases import dimension_cases, reference_cases
 from spikedim.design.forecast import forecast
 from spikedim.errors import DataError, SpikedimWarning, StorageError
 from study_cases import case
@@ -70,8 +70,7 @@ def test_a_killed_process_damages_no_other_entry(said, tmp_path):
     context = multiprocessing.get_context("fork")
     worker = context.Process(target=_append_forever, args=(path, said))
     worker.start()
-    while not path.exists() or path.stat().st_size == 0:
-        time.sleep(0.01)
+    wait_for(lambda: path.exists() and path.stat().st_size, worker.is_alive)
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
     with open(path, "a") as handle:
@@ -118,3 +117,19 @@ def test_entries_are_plain_json(said, tmp_path):
     store.append(said, case(), path)
     (line,) = path.read_text().splitlines()
     assert json.loads(line)["case"]["dataset"] == "a"
+
+
+@pytest.mark.parametrize("damage", [None, b"", b'{"dataset": "digits"}', b"{torn", b"\xff\xfe"])
+@pytest.mark.parametrize("name", [cases.REFERENCE, cases.DIMENSION])
+def test_a_shipped_file_that_is_missing_or_damaged_is_named(name, damage, tmp_path, monkeypatch):
+    monkeypatch.setattr(cases.resources, "files", lambda package: tmp_path)
+    if damage is not None:
+        (tmp_path / name).write_bytes(damage)
+    read = {cases.REFERENCE: reference_cases, cases.DIMENSION: dimension_cases}[name]
+    read.cache_clear()
+    try:
+        with pytest.raises(DataError, match=rf"{name}.*; reinstall .*validate --ship") as caught:
+            read()
+    finally:
+        read.cache_clear()
+    assert "Errno" not in str(caught.value)

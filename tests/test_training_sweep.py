@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from dataclasses import replace
 
 import matplotlib
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from processes import PATIENCE_S, group_is_gone, wait_for
 from spikedim.data import Dataset, Split
 from spikedim.errors import (
     BudgetError,
@@ -307,6 +307,17 @@ def test_parallel_trainings_give_the_numbers_of_serial_ones(swept, tmp_path):
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_finished_trainings_start_no_process(swept, monkeypatch):
+    def refuse(*args):
+        raise AssertionError("started a process")
+
+    monkeypatch.setattr("spikedim.training.parallel.processes", refuse)
+    result, path = swept
+    with Run(path, {"kind": "sweep"}) as run:
+        again = sweep_timesteps(toy(), MODEL, [3, 1], CONFIG, run, workers=2)
+    assert again.points == result.points
+
+
 def test_a_fault_in_a_worker_reaches_the_caller(tmp_path):
     with (
         pytest.raises(ModelError, match="diverged"),
@@ -324,8 +335,7 @@ def test_a_killed_worker_ends_the_sweep_with_a_clear_error(tmp_path):
     before = set(multiprocessing.active_children())
 
     def kill():
-        while not list(tmp_path.glob("trials/*/last.ckpt")):
-            time.sleep(0.05)
+        wait_for(lambda: list(tmp_path.glob("trials/*/last.ckpt")))
         workers = set(multiprocessing.active_children()) - before
         os.kill(max(worker.pid for worker in workers), signal.SIGKILL)
 
@@ -339,8 +349,9 @@ def test_a_killed_worker_ends_the_sweep_with_a_clear_error(tmp_path):
 def test_ctrl_c_stops_parent_and_workers_without_their_tracebacks(tmp_path):
     script = textwrap.dedent(
         """
-        import sys
+        import signal, sys
         from dataclasses import replace
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
         sys.path.insert(0, sys.argv[2])
         from test_training_sweep import CONFIG, MODEL, Run, sweep_timesteps, toy
         long = replace(CONFIG, epochs=10_000)
@@ -353,11 +364,15 @@ def test_ctrl_c_stops_parent_and_workers_without_their_tracebacks(tmp_path):
     )
     command = [sys.executable, "-c", script, str(tmp_path), os.path.dirname(__file__)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, text=True)
-    while not list(tmp_path.glob("trials/*/last.ckpt")) and process.poll() is None:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (7, "")
+    try:
+        wait_for(lambda: list(tmp_path.glob("trials/*/last.ckpt")), lambda: process.poll() is None)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        assert (process.returncode, errors) == (7, "")
+        wait_for(lambda: group_is_gone(process.pid))
+    finally:
+        if not group_is_gone(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_small_networks_get_one_thread_and_large_ones_share_the_cores(monkeypatch):

@@ -75,7 +75,9 @@ def read_json(path: str | Path) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
         raise StorageError(f"cannot read {path}: {error}; remove it and run again") from error
 
 
@@ -181,18 +183,37 @@ class Run:
             raise _storage_error(path, error) from error
         return path
 
+    def stored(self, key: str) -> bool:
+        """Whether step ``key`` is finished."""
+        return self._step(key).exists()
+
     def step(self, key: str, compute: Callable[[], Any]) -> Any:
         """Return the stored plain-data result of step ``key``, computing it the first time."""
-        path = self.path / "steps" / f"{key}.json"
-        if path.exists():
-            return read_json(path)
+        if self.stored(key):
+            return read_json(self._step(key))
         value = plain(compute())
-        write_json(path, value)
+        write_json(self._step(key), value)
         return value
+
+    def _step(self, key: str) -> Path:
+        return self.path / "steps" / f"{key}.json"
+
+
+def system_fault(error: OSError) -> str:
+    """What the system refused, of which file, and what to do, for a fault no caller explained."""
+    where = f"{error.filename}: " if error.filename else ""
+    reason = f"{where}{error.strerror or error}"
+    if _is_full(error):
+        return f"{reason}; free some space, then run the same command again"
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return f"{reason}; choose a place you may read and write"
+    if isinstance(error, FileNotFoundError):
+        return f"{reason}; check the name, or reinstall spikedim if the file is one of its own"
+    return reason
 
 
 def _storage_error(path: Path, error: OSError) -> StorageError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if _is_full(error):
         return StorageError(
             f"no disk space left while writing {path}; free some space or choose another place "
             "with --out, then run the same command again: finished work is kept"
@@ -200,3 +221,7 @@ def _storage_error(path: Path, error: OSError) -> StorageError:
     return StorageError(
         f"cannot write {path}: {error.strerror or error}; choose a writable place with --out"
     )
+
+
+def _is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -81,8 +81,10 @@ class Audit(Result):
             "A verdict is computed from the numbers: *holds* when every test of the claim as "
             "stated agrees, *holds after correction* when one does not but every test of the "
             "corrected form does, else *fails*. A test agrees when its interval meets the allowed "
-            "range, or lies within it where the range says *all of it*; rows of *context* decide "
-            "nothing. Intervals are 95 % unless said otherwise.",
+            "range, or lies within it where the range says *all of it*; there, an interval that "
+            "lies partly within is *undecided*. A claim that nothing contradicts but that is not "
+            "decided is *not testable here*. Rows of *context* decide nothing. Intervals are 95 % "
+            "unless said otherwise.",
             "",
             *Table(
                 "",
@@ -134,11 +136,16 @@ def decisive(result: ClaimResult) -> str:
         return result.reason
     stated = [m for m in result.measurements if m.form == "stated"]
     corrected = [m for m in result.measurements if m.form == "corrected"]
-    against = [m for m in stated if not m.passes]
+    against = _against(stated)
     shown = (against or stated)[:1]
     if against:
-        shown += ([m for m in corrected if not m.passes] or corrected)[:1]
+        shown += (_against(corrected) or corrected)[:1]
     return "; ".join(_sentence(m) for m in shown)
+
+
+def _against(tests: Sequence[Measurement]) -> list[Measurement]:
+    """Tests that contradict, else those that are undecided."""
+    return [m for m in tests if m.passes is False] or [m for m in tests if not m.passes]
 
 
 def _sentence(item: Measurement) -> str:

@@ -39,9 +39,10 @@ class Measurement:
         low, high: the allowed range.
         form: ``"stated"`` tests the claim as published, ``"corrected"`` its corrected form;
             ``"context"`` informs and decides nothing.
-        shown: ``True`` demands that the whole interval lies in the range; ``False`` that the
-            two overlap, so that the measurement does not contradict the claim.
-        passes: whether that is so (computed); ``None`` for context.
+        shown: ``True`` demands that the whole interval lies in the range, as a claim of a sign or
+            an inequality does; an interval that lies partly in it leaves that undecided. ``False``
+            demands that the two overlap, as a published number does that is itself uncertain.
+        passes: whether that is so (computed); ``None`` for context and where it is undecided.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Measurement:
     def __post_init__(self) -> None:
         object.__setattr__(self, "passes", None if self.form == "context" else self._passes())
 
-    def _passes(self) -> bool:
+    def _passes(self) -> bool | None:
         value = self.measured.value
         if math.isnan(value):
             return False
@@ -64,9 +65,16 @@ class Measurement:
         top = (
             math.inf if open_above else value if self.measured.high is None else self.measured.high
         )
-        if self.shown:
-            return self.low <= bottom and top <= self.high
-        return bottom <= self.high and self.low <= top
+        meets = bool(bottom <= self.high and self.low <= top)
+        within = self.low <= bottom and top <= self.high
+        return None if self.shown and meets and not within else meets
+
+    @property
+    def verdict(self) -> str:
+        """Whether the measurement agrees, in words."""
+        if self.form == "context":
+            return "–"
+        return {True: "yes", False: "no", None: "undecided"}[self.passes]
 
     @property
     def allowed(self) -> str:
@@ -87,6 +95,9 @@ class Measurement:
 def judge(measurements: Sequence[Measurement]) -> Verdict:
     """The verdict: every test of the stated form passes, or every one of the corrected form.
 
+    Without either, a claim fails where a test contradicts it as stated, and is not testable here
+    where its tests are merely undecided.
+
     Raises:
         ConfigError: nothing tests the stated form, so there is nothing to judge.
     """
@@ -96,7 +107,15 @@ def judge(measurements: Sequence[Measurement]) -> Verdict:
         raise ConfigError("no measurement tests the claim as stated; give at least one")
     if all(stated):
         return "holds"
-    return "holds after correction" if corrected and all(corrected) else "fails"
+    if corrected and all(corrected):
+        return "holds after correction"
+    return "fails" if False in stated else "not testable here"
+
+
+def undecided(measurements: Sequence[Measurement]) -> str:
+    """Why tests that nothing contradicts give no verdict: their intervals are too wide."""
+    names = [f"{m.name}: {m.measured}" for m in measurements if m.form == "stated" and not m.passes]
+    return f"undecided, the interval is too wide: {'; '.join(names)}"
 
 
 class NotTestable(Exception):
@@ -156,7 +175,7 @@ class ClaimResult(Result):
         id, statement, source, expression, correction: of the claim.
         method: what the check does, its docstring.
         verdict: computed from the measurements.
-        reason: why it is not testable here; empty where it is.
+        reason: why there is no other verdict than "not testable here"; empty where there is.
         measurements: every number behind the verdict.
         effort, seed: how it was checked.
         seconds: what the check took.
@@ -177,7 +196,7 @@ class ClaimResult(Result):
 
     def tables(self) -> list[Table]:
         """Every measurement beside what the claim allows."""
-        rows = [(m.form, m.name, m.measured, m.allowed, _mark(m.passes)) for m in self.measurements]
+        rows = [(m.form, m.name, m.measured, m.allowed, m.verdict) for m in self.measurements]
         notes = [f"Statement: {self.statement} [{self.source}]", f"Formula: {self.expression}"]
         if self.correction:
             notes.append(f"Corrected: {self.correction}")
@@ -237,6 +256,8 @@ class Claim:
             with math_threads(1):
                 measurements = tuple(self.check(setting))
             verdict = judge(measurements)
+            if verdict == "not testable here":
+                reason = undecided(measurements)
         except (NotTestable, SpikedimError) as error:  # one check must not end the audit
             reason = str(error)
         return ClaimResult(
@@ -317,7 +338,3 @@ def get_claim(id: str) -> Claim:
 
 def _name(check: Check) -> tuple[str, str]:
     return check.__module__, check.__qualname__
-
-
-def _mark(passes: bool | None) -> str:
-    return "–" if passes is None else "yes" if passes else "no"

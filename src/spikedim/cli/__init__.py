@@ -28,6 +28,7 @@ from spikedim.cli import (
     validate,
 )
 from spikedim.errors import SpikedimError
+from spikedim.storage import system_fault
 
 app = typer.Typer(
     name="spikedim",
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted: run the same command again to continue where it stopped", 130, debug)
     except OSError as error:
-        _fail(f"error: {error}; free some space or choose a writable place", 2, debug)
+        _fail(f"error: {system_fault(error)}", 2, debug)
     except Exception as error:
         usage = getattr(error, "format_message", None)
         if usage is not None:

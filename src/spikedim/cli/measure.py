@@ -11,6 +11,7 @@ import typer
 
 from spikedim.cli import options
 from spikedim.cli.explain import run_explain
+from spikedim.cli.network import SAMPLES, network_inputs, ready_network
 from spikedim.cli.output import emit, save_figure, say, working
 from spikedim.errors import ConfigError, DataError, SpikedimWarning
 from spikedim.results import Result
@@ -18,7 +19,6 @@ from spikedim.results import Result
 if TYPE_CHECKING:
     from spikedim.data import Dataset
 
-NETWORK_SAMPLES = 256
 LARGE = 5000
 NETWORK_ONLY = ("spikes", "potential", "rates")
 
@@ -125,13 +125,14 @@ def measure(
                 "timesteps": timesteps,
                 "time": time,
             }
-            _refuse(only, "needs --model, the network whose layers are measured")
+            options.refuse(only, "needs --model, the network whose layers are measured")
             chosen = _parsed(option)
             if tokens is not None:
                 chosen["tokens"] = tokens
             result = _of_data(data, data_root, split, limit, representation, chosen, how)
         else:
-            _refuse({"option": option}, "is of data representations; leave it out with --model")
+            alone = "is of data representations; leave it out with --model"
+            options.refuse({"option": option}, alone)
             network = Network(
                 model,
                 checkpoint,
@@ -140,7 +141,7 @@ def measure(
                 tokens or "flatten",
                 time or "mean",
             )
-            count = NETWORK_SAMPLES if limit is None else limit
+            count = SAMPLES if limit is None else limit
             result = _of_network(data, data_root, split, count, representation, network, how)
         if plot is not None:
             save_figure(result, plot)
@@ -247,14 +248,7 @@ def _of_network(
 ) -> Result:
     from spikedim.data import load_dataset
     from spikedim.design.layers import ESTIMATORS, layer_dimensions
-    from spikedim.models import calibrate_batchnorm, create_model, load_checkpoint
-    from spikedim.models.features import (
-        QUANTITIES,
-        batch_axis,
-        checked_axes,
-        representations,
-        select_layers,
-    )
+    from spikedim.models.features import QUANTITIES, checked_axes, representations
 
     what = representation or "spikes"
     if what not in QUANTITIES:
@@ -264,19 +258,8 @@ def _of_network(
     axes = checked_axes(what, network.tokens, network.time)
     T = network.timesteps
     dataset = load_dataset(data, root)
-    x = _inputs(dataset, split, limit, T, how.seed)
-    model = create_model(
-        network.name,
-        num_classes=dataset.num_classes or None,
-        input_shape=dataset.input_shape,
-        seed=how.seed,
-    )
-    select_layers(model, what, network.layers)
-    if network.checkpoint is not None:
-        load_checkpoint(model, network.checkpoint)
-    else:
-        batches = _inputs(dataset, "train", NETWORK_SAMPLES, T, how.seed)
-        calibrate_batchnorm(model, batches.split(64, batch_axis(batches)), T)
+    x, _ = network_inputs(dataset, split, limit, T, how.seed)
+    model = ready_network(network.name, dataset, T, network.checkpoint, how.seed)
     common: dict[str, Any] = {"layers": network.layers, "tokens": axes.tokens, "time": axes.time}
     if how.whole:
         keys = how.keys or [how.pca if key == "pca95" else key for key in ESTIMATORS]
@@ -316,17 +299,6 @@ def _finer(x: Any, labels: Any, how: How) -> Result:
     return per_neighbourhood(x, neighbours, how.one("pr_corrected"), seed=how.seed)
 
 
-def _inputs(dataset: Dataset, split: str, limit: int, T: int, seed: int) -> Any:
-    """Network input: images [N, C, H, W] or event frames [T, N, 2, H, W]."""
-    if dataset.kind == "events":
-        return dataset.frames(T, split, limit, seed)[0]
-    if dataset.kind != "image":
-        raise DataError(
-            f"data set {dataset.name} holds {dataset.kind}; --model needs images or events"
-        )
-    return dataset.tensors(split, limit, seed)[0]
-
-
 def _labels(dataset: Dataset, split: str, limit: int | None, how: How) -> Any:
     """Class name of every sample, where classes are asked for."""
     import numpy as np
@@ -358,9 +330,3 @@ def _parsed(words: list[str] | None) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ConfigError(f"--option {word!r}: the value cannot be read") from error
     return found
-
-
-def _refuse(given: dict[str, Any], why: str) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise ConfigError(f"--{name} {value} {why}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from spikedim.cli import options
+from spikedim.cli.network import calibration_batches, network_inputs, shaped_network
 from spikedim.cli.output import emit, save_figure, say, working
 from spikedim.errors import ConfigError, DataError
 from spikedim.results import Estimate, Result, Table
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from spikedim.dimension import DimensionReport
     from spikedim.models.base import SpikingModel
     from spikedim.ntk import Kernel, TimestepKernel
+
+CALIBRATION = 128
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ def ntk(
     Example: spikedim ntk --data digits --model spikformer_nano --reduction --neuron refractory=1
     """
     from spikedim.data import load_dataset
-    from spikedim.models import calibrate_batchnorm, create_model, load_checkpoint
+    from spikedim.models import calibrate_batchnorm
     from spikedim.ntk.effects import sweep as swept
     from spikedim.ntk.invert import invert as inverted
     from spikedim.ntk.one_sided import one_sided as compared
@@ -202,19 +205,12 @@ def ntk(
     with working(quiet):
         dataset = load_dataset(data, data_root)
         place = resolve_device(device)
-        x, labels = dataset.tensors("train", samples, seed)
-        images, _ = dataset.tensors("train", limit=128, seed=seed)
-        x, batches = x.to(place), images.to(place).split(64)
+        x, labels = network_inputs(dataset, "train", samples, timesteps, seed)
+        x = x.to(place)
+        batches = [b.to(place) for b in calibration_batches(dataset, timesteps, CALIBRATION, seed)]
         networks = []
         for place_in_line in range(initialisations):
-            network = create_model(
-                model,
-                num_classes=dataset.num_classes,
-                input_shape=dataset.input_shape,
-                seed=seed + place_in_line,
-            )
-            if checkpoint is not None:
-                load_checkpoint(network, checkpoint)
+            network = shaped_network(model, dataset, checkpoint, seed + place_in_line)
             network.set_neurons(**_neuron(network, neuron, surrogate, width))
             network.to(place).eval()
             networks.append(network)

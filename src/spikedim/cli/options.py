@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,6 +43,21 @@ def integers(text: Any) -> tuple[int, ...]:
     if not values or values[0] < 1:
         raise ConfigError(f"timesteps {text!r} must be whole numbers of at least 1, e.g. 1,2,4,8")
     return values
+
+
+def refuse(given: Mapping[str, Any], why: str) -> None:
+    """Refuse the first option that was given although it does not apply.
+
+    Args:
+        given: option name -> value, ``None`` where it was left out.
+        why: the rest of the sentence after ``--NAME VALUE``.
+
+    Raises:
+        ConfigError: one was given.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"--{name} {value} {why}")
 
 
 Data = Annotated[

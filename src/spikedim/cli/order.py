@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spikedim.cli import options
-from spikedim.cli.measure import NETWORK_SAMPLES, _inputs, _refuse
+from spikedim.cli.network import SAMPLES, network_inputs, ready_network
 from spikedim.cli.output import emit, save_figure, say, working
 from spikedim.errors import ConfigError
 
@@ -113,7 +113,7 @@ def order(
         "time": time,
     }
     if model is None:
-        _refuse(given, "needs --model, the network whose layers are ordered")
+        options.refuse(given, "needs --model, the network whose layers are ordered")
     known = _numbers(noise_variance)
     with working(quiet):
         if model is None:
@@ -129,7 +129,7 @@ def order(
                 layers,
                 timesteps or 4,
                 time or "mean",
-                limit or NETWORK_SAMPLES,
+                limit or SAMPLES,
                 seed,
             )
         result = causal_order(
@@ -179,20 +179,11 @@ def _recorded(
     from dataclasses import replace
 
     from spikedim.data import load_dataset
-    from spikedim.models import calibrate_batchnorm, create_model, load_checkpoint
-    from spikedim.models.features import batch_axis
     from spikedim.order import network_variables
 
     dataset = load_dataset(data, root)
-    x = _inputs(dataset, "train", limit, T, seed)
-    network = create_model(
-        name, num_classes=dataset.num_classes or None, input_shape=dataset.input_shape, seed=seed
-    )
-    if checkpoint is not None:
-        load_checkpoint(network, checkpoint)
-    else:
-        batches = _inputs(dataset, "train", NETWORK_SAMPLES, T, seed)
-        calibrate_batchnorm(network, batches.split(64, batch_axis(batches)), T)
+    x, _ = network_inputs(dataset, "train", limit, T, seed)
+    network = ready_network(name, dataset, T, checkpoint, seed)
     found = network_variables(network, x, T, what, units, layers, time)
     return replace(found, source=f"{found.source} of {name} on {dataset.name}")
 

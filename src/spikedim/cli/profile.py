@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from spikedim.cli import options
+from spikedim.cli.network import network_inputs, ready_network
 from spikedim.cli.output import emit, save_figure, say, working
 
 #: Samples behind membrane potentials.
@@ -65,7 +66,6 @@ def profile(
         return
 
     from spikedim.data import load_dataset
-    from spikedim.models import calibrate_batchnorm, create_model, load_checkpoint
     from spikedim.models.registry import is_file
     from spikedim.profiling import profile as profiled
     from spikedim.profiling.activity import activity
@@ -73,15 +73,9 @@ def profile(
 
     with working(quiet):
         dataset = load_dataset(data, data_root)
-        x, y = dataset.tensors("train" if dataset.test is None else "test", samples, seed)
-        network = create_model(
-            model, num_classes=dataset.num_classes, input_shape=dataset.input_shape, seed=seed
-        )
-        if checkpoint is not None:
-            load_checkpoint(network, checkpoint)
-        else:
-            images, _ = dataset.tensors("train", limit=256, seed=seed)
-            calibrate_batchnorm(network, images.split(64), timesteps)
+        split = "train" if dataset.test is None else "test"
+        x, y = network_inputs(dataset, split, samples, timesteps, seed)
+        network = ready_network(model, dataset, timesteps, checkpoint, seed)
         place = resolve_device(device)
         network, x = network.to(place), x.to(place)
         trained = checkpoint is not None or is_file(model)

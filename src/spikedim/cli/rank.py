@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from spikedim.cli import options
+from spikedim.cli.network import network_inputs, ready_network
 from spikedim.cli.output import emit, save_figure, say, working
 from spikedim.errors import ConfigError, DataError
 
@@ -119,12 +120,11 @@ def _diagnosed(
     root: Path | None,
 ) -> RankDiagnosis:
     from spikedim.data import load_dataset
-    from spikedim.models import calibrate_batchnorm, create_model, load_checkpoint, model_entry
-    from spikedim.models.features import batch_axis
+    from spikedim.models import create_model, model_entry
     from spikedim.rank import diagnose
 
     dataset = load_dataset(data, root)
-    chosen: dict[str, Any] = {"seed": seed} | ({} if gate == "none" else {"gate": gate})
+    chosen: dict[str, Any] = {} if gate == "none" else {"gate": gate}
     text = len(model_entry(model).config.input_shape) == 1
     if text != (dataset.kind == "text"):
         raise DataError(
@@ -137,22 +137,13 @@ def _diagnosed(
                 "--checkpoint of a text network needs its tokeniser; call spikedim.rank.diagnose "
                 "with token ids"
             )
-        network = create_model(model, **chosen)
+        network = create_model(model, seed=seed, **chosen)
         x = _byte_ids(dataset, split, limit, seed)
         steps = None if network.family == "spikegpt" else T
         network.eval()
     else:
-        shape: dict[str, Any] = {
-            "num_classes": dataset.num_classes or None,
-            "input_shape": dataset.input_shape,
-        }
-        network = create_model(model, **shape, **chosen)
-        x, steps = _inputs(dataset, split, limit, T, seed), T
-        if checkpoint is not None:
-            load_checkpoint(network, checkpoint)
-        else:
-            batch = _inputs(dataset, "train", CALIBRATION, T, seed)
-            calibrate_batchnorm(network, batch.split(64, batch_axis(batch)), T)
+        x, steps = network_inputs(dataset, split, limit, T, seed)[0], T
+        network = ready_network(model, dataset, T, checkpoint, seed, CALIBRATION, **chosen)
     return diagnose(
         network,
         x,
@@ -197,13 +188,6 @@ def _compared(
     write_text(place / "comparison.md", result.markdown())
     say(f"Written to {place}")
     return result
-
-
-def _inputs(dataset: Dataset, split: str, limit: int, T: int, seed: int) -> Any:
-    """Images [N, C, H, W] or event frames [T, N, 2, H, W]."""
-    if dataset.kind == "events":
-        return dataset.frames(T, split, limit, seed)[0]
-    return dataset.tensors(split, limit, seed)[0]
 
 
 def _byte_ids(dataset: Dataset, split: str, limit: int, seed: int) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -265,7 +266,7 @@ def reference_cases() -> tuple[Case, ...]:
     """The cases that ship with spikedim, from its own study (docs/validation.md).
 
     Raises:
-        DataError: the file of the installation is damaged.
+        DataError: the file of the installation is missing or damaged.
     """
     return _shipped(REFERENCE)
 
@@ -275,14 +276,24 @@ def dimension_cases() -> tuple[Case, ...]:
     """The cases of the controlled study of dimension that ship with spikedim.
 
     Raises:
-        DataError: the file of the installation is damaged.
+        DataError: the file of the installation is missing or damaged.
     """
     return _shipped(DIMENSION)
 
 
 def _shipped(name: str) -> tuple[Case, ...]:
-    text = resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
-    return tuple(read_lines(text, f"spikedim/design/{name}"))
+    file = resources.files(__package__).joinpath(name)
+    try:
+        cases = tuple(read_lines(file.read_text(encoding="utf-8"), name))
+        if not cases:
+            raise DataError("it holds no case")
+    except (OSError, ValueError, DataError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(
+            f"{file}, which ships with spikedim, cannot be read: {reason}; reinstall spikedim, or "
+            f"make the file again with `spikedim validate --ship {Path(str(file)).parent}`"
+        ) from error
+    return cases
 
 
 def read_lines(text: str, name: str) -> list[Case]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -29,7 +29,7 @@ from spikedim.neurons import LIFParams
 from spikedim.storage import Run, write_bytes
 from spikedim.training.config import TrainConfig, resolve_device
 from spikedim.training.threads import cores, math_threads, parameter_count, threads_for
-from spikedim.training.trial import Trial, run_trial
+from spikedim.training.trial import Trial, run_trial, trial_key
 
 Item = TypeVar("Item")
 _KILL_S = 10.0
@@ -53,6 +53,17 @@ class _Work:
     run: Run
     encoder: str
     threads: int
+
+    def stored(self, setting: Setting) -> bool:
+        key = trial_key(
+            self.dataset,
+            self.model_name,
+            setting.T,
+            self.config,
+            setting.neuron,
+            self.encoder,
+        )
+        return self.run.stored(key)
 
     def trial(self, setting: Setting) -> Trial:
         with math_threads(self.threads):
@@ -98,10 +109,11 @@ def run_trials(
         raise ConfigError(f"workers={workers} must be a whole number of at least 1")
     # The longest first, so that no process is left alone with a long one at the end.
     order = sorted(set(settings), key=lambda setting: -setting.T)
+    work = _Work(dataset, model_name, config, run, encoder, threads=1)
+    order = [setting for setting in order if not work.stored(setting)]
     workers = min(workers, len(order))
-    threads = threads_for(parameter_count(model_name), workers)
-    work = _Work(dataset, model_name, config, run, encoder, threads)
-    with progress.task(label, sum(setting.T for setting in settings)) as bar:
+    work = replace(work, threads=threads_for(parameter_count(model_name), max(workers, 1)))
+    with progress.task(label, sum(setting.T for setting in order)) as bar:
         if workers > 1:
             with processes(workers, work) as pool:
                 futures = submit(pool, order)

@@ -92,7 +92,7 @@ class StudyWork:
 
     def stored(self, trial: StudyTrial) -> bool:
         """Whether the trial is finished."""
-        return self.run.file("steps", f"{self.key(trial)}.json").exists()
+        return self.run.stored(self.key(trial))
 
     def trial(self, trial: StudyTrial) -> Measurement:
         """Measure the trial, or read it back."""

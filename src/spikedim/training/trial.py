@@ -51,6 +51,25 @@ class Trial:
     provenance: Provenance
 
 
+def trial_key(
+    dataset: Dataset,
+    model_name: str,
+    T: int,
+    config: TrainConfig,
+    neuron: LIFParams | None = None,
+    encoder: str = "direct",
+) -> str:
+    """The step of a run that holds the trial: the same for the same training and versions."""
+    neuron = _neuron(model_name, neuron)
+    what = [model_name, T, config, neuron, encoder, dataset.fingerprint, decisive_versions()]
+    key = f"{model_name}-T{T}-{digest([repr(item) for item in what])}"
+    return re.sub(r"[^\w.-]", "_", key)
+
+
+def _neuron(model_name: str, neuron: LIFParams | None) -> LIFParams:
+    return model_entry(model_name).config.neuron if neuron is None else neuron
+
+
 def run_trial(
     dataset: Dataset,
     model_name: str,
@@ -69,10 +88,7 @@ def run_trial(
     Raises:
         DataError, ModelError, StorageError: as :func:`spikedim.training.fit`.
     """
-    neuron = model_entry(model_name).config.neuron if neuron is None else neuron
-    what = [model_name, T, config, neuron, encoder, dataset.fingerprint, decisive_versions()]
-    key = f"{model_name}-T{T}-{digest([repr(item) for item in what])}"
-    key = re.sub(r"[^\w.-]", "_", key)
+    key = trial_key(dataset, model_name, T, config, neuron, encoder)
     steps = T if test_T is None else test_T
     step = key if steps == T else f"{key}-t{steps}"
 
@@ -81,7 +97,7 @@ def run_trial(
             model_name,
             num_classes=dataset.num_classes,
             input_shape=dataset.input_shape,
-            neuron=neuron,
+            neuron=_neuron(model_name, neuron),
             seed=config.seed,
         )
         folder = run.file("trials", key, "fit.json").parent
