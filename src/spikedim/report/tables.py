@@ -56,8 +56,10 @@ def operating(plan: Data) -> Grid:
     columns = ["T", "test accuracy", "expected below large T", "spikes per sample"]
     columns += [f"energy per sample, {name}" for name in conventions]
     share = coverage(points[0]["profile"]["spikes_per_sample"])
+    lost = next((point["lost"] for point in points if point.get("lost") is not None), None)
+    expected = "" if lost is None else f" ({coverage(lost)} where it is expected, not measured)"
     notes = (
-        f"Below each value: its {share} interval and n. Highlighted: the recommended T.",
+        f"Below each value: its {share} interval{expected} and n. Highlighted: the recommended T.",
         f"Network: {plan['model']['state']}.",
     )
     return Grid("Accuracy, spikes and energy by timesteps", columns, rows, notes, chosen)
