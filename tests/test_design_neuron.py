@@ -1,6 +1,7 @@
 """The neuron for a wanted effective dimension, inside the main job."""
 
 import json
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -85,6 +86,11 @@ def test_a_trained_network_keeps_its_statistics(tmp_path, monkeypatch):
     ("found", "message"),
     [
         (inversion(False, (2.0, 5.5)), "no neuron has d_eff = 8 .* reachable: 2 to 5.5"),
+        (
+            replace(inversion(False, (2.0, 5.5)), most=7.0),
+            "2 to 5.5; a kernel of so few samples has d_eff 7 at most",
+        ),
+        (replace(inversion(False, (2.0, 5.5)), most=9.0), r"2 to 5\.5$"),
         (inversion(False, None, found=False), "none of those tried fires at such a rate"),
     ],
 )

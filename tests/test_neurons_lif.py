@@ -20,6 +20,7 @@ from spikedim.neurons import (
     lif,
     lif_potential,
 )
+from spikedim.neurons.choice import choose
 
 GRID = [
     options
@@ -303,7 +304,7 @@ def test_misfit_state_and_parameters_are_named():
 
 
 def test_kernel_choice_is_automatic_visible_and_overridable(monkeypatch):
-    assert kernel_info().kernel == "fused"
+    assert kernel_info(x=torch.ones(2, 3)).kernel == "fused"
     smooth = LIFParams(smooth=True)
     assert kernel_info(smooth).kernel == "reference"
     with pytest.raises(ConfigError, match="smooth"):
@@ -318,6 +319,26 @@ def test_kernel_choice_is_automatic_visible_and_overridable(monkeypatch):
     monkeypatch.setenv("SPIKEDIM_KERNEL", "fast")
     with pytest.raises(ConfigError, match="SPIKEDIM_KERNEL='fast'"):
         lif(torch.ones(2, 3), LIFParams())
+
+
+@pytest.mark.parametrize("interpreted", [False, True])
+def test_triton_is_automatic_on_a_gpu_alone(interpreted, monkeypatch):
+    monkeypatch.setattr("spikedim.neurons.choice._triton_found", lambda: True)
+    monkeypatch.setenv("SPIKEDIM_KERNEL", "auto")
+    if interpreted:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    x = torch.ones(2, 3)
+    for gpu in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        assert kernel_info().kernel == ("triton" if gpu else "fused")
+        assert kernel_info(x=x).kernel == choose(LIFParams(), None, x) == "fused"
+    if interpreted:
+        assert kernel_info(kernel="triton", x=x).kernel == "triton"
+    else:
+        with pytest.raises(ConfigError, match="currents on a GPU; use 'fused'"):
+            kernel_info(kernel="triton", x=x)
+        monkeypatch.setenv("SPIKEDIM_KERNEL", "triton")
+        assert kernel_info(x=x).kernel == choose(LIFParams(), None, x) == "fused"
 
 
 def test_edge_shapes():

@@ -113,4 +113,18 @@ def test_other_dtypes_are_left_to_the_fused_kernel():
     with pytest.raises(ConfigError, match="float32"):
         lif(x, LIFParams(), kernel="triton")
     assert kernel_info(x=x).kernel == "fused"
-    assert kernel_info(x=x.float()).kernel == "triton"
+    assert kernel_info(x=x.float()).kernel == ("triton" if DEVICE == "cuda" else "fused")
+    assert kernel_info(x=x.float(), kernel="triton").kernel == "triton"
+
+
+def test_whole_numbers_as_parameters():
+    params = LIFParams(beta=0, threshold=1, reset="hard", v_reset=1, surrogate=Surrogate("atan", 2))
+    x = torch.randn(3, 40, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    grads = []
+    for kernel in ("reference", "triton"):
+        leaf = x.clone().requires_grad_()
+        spikes = lif(leaf, params, kernel=kernel)[0]
+        spikes.sum().backward()
+        grads.append((spikes.detach(), leaf.grad))
+    assert torch.equal(grads[0][0], grads[1][0])
+    torch.testing.assert_close(grads[1][1], grads[0][1], rtol=1e-5, atol=1e-6)

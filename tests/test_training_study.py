@@ -229,6 +229,19 @@ def test_bad_studies_are_refused(changes, message):
         tiny(**{"T": (1,)} | changes)
 
 
+def test_cells_may_share_a_data_set_and_a_network_but_not_the_components():
+    other = toy(test=30)
+    assert other.fingerprint != toy().fingerprint
+    cells = [Cell(toy(), MODEL, FAST, 2), Cell(other, MODEL, FAST, 4), Cell(toy(), MODEL, FAST)]
+    settings = Study("truncated", tuple(cells), (1,)).settings()
+    names = [f"{toy().name}{k}" for k in (" (k = 2)", " (k = 4)", "")]
+    assert [cell["data"] for cell in settings["cells"]] == list(settings["data"]) == names
+    prints = [cell.dataset.fingerprint for cell in cells]
+    assert [data["fingerprint"] for data in settings["data"].values()] == prints
+    with pytest.raises(ConfigError, match="cells repeats"):
+        Study("truncated", (cells[0], Cell(other, MODEL, FAST, 2)), (1,))
+
+
 def test_bad_neurons_and_cells_are_refused_before_training(tmp_path, monkeypatch):
     refuse_training(monkeypatch)
     with Run(tmp_path, {}) as run:

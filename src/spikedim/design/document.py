@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ from spikedim.design.validation import (
     select,
     validate,
 )
+from spikedim.errors import DataError
 from spikedim.results import Table, number, points_of
 
 TARGET = (80.0, 97.0)
@@ -53,7 +55,8 @@ def document(
 
     Args:
         cases: of the study, with the tolerance of the truth.
-        variants: other choices of cases or tolerance, by name, to be judged beside.
+        variants: other choices of cases or tolerance, by name, to be judged beside; those with
+            too few data sets or networks are named with the reason.
         sources: provenance of each table.
         effect: the controlled study of dimension; ``None`` where its table is not given.
         figure: its picture, as a path relative to the page.
@@ -116,7 +119,7 @@ def answer(found: Validation, cases: Sequence[Case]) -> list[str]:
             f"90 % intervals, {LEFT[fold]}: hold T* in {own.coverage} of held-out cases, "
             f"{'within' if inside else 'outside'} the target of {TARGET[0]:g} to {TARGET[1]:g} %; "
             f"on average they span a factor of {2**own.width:.1f}."
-            + ("" if inside else f" {_ends(cases)}")
+            + (_ends(cases) if own.coverage.value > TARGET[1] else "")
         )
     noise = seed_noise(cases)
     if noise is not None:
@@ -129,15 +132,16 @@ def answer(found: Validation, cases: Sequence[Case]) -> list[str]:
 
 
 def _ends(cases: Sequence[Case]) -> str:
-    """Why an interval on a grid holds too much."""
-    steps = cases[0].truth.steps
-    low, high = (100 * np.mean([case.truth.t_star == T for case in cases]) for T in
-                 (steps[0], steps[-1]))  # fmt: skip
+    """Why an interval on a grid holds too much; empty where the grid is not why."""
+    low, high = (
+        100 * np.mean([case.truth.t_star == case.truth.steps[end] for case in cases])
+        for end in (0, -1)
+    )
+    if min(low, high) <= 10:
+        return ""
     return (
-        f"T* is {steps[0]} in {low:.0f} % of all cases and {steps[-1]} in {high:.0f} %: an "
-        "interval that is to hold 90 % must reach both ends of the grid, and then it holds all."
-        if min(low, high) > 10
-        else ""
+        f" T* is the first T of the grid in {low:.0f} % of all cases and the last in {high:.0f} %: "
+        "one interval for all that is to hold 90 % must reach both ends, and then it holds all."
     )
 
 
@@ -191,11 +195,12 @@ def _factor(score: Score) -> str:
 
 def _method(found: Validation) -> list[str]:
     return [
-        f"{found.cases} cases (a data set, a network and a seed) in {found.places} places (a data "
-        "set and a network). T* of a case is the smallest trained T whose isotonic accuracy is "
-        f"within {points_of(found.tolerance)} of the plateau; its own noise is part of every error "
-        "below. Seeds count as cases, but every interval of an average draws whole places, because "
-        "seeds of one place are not independent; pooled seeds are shown further down.",
+        f"{found.cases} cases (a data set, a network, a recipe and a seed) in {found.places} "
+        "places (a data set and a network). T* of a case is the smallest trained T whose isotonic "
+        f"accuracy is within {points_of(found.tolerance)} of the plateau; its own noise is part of "
+        "every error below. Seeds count as cases, but every interval of an average draws whole "
+        "places, because seeds of one place are not independent; pooled seeds are shown further "
+        "down.",
         "",
         "For every data set (or architecture) left out, each predictor is fitted on the others and "
         "its 90 % interval is made of its errors on those, again with one group left out in turn. "
@@ -281,9 +286,13 @@ def _search(found: Validation) -> list[str]:
 
 def _robust(variants: Mapping[str, Sequence[Case]]) -> list[str]:
     lines = ["", "## Does it depend on how it is judged?", ""]
-    rows = []
+    rows, small = [], []
     for label, group in variants.items():
-        found = validate(group)
+        try:
+            found = validate(group)
+        except DataError as error:
+            small += ["", f"Not judged: {label}: {error}."]
+            continue
         for fold in GROUPS:
             board = found.of(fold)
             rows.append(
@@ -297,7 +306,7 @@ def _robust(variants: Mapping[str, Sequence[Case]]) -> list[str]:
         "variant", "cases", "left out", "least error", "error of recommended", "of published",
         "of T = 4", "coverage of recommended",
     )  # fmt: skip
-    return lines + Table("variants", columns, rows).to_markdown()
+    return [*lines, *Table("variants", columns, rows).to_markdown(), *small]
 
 
 def _effect(effect: DimensionEffect | None, figure: str | None) -> list[str]:
@@ -373,7 +382,8 @@ def _limits(cases: Sequence[Case]) -> list[str]:
     samples = sorted({case.train_samples for case in cases})
     censored = sum(case.truth.high is None for case in cases)
     last = cases[0].truth.steps[-1]
-    seeds = sorted({case.seed for case in cases})
+    seeds = sorted(Counter(case.recipe for case in cases).values())
+    most = "" if seeds[0] == seeds[-1] else f" to {seeds[-1]}"
     thresholds = sorted({number(case.threshold) for case in cases})
     return [
         f"Networks of {number(sizes[0])} to {number(sizes[-1])} parameters trained on "
@@ -381,9 +391,9 @@ def _limits(cases: Sequence[Case]) -> list[str]:
         "networks and full data sets behave the same.",
         f"T* beyond T = {last} was not trained; the interval of T* is open there in {censored} of "
         f"{len(cases)} cases.",
-        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} per place; the intervals of averages "
-        "draw places, and with so few data sets and networks even they speak about these more "
-        "than about all there could be.",
+        f"{seeds[0]}{most} seed{'s' if seeds[-1] > 1 else ''} per recipe; the intervals of "
+        "averages draw places, and with so few data sets and networks even they speak about "
+        "these more than about all there could be.",
         "Event streams and texts are not in the study: `design` and `sweep` train on images only.",
         f"Neuron settings are not varied (v_th = {', '.join(thresholds)}): β, v_th and t_ref "
         "change T*.",

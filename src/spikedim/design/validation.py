@@ -387,7 +387,7 @@ def paired_table(paired: Sequence[Paired]) -> Table:
     return Table("Paired differences on the same held-out cases", columns, rows)
 
 
-def _key(case: Case) -> tuple[str, str, int]:
+def _key(case: Case) -> tuple[Any, ...]:
     return (*case.recipe, case.seed)
 
 

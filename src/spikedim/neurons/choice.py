@@ -45,7 +45,8 @@ def kernel_info(
     is the same with each scan as one GPU kernel, for float32 currents. Automatic: triton on a GPU
     where Triton is installed, fused elsewhere, and reference inside ``torch.compile``, which fuses
     the loop. Override by the argument ``kernel`` of ``lif`` or, process-wide, by the environment
-    variable ``SPIKEDIM_KERNEL`` (``auto``, ``triton``, ``fused`` or ``reference``).
+    variable ``SPIKEDIM_KERNEL`` (``auto``, ``triton``, ``fused`` or ``reference``); where the
+    variable names a kernel that cannot run, the choice is automatic.
 
     Args:
         params: the neuron; ``None`` for the default one.
@@ -73,7 +74,7 @@ def kernel_info(
             break
     if params.smooth:
         return KernelInfo("reference", "automatic: smooth outputs are not spikes")
-    if _fault("triton", params, x) is None:
+    if _on_gpu(x) and _fault("triton", params, x) is None:
         return KernelInfo("triton", "automatic: one GPU kernel per layer and direction")
     return KernelInfo("fused", "automatic: fastest kernel for these parameters")
 
@@ -98,12 +99,15 @@ def _fault(kernel: str | None, params: LIFParams, x: Tensor | None) -> str | Non
     if not _triton_found():
         return "kernel='triton' needs Triton, which is not installed; use 'fused'"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    on_gpu = torch.cuda.is_available() if x is None else x.is_cuda
-    if not (on_gpu or interpreted):
+    if not (_on_gpu(x) or interpreted):
         return "kernel='triton' needs currents on a GPU; use 'fused'"
     if x is not None and x.dtype != torch.float32:
         return f"kernel='triton' takes float32 currents, not {x.dtype}; use 'fused'"
     return None
+
+
+def _on_gpu(x: Tensor | None) -> bool:
+    return torch.cuda.is_available() if x is None else x.is_cuda
 
 
 @lru_cache(maxsize=1)

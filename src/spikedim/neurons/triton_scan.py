@@ -19,8 +19,8 @@ from spikedim.neurons.params import LIFParams
 from spikedim.neurons.scan import Gradients, Inputs
 from spikedim.neurons.surrogate import Surrogate
 
-_BLOCK = 256
 _WARPS = 4
+_BLOCK = 32 * _WARPS  # one neuron a thread: it alone writes and reads back that neuron's potentials
 _TRIANGLE = tl.constexpr(16 / 9)
 _ROOT_PI = tl.constexpr(math.sqrt(math.pi))
 _HALF_PI = tl.constexpr(math.pi / 2)
@@ -214,11 +214,6 @@ def _backward(  # type: ignore[no-untyped-def]
         if THROUGH:
             by_spike = _through(u_start, leak_next, threshold_, v_reset, RESET, DELAYED)
             tl.store(grad_s + offsets, by_spike * a_next, inside)
-
-
-def supported(x: Tensor) -> bool:
-    """Whether the kernels take currents ``x``: float32, on a GPU unless Triton interprets."""
-    return x.dtype == torch.float32 and (x.is_cuda or triton.knobs.runtime.interpret)
 
 
 def forward(inputs: Inputs, params: LIFParams, final: bool = True) -> tuple[Tensor, Tensor | None]:
