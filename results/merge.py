@@ -9,7 +9,7 @@ Run: ``python results/merge.py OUT RUN [RUN ...] --command "how they were made"`
 from __future__ import annotations
 
 import argparse
-from collections import Counter
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,23 +32,24 @@ def main() -> None:
     parser.add_argument("--hardware", help="what they were trained on, if not on this machine")
     parser.add_argument("--logit-samples", type=int, default=50, help="whose logits are kept")
     options = parser.parse_args()
-    measured, settings = {}, {}
+    measured, settings, grids = {}, {}, {}
     for directory in options.runs:
-        settings[directory.name] = yaml.safe_load((directory / "run.yaml").read_text())
+        run = yaml.safe_load((directory / "run.yaml").read_text())
+        settings[str(directory)] = run
         for step in sorted(directory.glob("steps/*.json")):
             stored = read_json(step)
             if isinstance(stored, dict) and "rows" in stored:
                 measured[stored["key"]] = Measurement(**stored)
+                grids[stored["key"]] = set(run["T"])
     rows, outputs = rows_of(measured.values())
-
-    def network(row: StudyRow | OutputRow, components: int | None) -> tuple[object, ...]:
-        return row.seed, row.dataset, components, row.model
-
-    trained = Counter(network(r, r.components) for r in rows if r.eval_T == r.train_T)
-    steps = {len(run["T"]) for run in settings.values()}
-    for cell, count in sorted(trained.items(), key=str):
-        print(*cell, f"{count} T", "" if count in steps else "(left out: not all T)")
-    rows = [r for r in rows if trained[network(r, r.components)] in steps]
+    trained, wanted = defaultdict(set), defaultdict(set)
+    for row in rows:
+        trained[_network(row)].add(row.train_T)
+        wanted[_network(row)] |= grids[row.key]
+    for network, steps in sorted(trained.items(), key=str):
+        missing = ", ".join(map(str, sorted(wanted[network] - steps)))
+        print(*network, f"(left out: T = {missing} missing)" if missing else "")
+    rows = [r for r in rows if trained[_network(r)] == wanted[_network(r)]]
     keys = {r.key for r in rows}
     outputs = [o for o in outputs if o.key in keys]
     data = {k: v for run in settings.values() for k, v in run["data"].items()}
@@ -62,6 +63,12 @@ def main() -> None:
     if outputs:
         thin = [thinned(row, options.logit_samples) for row in outputs]
         write_study(options.out / "outputs.parquet", thin, source, OutputRow)
+
+
+def _network(row: StudyRow) -> tuple[object, ...]:
+    """What is trained at every T of a grid."""
+    data = row.dataset, row.components, row.fingerprint
+    return *data, row.model, row.beta, row.v_th, row.t_ref, row.reset, row.seed
 
 
 if __name__ == "__main__":

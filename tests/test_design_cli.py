@@ -1,11 +1,12 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from spikedim.cli import main
-from spikedim.training.study_table import OutputRow, StudyRow, write_study
+from spikedim.training.study_table import OutputRow, StudyRow, read_study, write_study
 from study_cases import row, rows
 
 
@@ -75,6 +76,40 @@ def test_validate_without_a_table_is_one_clear_error(here, capsys):
     assert "--table" in capsys.readouterr().err
     assert run("validate", "--table", "none.parquet", "--quiet") == 2
     assert "none.parquet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--table", "t.parquet", "--workers", "2"], "--workers 2 is of --run-dimension"),
+        (["--table", "t.parquet", "--device", "cuda"], "--device cuda is of --run-dimension"),
+        (["--run-dimension", "r", "--out", "v.md"], "--out v.md cannot be used with --run-dim"),
+        (["--run-dimension", "r", "--table", "t.parquet"], "--table t.parquet cannot be used"),
+    ],
+)
+def test_validate_refuses_what_does_not_go_together(words, message, here, capsys):
+    assert run("validate", *words, "--quiet") == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not Path("r").exists()
+
+
+def test_validate_trains_the_controlled_study(here, capsys, monkeypatch):
+    from spikedim.design import dimension_study as module
+    from spikedim.training import TrainConfig
+
+    asked, whole = [], module.dimension_study
+
+    def small(device):
+        asked.append(device)
+        config = TrainConfig(epochs=1, validation=0.0, device=device)
+        few = {"components": (2,), "intrinsic": (2,), "timesteps": (1,), "seeds": (0,)}
+        return whole(config=config, samples=60, **few)
+
+    monkeypatch.setattr(module, "dimension_study", small)
+    assert run("validate", "--run-dimension", "r", "--workers", "1", "--quiet") == 0
+    assert asked == ["cpu"]
+    assert str(Path("r/study.parquet")) in capsys.readouterr().err
+    assert {row.components for row in read_study(Path("r/study.parquet"))} == {2}
 
 
 def test_design_of_images_never_seen(images, here, capsys):

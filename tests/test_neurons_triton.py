@@ -32,7 +32,7 @@ def interpreter():
 
 
 def outcome(kernel, params, x, beta, threshold, start, weight):
-    """Spikes, final state and every gradient of one kernel, and then of a second, resumed run."""
+    """Spikes, final state and every gradient of one kernel, from rest or from a moved state."""
     leaves = {"x": x.clone().requires_grad_()}
     changed = {}
     if beta is not None:
@@ -43,9 +43,12 @@ def outcome(kernel, params, x, beta, threshold, start, weight):
     state = None
     if start:
         state = lif(x.flip(0)[:3] + 0.3, params, kernel=kernel)[1]
+        for name in ("u", "s"):
+            leaves[name] = getattr(state, name).detach().requires_grad_()
+        state = state._replace(u=leaves["u"], s=leaves["s"])
     spikes, end = lif(leaves["x"], params, state, kernel=kernel)
     loss = (spikes * weight).sum() + (end.u * weight[0]).sum()
-    grads = torch.autograd.grad(loss, list(leaves.values()))
+    grads = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     return spikes.detach(), end, dict(zip(leaves, grads, strict=True))
 
 

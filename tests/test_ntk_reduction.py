@@ -342,7 +342,7 @@ def test_inversion_meets_three_targets(x, name):
     window = (0.02, 0.3)
     reached = invert(net, x, target_d_eff=1e3, rate_window=window, T=T)
     assert not reached.feasible
-    assert reached.most == len(x) - 1
+    assert reached.most == pytest.approx(len(x) - 1)
     assert {(t.beta, t.refractory) for t in reached.trials} == {(0.5, 0)}  # no use in trying more
     assert "at most, by the number of samples" in str(reached)
     assert reached.reachable is not None
@@ -371,6 +371,25 @@ def test_inversion_of_a_reduction_with_rates_in_hertz(x):
     assert "Hz" in str(found)
     assert json.dumps(found.to_dict(), allow_nan=False)
     assert found.plot().get_ylabel() == "R"
+
+
+@pytest.mark.parametrize(
+    ("estimator", "most", "target", "tried"),
+    [
+        ("pr", lambda n, P: n - 1, 1.04, {0.5, 0.25}),
+        ("pr", lambda n, P: n - 1, 1.06, {0.5}),
+        ("stable_rank", lambda n, P: n - 1, 1.06, {0.5}),
+        ("pr_corrected", lambda n, P: P, 0.9, {0.5, 0.25}),  # speaks about more samples
+    ],
+)
+def test_what_so_few_samples_can_show_at_most(x, estimator, most, target, tried):
+    net = network(x, refractory=0)
+    most = most(len(x), sum(p.numel() for p in net.parameters()))
+    only = {"betas": (0.5, 0.25), "refractories": (0,), "rate_window": (0.02, 0.3), "T": T}
+    found = invert(net, x, target_d_eff=target * most, estimator=estimator, **only)
+    assert found.most == pytest.approx(most)
+    assert {trial.beta for trial in found.trials} == tried
+    assert ("at most, by" in str(found)) == (target > 1)
 
 
 def test_a_rate_no_neuron_has_is_infeasible(x):

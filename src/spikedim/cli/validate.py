@@ -63,7 +63,13 @@ def validate(
     from spikedim.storage import write_text
     from spikedim.training.study_table import read_outputs, read_study
 
-    if run_dimension is not None:
+    training = {"workers": workers, "device": None if device == "cpu" else device}
+    if run_dimension is None:
+        options.refuse(training, "is of --run-dimension; stored tables need no training")
+    else:
+        tables = " ".join(map(str, table)) if table else None
+        given = {"table": tables, "dimension": dimension, "out": out, "ship": ship}
+        options.refuse(given, "cannot be used with --run-dimension, which trains and stops")
         _run_dimension(run_dimension, workers, device, quiet)
         return
     if not table:
@@ -101,6 +107,7 @@ def validate(
             variants[label] = cases_from_rows(rows, outputs, 2 * tolerance)
             command = "spikedim validate " + " ".join(f"--table {path}" for path in table)
             command += f" --dimension {dimension}" if dimension else ""
+            command += f" --tolerance {tolerance:g}" if tolerance != 1 else ""
             command += f" --out {out}"
             page = document(cases, variants, sources, effect, figure, command)
             write_text(out, page)

@@ -288,7 +288,7 @@ def _shipped(name: str) -> tuple[Case, ...]:
         if not cases:
             raise DataError("it holds no case")
     except (OSError, ValueError, DataError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = getattr(error, "strerror", None) or error
         raise DataError(
             f"{file}, which ships with spikedim, cannot be read: {reason}; reinstall spikedim, or "
             f"make the file again with `spikedim validate --ship {Path(str(file)).parent}`"

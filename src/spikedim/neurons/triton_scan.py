@@ -172,7 +172,7 @@ def _backward(  # type: ignore[no-untyped-def]
         onto = tl.load(grad_spikes + at, inside, 0.0)
         k = leak_next * (1 - s) if RESET == "hard" else leak_next
         if THROUGH:
-            by_spike = _through(u, leak_next, threshold_, v_reset, RESET, DELAYED) * (1 - first)
+            by_spike = _through(u, leak_next, threshold_, v_reset, RESET, DELAYED)
             k = k + by_spike * slope
         a = slope * onto + a * first + k * a_next
         if THRESHOLDS:
@@ -265,11 +265,13 @@ def backward(
 
 
 def _numbers(inputs: Inputs, params: LIFParams) -> tuple[Any, Any, Any]:
-    """beta, gain and threshold: full tensors, or numbers (a GPU scalar becomes a tensor [N])."""
-    n = inputs.x.shape[1]
+    """beta, gain and threshold: full tensors on the GPU of ``x``, or numbers."""
+    x = inputs.x
 
     def full(value: float | Tensor) -> float | Tensor:
-        return value.expand(n).contiguous() if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(x.device).expand(x.shape[1]).contiguous()
 
     gain = 1.0
     if params.decay_input and not isinstance(inputs.beta, Tensor):

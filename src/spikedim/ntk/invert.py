@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from spikedim.errors import ConfigError, ModelError
 from spikedim.models.base import SpikingModel
 from spikedim.ntk.variants import (
+    Array,
     Membrane,
     Prepare,
     as_networks,
@@ -78,8 +80,9 @@ class Inversion(Result):
         reachable: least and largest value measured inside the window.
         guess: threshold by the closed form for the network's own leak; NaN where it has none.
         trials: every measurement, in order.
-        most: largest value that so few samples can show at all: d_eff of a kernel is at most its
-            rank. A target above it is given up after the network's own leak and refractory period.
+        most: largest value that so few samples can show at all, which is that of equal
+            eigenvalues; infinite for R. A target that it misses by more than the tolerance is
+            given up after the first leak and refractory period.
     """
 
     quantity: str
@@ -222,8 +225,8 @@ def invert(
     pairs = [(beta, t_ref) for t_ref in dead for beta in dict.fromkeys(leaks)]
     if not pairs:
         raise ConfigError("betas and refractories must not be empty")
-    most = math.inf if quantity == "R" else float(samples_of(x) - center)
-    if target > most:
+    most = math.inf if quantity == "R" else search.most()
+    if most < target * (1 - tolerance):
         pairs = pairs[:1]
 
     def error(trial: Trial | None) -> float:
@@ -283,6 +286,10 @@ class _Search:
     def value(self, trial: Trial) -> float:
         """What the target is about."""
         return trial.dimension if trial.reduction is None else trial.reduction
+
+    def most(self) -> float:
+        """The largest d_eff that any kernel of these samples has."""
+        return self._d_eff(np.eye(samples_of(self._x)), self._model)
 
     def thresholds(
         self, beta: float, t_ref: int, window: tuple[float, float]
@@ -386,7 +393,9 @@ class _Search:
         return self._dimension(variant(self._model, (), self._T, self._prepare, **changes))
 
     def _dimension(self, network: SpikingModel) -> float:
-        kernel = trace_kernel(network, self._x, self._method)
+        return self._d_eff(trace_kernel(network, self._x, self._method), network)
+
+    def _d_eff(self, kernel: Array, network: SpikingModel) -> float:
         size = parameters_of(network)
         return math.exp(float(log_dimensions(kernel, self._items, self._center, size, ())[0, 0]))
 
