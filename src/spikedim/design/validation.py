@@ -32,6 +32,7 @@ RECOMMENDED = "recommended"
 RECOMMENDED_FREE = "recommended, no training"
 LEAST = "least inner error"
 _RESAMPLES = 5000
+_DOUBT = 2.0  # standard errors, about 95 %
 
 
 @dataclass(frozen=True)
@@ -226,11 +227,12 @@ def held_out(cases: Sequence[Case], fold: Fold, predictors: Sequence[Predictor])
 
 
 def select(ready: Sequence[Calibrated]) -> Calibrated:
-    """The cheapest predictor that is not worse than the best by more than one standard error.
+    """The cheapest predictor that is not worse than the best beyond doubt.
 
-    Errors are mean |log2| errors on cases a predictor had not seen; the standard error is that of
-    their paired difference from the best one over places (the rule of one standard error, Breiman
-    et al. 1984): with few noisy cases the luckiest of a dozen predictors would win otherwise.
+    Errors are mean |log2| errors on cases a predictor had not seen; doubt is two standard errors of
+    their paired difference from the best one over places (after the rule of one standard error,
+    Breiman et al. 1984): with few noisy cases the luckiest of a dozen predictors would win
+    otherwise.
     ``ready`` is in order of what a predictor needs, cheapest first.
 
     Raises:
@@ -251,7 +253,7 @@ def _as_good(one: Calibrated, best: Calibrated) -> bool:
     means = np.bincount(index, weights=gaps) / np.bincount(index)
     if len(means) < 2:
         return False
-    return bool(means.mean() <= means.std(ddof=1) / math.sqrt(len(means)) + 1e-9)
+    return bool(means.mean() <= _DOUBT * means.std(ddof=1) / math.sqrt(len(means)) + 1e-9)
 
 
 def compare(trials: Sequence[Trial], first: str, second: str, fold: Fold) -> Paired:

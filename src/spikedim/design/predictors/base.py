@@ -201,11 +201,13 @@ def calibrate(predictor: Predictor, cases: Sequence[Case], group: Group) -> Cali
 
 
 def conformal(errors: np.ndarray, confidence: float) -> tuple[float, float]:
-    """The shortest interval of errors of left-out cases that should hold a new one.
+    """The interval of errors of left-out cases that should hold a new one most nearly so often.
 
-    Of n exchangeable errors, an interval fixed beforehand that holds k holds a new one with
-    probability k/(n + 1), so k is the whole number nearest to ``(n + 1)·confidence``, at most n.
-    Taking the shortest of them costs a little coverage, which ties of a T* on a grid give back.
+    Of n exchangeable errors, an interval fixed beforehand that holds k of them holds a new one with
+    probability k/(n + 1). Among all intervals between two errors those are taken whose k is
+    nearest to ``(n + 1)·confidence``, and of these the shortest. Errors of a T* on a grid are
+    tied, and where no k is near, the nearest can lie on either side (as a mid-P interval does):
+    never to promise too little would mean to hold everything.
 
     Raises:
         ConfigError: confidence outside (0, 1).
@@ -215,12 +217,16 @@ def conformal(errors: np.ndarray, confidence: float) -> tuple[float, float]:
     n = len(errors)
     if n == 0:
         return 0.0, 0.0
-    ordered = np.sort(errors)
-    k = min(n, math.floor((n + 1) * confidence + 0.5))
-    spans = np.round(ordered[k - 1 :] - ordered[: n - k + 1], 9)
-    shortest = np.flatnonzero(spans == spans.min())
-    first = int(shortest[len(shortest) // 2])
-    return float(ordered[first]), float(ordered[first + k - 1])
+    values, counts = np.unique(np.round(errors, 9), return_counts=True)
+    upto = np.cumsum(counts)
+    held = upto[None, :] - (upto - counts)[:, None]  # [low, high]
+    miss = np.abs(held - (n + 1) * confidence)
+    spans = values[None, :] - values[:, None]
+    miss[spans < 0] = np.inf
+    nearest = miss <= miss.min() + 1e-9
+    low, high = np.nonzero(nearest & (spans <= spans[nearest].min() + 1e-9))
+    middle = len(low) // 2
+    return float(values[low[middle]]), float(values[high[middle]])
 
 
 def whole(value: float) -> int:
