@@ -173,7 +173,8 @@ def sketched_gram(
         cotangents = every.sum(0, keepdim=True) if outputs == "sum" else every
     found = probe(setup, x)
     n = setup.count(x)
-    batch, need = _batch(found, n, probes, size, budget_of(memory))
+    vectors = len(cotangents) * (1 if random_sums else probes)
+    batch, need = _batch(found, n, probes * size, vectors, budget_of(memory))
     note(
         f"sketched NTK of {n:,} samples and {found.columns:,} parameters: {len(cotangents)} passes "
         f"in batches of {batch}, about {need / 2**30:.2g} GiB"
@@ -282,14 +283,14 @@ class _Sketch:
             yield kept
 
 
-def _batch(found: Probe, n: int, probes: int, size: int, budget: float) -> tuple[int, float]:
-    """Samples per batch, and bytes in all."""
+def _batch(found: Probe, n: int, kept: int, vectors: int, budget: float) -> tuple[int, float]:
+    """Samples per batch, and bytes in all; an accelerator keeps ``vectors`` vectors of signs."""
     widest = max((layer.columns for layer in found.layers.values()), default=0)
 
     def need(batch: int) -> float:
         once = found.saved + _LIVE * found.largest + 2 * widest * found.itemsize
-        signs = found.columns * (probes if found.accelerator else 1)
-        return float(batch * once + 2 * n * probes * size * found.itemsize + signs)
+        signs = found.columns * (vectors if found.accelerator else 1)
+        return float(batch * once + 2 * n * kept * found.itemsize + signs)
 
     batch = in_flight(found, n, widest * found.itemsize)
     while batch > 1 and need(batch) > budget:
