@@ -31,7 +31,10 @@ def deposit(call: Call, g: Tensor, samples: int, steps: int, channels: slice, ro
     module = call.module
     if not isinstance(module, (nn.Linear, *CONVOLUTIONS)) or getattr(module, "groups", 1) > 1:
         for name, value in features(module, call.input, g[None], samples, steps):
-            _put(room(module, call.layer, name, (samples, value.size)), value.dense()[0])
+            found = value.dense()[0]
+            if isinstance(module, nn.Embedding):  # as a linear layer of the same weights has them
+                found = found.unflatten(1, module.weight.shape).mT
+            _put(room(module, call.layer, name, found.shape), found)
         return
     inputs, outputs = _inputs(call, samples, steps), _outputs(call, g, samples, steps, channels)
     total = outputs.sum(2).sum(0)  # [B, O]; over both axes at once is ten times slower
@@ -55,8 +58,8 @@ def deposit(call: Call, g: Tensor, samples: int, steps: int, channels: slice, ro
                 full[part] *= scale
         if slopes:
             assert norm is not None
-            value = _of_scale(call, inner, total, channels)
-            _put(room(norm.module, norm.layer, "weight", total.shape), value)
+            gradient = _of_scale(call, inner, total, channels)
+            _put(room(norm.module, norm.layer, "weight", total.shape), gradient)
         if place is not None and not fresh:
             place[0].view(width).add_(full)
     if norm is not None and _learns(norm.module, "bias"):
@@ -107,8 +110,8 @@ def _few(full: Tensor) -> int:
 def _outer(inputs: Tensor, outputs: Tensor, part: slice, full: Tensor) -> None:
     """Write Σ_rows a gᵀ of some samples to ``full`` [b, I, O]."""
     if inputs.ndim == 3:
-        for place, rows, g in zip(full, inputs[part], outputs[:, part].unbind(1), strict=True):
-            place.copy_(multiply(rows, g.flatten(0, 1).mT))
+        g = outputs[:, part].transpose(0, 1).flatten(1, 2).mT  # [b, O, T·R]
+        torch.stack([multiply(*pair) for pair in zip(inputs[part], g, strict=True)], out=full)
         return
     for step, (x, y) in enumerate(zip(inputs[:, part], outputs[:, part], strict=True)):
         torch.baddbmm(full, x.mT, y, beta=0 if step == 0 else 1, out=full)
@@ -135,7 +138,7 @@ def _inputs(call: Call, samples: int, steps: int) -> Tensor:
 def _outputs(call: Call, g: Tensor, samples: int, steps: int, channels: slice) -> Tensor:
     """Gradients of every row, [T, B, R, O].
 
-    A view wherever the layout allows: [T, B, ...] is never copied to bring samples to the front.
+    A view wherever the layout allows: samples are never copied to the front.
     """
     merged = isinstance(call.module, CONVOLUTIONS)
     g = g.flatten(2).mT if merged else g  # [N, L, O]

@@ -1,6 +1,6 @@
 """Matrix products in float32 on a processor by oneDNN, all others by torch's own.
 
-torch hands float32 products to MKL, which on processors of another maker keeps to half of the
+torch hands float32 products to MKL, which on processors of other makers keeps to half of the
 vector length. oneDNN, part of the same torch, uses what the processor has: on a Zen 5 core 240
 against 100 GFLOP/s.
 """
