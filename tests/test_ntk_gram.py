@@ -91,6 +91,40 @@ def test_single_precision(layout):
     assert distance(found.values, gram(model, x, method="loop", **more).values) < 1e-4
 
 
+@pytest.mark.parametrize("memory", [None, 0.003])
+def test_single_precision_of_wide_layers(memory):
+    """Wide enough for a product of its own per sample; the budget splits layers by channels."""
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(64, 96, 3), nn.BatchNorm2d(96), nn.Tanh(), nn.Flatten(2))
+    net = nn.Sequential(stem, nn.Linear(36, 1024), nn.Tanh()).eval()
+    x = torch.randn(3, 64, 8, 8)
+
+    def readout(model, x, T):
+        return model(x).mean(1)[:, :2]
+
+    found = gram(net, x, memory=memory, readout=readout)
+    expected = gram(net.double(), x.double(), method="loop", readout=readout)
+    for name, block in found.layers.items():
+        assert distance(block, expected.layers[name]) < 1e-5
+
+
+def test_an_embedding_tied_to_the_read_out():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(5, 7)
+            self.head = nn.Linear(7, 5, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, x, T):
+            return self.head(torch.tanh(self.embedding(x)).mean(1))
+
+    torch.manual_seed(0)
+    net, x = Net().double().eval(), torch.randint(0, 5, (4, 6))
+    expected = gram(net, x, method="loop").values
+    np.testing.assert_allclose(gram(net, x).values, expected, rtol=1e-10)
+
+
 def test_jacobian_by_torch_func_agrees(small, kernel):
     model, x, more = small
     assert distance(gram(model, x, method="jacobian", **more).values, kernel.values) < 1e-10

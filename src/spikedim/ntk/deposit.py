@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from spikedim.ntk.layers import CONVOLUTIONS, by_sample, features, patches
+from spikedim.ntk.multiply import multiply, preferred
 from spikedim.ntk.passes import Call
 
 _CACHED = 1 << 17  # numbers
+_LARGE = 1 << 19  # multiplications, of a product that is worth a call of its own
 Room = Callable[[nn.Module, str, str, tuple[int, ...]], "tuple[Tensor, bool] | None"]
 
 
@@ -28,27 +31,35 @@ def deposit(call: Call, g: Tensor, samples: int, steps: int, channels: slice, ro
     module = call.module
     if not isinstance(module, (nn.Linear, *CONVOLUTIONS)) or getattr(module, "groups", 1) > 1:
         for name, value in features(module, call.input, g[None], samples, steps):
-            _put(room(module, call.layer, name, (samples, value.size)), value.dense()[0])
+            found = value.dense()[0]
+            if isinstance(module, nn.Embedding):  # as a linear layer of the same weights has them
+                found = found.unflatten(1, module.weight.shape).mT
+            _put(room(module, call.layer, name, found.shape), found)
         return
-    inputs, outputs = _rows(call, g, samples, steps, channels)
+    inputs, outputs = _inputs(call, samples, steps), _outputs(call, g, samples, steps, channels)
     total = outputs.sum(2).sum(0)  # [B, O]; over both axes at once is ten times slower
-    width = (samples, outputs.shape[-1], inputs.shape[-1])
     norm, scale = call.norm, None if call.scale is None else call.scale[channels]
     bias = module.bias
-    if module.weight.requires_grad or (norm is not None and _learns(norm.module, "weight")):
+    slopes = norm is not None and _learns(norm.module, "weight")
+    if module.weight.requires_grad or slopes:
+        wide = math.prod(module.weight.shape[1:])
+        width = (samples, wide, outputs.shape[-1])
         place = room(module, call.layer, "weight", width) if module.weight.requires_grad else None
         fresh = place is not None and place[1]
         full = place[0].view(width) if place is not None and fresh else g.new_empty(width)
-        for step, (x, y) in enumerate(zip(inputs, outputs, strict=True)):
-            torch.baddbmm(full, y.mT, x, beta=0 if step == 0 else 1, out=full)
-        if norm is not None:
-            if _learns(norm.module, "weight"):
-                _put(
-                    room(norm.module, norm.layer, "weight", total.shape),
-                    _normalised(call, full, total, channels),
-                )
-            assert scale is not None
-            full *= scale[:, None]
+        inner = torch.empty_like(total)  # <G, W> of each channel
+        weight = module.weight.detach().flatten(1)[channels].mT.contiguous()
+        for start in range(0, samples, step := _few(full)):
+            part = slice(start, start + step)
+            _outer(inputs, outputs, part, full[part])
+            if slopes:
+                torch.sum(full[part] * weight, 1, out=inner[part])
+            if scale is not None:
+                full[part] *= scale
+        if slopes:
+            assert norm is not None
+            gradient = _of_scale(call, inner, total, channels)
+            _put(room(norm.module, norm.layer, "weight", total.shape), gradient)
         if place is not None and not fresh:
             place[0].view(width).add_(full)
     if norm is not None and _learns(norm.module, "bias"):
@@ -75,15 +86,13 @@ def _put(place: tuple[Tensor, bool] | None, value: Tensor) -> None:
         target.add_(value)
 
 
-def _normalised(call: Call, full: Tensor, total: Tensor, channels: slice) -> Tensor:
+def _of_scale(call: Call, inner: Tensor, total: Tensor, channels: slice) -> Tensor:
     """Gradients of a folded norm's scale: (⟨G_c, W_c⟩ + (b_c − μ_c) Σg_c)/σ_c, [B, O].
 
     G is the gradient of the linear layer's weights were the norm the identity.
     """
     assert call.norm is not None
     norm, module = call.norm.module, call.module
-    weight = module.weight.detach().flatten(1)[channels]
-    inner = torch.cat([(part * weight).sum(-1) for part in full.split(_few(weight))])  # [B, O]
     shift = -norm.running_mean[channels]
     if module.bias is not None:
         shift = shift + module.bias.detach()[channels]
@@ -91,29 +100,49 @@ def _normalised(call: Call, full: Tensor, total: Tensor, channels: slice) -> Ten
     return (inner + shift * total) * spread
 
 
-def _few(weight: Tensor) -> int:
-    """Samples whose gradients stay in cache from one pass to the next."""
-    return max(1, _CACHED // weight.numel())
+def _few(full: Tensor) -> int:
+    """Samples whose gradients stay in cache from one pass to the next; all on an accelerator."""
+    if full.device.type != "cpu":
+        return len(full)
+    return max(1, _CACHED // max(1, full[0].numel()))
 
 
-def _rows(
-    call: Call, g: Tensor, samples: int, steps: int, channels: slice
-) -> tuple[Tensor, Tensor]:
-    """Inputs [T, B, R, I] and gradients [T, B, R, O] of every row, time apart where it comes first.
+def _outer(inputs: Tensor, outputs: Tensor, part: slice, full: Tensor) -> None:
+    """Write Σ_rows a gᵀ of some samples to ``full`` [b, I, O]."""
+    if inputs.ndim == 3:
+        g = outputs[:, part].transpose(0, 1).flatten(1, 2).mT  # [b, O, T·R]
+        torch.stack([multiply(*pair) for pair in zip(inputs[part], g, strict=True)], out=full)
+        return
+    for step, (x, y) in enumerate(zip(inputs[:, part], outputs[:, part], strict=True)):
+        torch.baddbmm(full, x.mT, y, beta=0 if step == 0 else 1, out=full)
 
-    Views wherever the layout allows: [T, B, ...] is never copied to bring the samples to the front.
+
+def _inputs(call: Call, samples: int, steps: int) -> Tensor:
+    """Inputs of every row, [T, B, R, I], or [B, I, T·R] for oneDNN, which wants rows adjacent.
+
+    What is not a view of the input is kept with the call for the next output.
     """
-    if isinstance(call.module, CONVOLUTIONS):
-        if call.columns is None:
-            call.columns = patches(call.module, call.input)[:, :, 0]  # [N, L, I]
-        inputs, outputs = call.columns, g.flatten(2).mT  # [N, L, O]
-        merged = True
-    else:
-        inputs, outputs, merged = call.input, g, False
-    return (
-        _by_time(inputs, samples, steps, merged),
-        _by_time(outputs[..., channels], samples, steps, merged),
-    )
+    if call.columns is not None:
+        return call.columns
+    merged = isinstance(call.module, CONVOLUTIONS)
+    rows = patches(call.module, call.input)[:, :, 0] if merged else call.input  # [N, L, I]
+    rows = _by_time(rows, samples, steps, merged)
+    adjacent = preferred(rows) and _LARGE * samples <= rows.numel() * len(call.module.weight)
+    if adjacent:
+        rows = rows.permute(1, 3, 0, 2).reshape(samples, rows.shape[-1], -1)
+    if merged or adjacent:
+        call.columns = rows
+    return rows
+
+
+def _outputs(call: Call, g: Tensor, samples: int, steps: int, channels: slice) -> Tensor:
+    """Gradients of every row, [T, B, R, O].
+
+    A view wherever the layout allows: samples are never copied to the front.
+    """
+    merged = isinstance(call.module, CONVOLUTIONS)
+    g = g.flatten(2).mT if merged else g  # [N, L, O]
+    return _by_time(g[..., channels], samples, steps, merged)
 
 
 def _by_time(x: Tensor, samples: int, steps: int, merged: bool) -> Tensor:

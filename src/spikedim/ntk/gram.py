@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from spikedim.neurons import Surrogate
 from spikedim.ntk.capture import Capture, Readout, check_evaluating, neurons_of
 from spikedim.ntk.deposit import deposit
+from spikedim.ntk.multiply import multiply
 from spikedim.ntk.passes import Call
 
 METHODS = ("structured", "jacobian", "loop")
@@ -200,18 +201,19 @@ class _Side:
 
 
 Place = tuple[Tensor, bool] | None
-_COLUMNS = 1 << 15  # of one product in the precision of the network, added up in float64
+_COLUMNS = 1 << 18  # of one product in the precision of the network, added up in float64
 
 
 def products(x: Tensor, y: Tensor, full: bool) -> Tensor:
     """Inner products of gradients [F, n, P] and [F, m, P]: their trace over F, or all pairs."""
+    same = x is y
     if full:
         x, y = (z.transpose(0, 1).flatten(0, 1)[None] for z in (x, y))
     out = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
     for a, b in zip(x, y, strict=True):
         for start in range(0, a.shape[1], _COLUMNS):
-            part = slice(start, start + _COLUMNS)
-            out += a[:, part] @ b[:, part].T
+            left, right = (z[:, start : start + _COLUMNS].contiguous() for z in (a, b))
+            out += multiply(left, left if same else right)
     return out
 
 

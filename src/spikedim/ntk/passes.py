@@ -22,6 +22,7 @@ from spikedim.neurons import scan
 from spikedim.neurons.lif import prepare
 from spikedim.neurons.params import LIFParams
 from spikedim.ntk.layers import CONVOLUTIONS, padding_of
+from spikedim.ntk.multiply import multiply
 
 Forward = Callable[..., Any]
 
@@ -40,7 +41,7 @@ class Call:
         folded: the scale of this batch norm is in the weights of the layer before.
         scale: of a linear call, the scale of the batch norm folded into it, [C].
         norm: that batch norm.
-        columns: unfolded input of a convolution, once it was needed, [N, positions, I].
+        columns: the input as :mod:`spikedim.ntk.deposit` reads it, once it was needed.
     """
 
     layer: str
@@ -57,13 +58,13 @@ class Call:
 
     @property
     def weight(self) -> Tensor:
-        """Weights of a linear call with the folded scale."""
+        """Weights with the folded scale; of a linear layer transposed, [I, O]."""
         if self._weight is None:
             weight: Tensor = self.module.weight.detach()
-            if not isinstance(self.module, CONVOLUTIONS):
-                weight = weight.flatten(1)
             if self.scale is not None:
                 weight = weight * self.scale.view(-1, *[1] * (weight.ndim - 1))
+            if not isinstance(self.module, CONVOLUTIONS):
+                weight = weight.flatten(1).mT.contiguous()
             self._weight = weight
         return self._weight
 
@@ -100,7 +101,7 @@ class _Linear(torch.autograd.Function):
 def _through(call: Call, gradient: Tensor) -> Tensor:
     module = call.module
     if not isinstance(module, CONVOLUTIONS):
-        return gradient @ call.weight
+        return multiply(gradient, call.weight)
     return torch.ops.aten.convolution_backward(
         gradient,
         call.input,
