@@ -5,9 +5,13 @@ The network of the acceptance figures: a Spikformer of 0.8 M parameters (embed_d
 float32. Every case runs in a process of its own: processor seconds of the kernel without imports,
 peak resident memory of the whole process. ``structured-lean`` runs in the memory of ``--lean`` GiB;
 ``float64`` is the structured kernel in double precision, which the others are compared with.
+``jacobian`` runs on the fused neurons of this package with their own vmap rule,
+``jacobian-plain`` on neurons of plain PyTorch operations (``SPIKEDIM_KERNEL=reference``), the
+peer that a user has.
 
 ``OMP_NUM_THREADS=1 python benchmarks/bench_ntk.py [--samples 64] [--lean 0.8] [--repeats 1]
-[--cases structured structured-lean jacobian loop float64]``; two minutes of one core. On a
+[--cases structured structured-lean jacobian jacobian-plain loop float64]``; two minutes of one
+core. On a
 GPU: ``--device cuda``, where seconds are wall time and memory is that of the device.
 
 ``--model spikformer_4_384 --images CIFAR.npy --cases structured --memory 5`` measures one network
@@ -20,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -28,7 +33,8 @@ import time
 
 import numpy as np
 
-EXACT = ("structured", "structured-lean", "jacobian", "loop", "float64")
+PEERS = ("jacobian", "jacobian-plain", "loop")
+EXACT = ("structured", "structured-lean", *PEERS, "float64")
 CASES = (*EXACT, "sketch")
 NETWORK = {"input_shape": (1, 8, 8), "embed_dim": 128, "depth": 4, "num_heads": 4}
 
@@ -52,7 +58,7 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, object]:
     x = x[: options.samples].to(options.device)
     if case == "float64":
         model, x = model.double(), x.double()
-    method = case if case in ("jacobian", "loop") else "structured"
+    method = case.removesuffix("-plain") if case in PEERS else "structured"
     memory = options.lean if case == "structured-lean" else options.memory
     gpu = options.device != "cpu"
     clock = time.perf_counter if gpu else time.process_time
@@ -101,8 +107,13 @@ def main() -> None:
     found = {}
     for case in options.cases:
         command = [sys.executable, __file__, *sys.argv[1:], "--one", case]
+        environment = dict(os.environ)
+        if case.endswith("-plain"):
+            environment["SPIKEDIM_KERNEL"] = "reference"
         runs = [
-            json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+            json.loads(
+                subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout
+            )
             for _ in range(options.repeats)
         ]
         runs[0]["seconds"] = statistics.median(run["seconds"] for run in runs)
@@ -116,7 +127,7 @@ def main() -> None:
     true = found.get("float64")
     for case, run in found.items():
         parts = []
-        for other in ("jacobian", "loop"):
+        for other in PEERS:
             if other in found and other != case and case.startswith("structured"):
                 peer = found[other]
                 parts.append(
