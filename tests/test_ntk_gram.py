@@ -104,8 +104,8 @@ def test_single_precision_of_wide_layers(memory):
 
     found = gram(net, x, memory=memory, readout=readout)
     expected = gram(net.double(), x.double(), method="loop", readout=readout)
-    for name, block in found.layers.items():
-        assert distance(block, expected.layers[name]) < 1e-5
+    for name, part in found.layers.items():
+        assert distance(part, expected.layers[name]) < 1e-5
 
 
 def test_an_embedding_tied_to_the_read_out():
