@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from torch import nn
 
 from spikedim.errors import BudgetError, ConfigError, DataError, ModelError, StorageError
@@ -104,8 +105,8 @@ def test_single_precision_of_wide_layers(memory):
 
     found = gram(net, x, memory=memory, readout=readout)
     expected = gram(net.double(), x.double(), method="loop", readout=readout)
-    for name, part in found.layers.items():
-        assert distance(part, expected.layers[name]) < 1e-5
+    for name, found_block in found.layers.items():
+        assert distance(found_block, expected.layers[name]) < 1e-5
 
 
 def test_an_embedding_tied_to_the_read_out():
@@ -325,15 +326,22 @@ def limit(x):
 
 
 def test_wide_networks_approach_their_limit():
+    """Hidden units are independent, so the mean squared error is exactly V/width: slope −0.5."""
     x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     true = limit(x.numpy())
-    widths = [64, 256, 1024, 4096]
-    errors = []
-    for width in widths:
-        kernels = [gram(Smooth(width, 3, seed).eval(), x).values for seed in range(20)]
-        errors.append(np.sqrt(np.mean([distance(k, true) ** 2 for k in kernels])))
-    slope = np.polyfit(np.log(widths), np.log(errors), 1)[0]
-    assert slope == pytest.approx(-0.5, abs=0.08)
+    widths, draws = [64, 256, 1024, 4096], 200
+    squares = np.empty((len(widths), draws))
+    for row, width in zip(squares, widths, strict=True):
+        for draw in range(draws):  # every width has networks of its own
+            found = gram(Smooth(width, 3, width * draws + draw).eval(), x)
+            row[draw] = distance(found.values, true) ** 2
+    logs = np.log(widths)
+    per_width = (logs - logs.mean()) / ((logs - logs.mean()) ** 2).sum()
+    mean, error = squares.mean(1), squares.std(1, ddof=1) / draws**0.5
+    slope = per_width @ np.log(mean) / 2
+    half = stats.norm.ppf(0.995) * np.linalg.norm(per_width * error / mean) / 2  # 99 % interval
+    assert half < 0.04
+    assert slope - half < -0.5 < slope + half
 
 
 # -- what the kernel says -----------------------------------------------------------------------
