@@ -267,6 +267,13 @@ def test_labels_that_do_not_match(here, images, capsys):
     assert "37" in line
 
 
+@pytest.mark.parametrize("verb", ["design", "train", "sweep", "profile"])
+def test_missing_labels(here, images, capsys, verb):
+    np.savez("bare.npz", x=images["x_train"])
+    line = fails(capsys, verb, "--data", "bare.npz", "--model", "spikformer_nano", "--quiet")
+    assert "no labels" in line
+
+
 def test_nan_pixels(here, images, capsys):
     x = images["x_train"].astype(np.float32)
     x[3, 2, 1] = np.nan

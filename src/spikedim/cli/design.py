@@ -26,7 +26,7 @@ def design(
     ] = False,
     budget_energy: Annotated[
         str | None,
-        typer.Option(help="Most energy of one inference, e.g. 0.5uJ; T is found within it."),
+        typer.Option(help="Most energy of one inference, e.g. 0.5uJ (mJ without a unit)."),
     ] = None,
     budget_spikes: Annotated[
         float | None, typer.Option(help="Most spikes of one inference; T is found within it.")

@@ -142,6 +142,7 @@ def fitted(
     for option, value in (("--train-samples", train_samples), ("--test-samples", test_samples)):
         if value is not None and value < 0:
             raise ConfigError(f"{option} {value} must be 0 (all samples) or a positive number")
+    dataset.labels_of(dataset.train)
     config = default_config(model, dataset, seed=seed, device=device)
     config = replace(config, **(changes or {}))
     if epochs is not None:

@@ -140,7 +140,7 @@ def _labels(raw: Any, n: int, what: str) -> np.ndarray | None:
         )
     if labels.dtype.kind not in "biuU":
         raise DataError(
-            f"{what}: labels of type {labels.dtype}, first {labels[0]!r}; expected integers or "
+            f"{what}: labels of type {labels.dtype}, first {labels[0]}; expected integers or "
             "class names, convert them with .astype('int64')"
         )
     return labels

@@ -366,11 +366,19 @@ class Dataset:
     def _classes(self, split: Split) -> Tensor:
         import torch
 
+        return torch.from_numpy(self.labels_of(split).astype(np.int64))
+
+    def labels_of(self, split: Split) -> np.ndarray:
+        """Class numbers [n] of a split of this data set.
+
+        Raises:
+            DataError: it has none.
+        """
         if split.labels is None:
             raise DataError(
-                f"data set {self.name} has no labels; training needs one class number per sample"
+                f"data set {self.name} has no labels; networks need one class number per sample"
             )
-        return torch.from_numpy(split.labels.astype(np.int64))
+        return split.labels
 
 
 def _arrays(inputs: Inputs) -> list[np.ndarray]:
