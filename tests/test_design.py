@@ -47,12 +47,12 @@ def test_agreement_without_measurement():
 
 def test_a_network_at_chance_judges_nothing():
     chance = sweep(1, 2, plateau=Estimate(12.0, 8.0, 16.0))
-    assert agreement(predicted(10, 20), chance, 0.1) == "undecided"
+    assert agreement(predicted(10, 20), chance, 0.1) == "not learned"
 
 
 def test_a_constant_answer_to_unbalanced_data_has_not_learned():
     constant = sweep(1, 2, plateau=Estimate(89.0, 86.0, 92.0))
-    assert agreement(predicted(10, 20), constant, 0.9) == "undecided"
+    assert agreement(predicted(10, 20), constant, 0.9) == "not learned"
     assert agreement(predicted(10, 20), constant, 0.5) == "overestimates"
 
 

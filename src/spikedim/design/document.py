@@ -143,8 +143,8 @@ def _floor(found: Validation, noise: float) -> str:
     if max(errors) > 1.1 * least:
         return ""
     return (
-        f" Who knew the centre of every recipe would still be off by about {2**least:.2f}, and "
-        f"T = 4 is off by {2 ** max(errors):.2f}: on these cases there is nothing left to win "
+        " Even a predictor that knew the centre of every recipe would be off by about "
+        f"{2**least:.2f}, and T = 4 is off by {2 ** max(errors):.2f}: on these cases there is nothing left to win "
         "over T = 4, whatever the theory."
     )
 
@@ -178,8 +178,14 @@ def _ahead(found: Validation, fold: Fold) -> str:
     pairs = [compare(trials, name, "constant", fold) for name in names if name in judged]
     better = [pair.first for pair in pairs if pair.better]
     worse = [p.first for p in pairs if p.difference.low is not None and p.difference.low > 0]
-    said = f"better than T = 4: {', '.join(better) or 'none'}; worse: {', '.join(worse) or 'none'}"
-    return f"Of {len(pairs)} other predictors, beyond doubt and {LEFT[fold]}, {said}."
+    return (
+        f"Other predictors against T = 4, {LEFT[fold]}: better beyond doubt {_names(better)}, "
+        f"worse beyond doubt {_names(worse)}, of {len(pairs)}."
+    )
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names) if names else "none"
 
 
 def _beats(pair: Paired) -> str:
@@ -256,7 +262,7 @@ def _truth_table(cases: Sequence[Case]) -> Table:
     steps = ", ".join(map(str, cases[0].truth.steps))
     columns = (
         "data set", "network", "pixels", "classes", "d_eff", "training samples", "test samples",
-        f"accuracy (%) at T = {steps}",
+        f"accuracy (%) at T = {steps}, mean over seeds",
         "T* by seed [95 %]",
     )  # fmt: skip
     return Table("truth", columns, rows)
@@ -423,11 +429,12 @@ def _limits(cases: Sequence[Case]) -> list[str]:
 
 
 def _source(source: Mapping[str, Any]) -> str:
+    hardware = dict(source.get("hardware") or {})
     versions = ", ".join(f"{k} {v}" for k, v in dict(source.get("versions") or {}).items())
     parts = [
         f"`{source.get('file', '')}`",
         f"command `{source.get('command', '')}`",
-        str(source.get("platform") or source.get("hardware") or ""),
+        str(hardware.get("given") or source.get("platform") or ""),
         str(source.get("created") or ""),
         versions,
     ]

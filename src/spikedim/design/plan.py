@@ -19,7 +19,9 @@ from spikedim.theory import TimestepPrediction
 from spikedim.training import NeuronSweep, TimestepSweep
 
 #: Does the published rule agree with what was measured?
-Agreement = Literal["agrees", "overestimates", "underestimates", "undecided", "not measured"]
+Agreement = Literal[
+    "agrees", "overestimates", "underestimates", "undecided", "not learned", "not measured"
+]
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,14 @@ def agreement(
 ) -> Agreement:
     """Compare the published prediction's interval with the interval of the measured T*.
 
-    Overlapping intervals agree. A network that has not learned, a T* whose interval spans the
-    whole tested grid, or one that is open-ended while the prediction is not below it, decides
-    nothing. ``majority`` is the accuracy of a constant answer, as a fraction.
+    Overlapping intervals agree. A network that has not learned decides nothing, nor does a T*
+    whose interval spans the whole tested grid, or is open-ended while the prediction is not below
+    it. ``majority`` is the accuracy of a constant answer, as a fraction.
     """
     if sweep is None:
         return "not measured"
     if not learned(sweep, majority):
-        return "undecided"
+        return "not learned"
     tested = [point.T for point in sweep.points]
     low, high = sweep.t_star.low, sweep.t_star.high
     predicted_low, predicted_high = prediction.timesteps.low, prediction.timesteps.high
@@ -182,6 +182,11 @@ def _rule(
         return f"{text}; the measured T* = {measured} overlaps it: they agree here."
     if agreed == "undecided":
         return f"{text}; the measured T* = {measured} is too uncertain to judge it."
+    if agreed == "not learned":
+        return (
+            f"{text}; the measured T* = {measured} says nothing about it, because the network has "
+            "not learned more than to answer with one class."
+        )
     ratio = prediction.timesteps.value / sweep.t_star.value
     factor = ratio if ratio >= 1 else 1 / ratio
     verb = "too many" if agreed == "overestimates" else "too few"

@@ -19,6 +19,7 @@ _AGREEMENT = {
     "overestimates": ("asks for too many", "bad", "timesteps, against the measured T*"),
     "underestimates": ("asks for too few", "bad", "timesteps, against the measured T*"),
     "undecided": ("undecided", "open", "the measured T* is too uncertain to judge it"),
+    "not learned": ("undecided", "open", "the network has not learned, so its T* says nothing"),
     "not measured": ("not tested", "open", "T* was not measured here"),
 }
 
