@@ -144,8 +144,8 @@ def _floor(found: Validation, noise: float) -> str:
         return ""
     return (
         " Even a predictor that knew the centre of every recipe would be off by about "
-        f"{2**least:.2f}, and T = 4 is off by {2 ** max(errors):.2f}: on these cases there is nothing left to win "
-        "over T = 4, whatever the theory."
+        f"{2**least:.2f}, and T = 4 is off by {2 ** max(errors):.2f}: on these cases there is "
+        "nothing left to win over T = 4, whatever the theory."
     )
 
 
