@@ -50,6 +50,16 @@ def test_a_page_judges_its_variants_and_names_those_that_are_too_small():
     assert "1 to 2 seeds per recipe" in page
 
 
+def test_a_case_of_another_grid_says_its_own():
+    cases = study()
+    truth = cases[0].truth
+    fewer = replace(
+        truth, steps=truth.steps[:4], accuracy=truth.accuracy[:4], fitted=truth.fitted[:4]
+    )
+    page = document([*cases, replace(cases[0], seed=7, outcome=fewer)], {}, [], None, None, "x")
+    assert "| T = 1, 2, 3, 4: 84.0, 86.0, 88.0, 90.0 |" in page
+
+
 def test_ends_of_the_grid_explain_an_interval_that_holds_all():
     def ends(cases):
         found = validate(cases)

@@ -56,6 +56,14 @@ def test_cases_leave_out_failed_and_too_short_trials():
     assert [c.seed for c in cases_from_rows([*table, *again])] == [0]
 
 
+def test_two_trainings_of_one_case_are_refused_not_mixed():
+    table, _ = rows(("a",), ("m",), (0,))
+    longer = [replace(r, epochs=50, key=f"{r.key}-longer") for r in table]
+    assert len(cases_from_rows([*table, *table])) == 1  # the same table given twice
+    with pytest.raises(DataError, match="m on a with seed 0 was trained at T = 1 in two ways"):
+        cases_from_rows([*table, *longer])
+
+
 def test_cases_survive_their_file():
     table, outputs = rows(("a",), ("m", "n"), (0,))
     cases = cases_from_rows(table, outputs)

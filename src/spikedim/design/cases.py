@@ -187,7 +187,7 @@ def cases_from_rows(
 
     Raises:
         ConfigError: a negative tolerance.
-        DataError: rows of one case were tested on different samples.
+        DataError: rows of one case were tested on different samples, or trained in two ways.
     """
     by_case: dict[tuple[Any, ...], list[StudyRow]] = {}
     grids: dict[tuple[Any, ...], set[int]] = {}
@@ -221,7 +221,14 @@ def _setting(row: StudyRow) -> tuple[Any, ...]:
 def _case(
     rows: Sequence[StudyRow], outputs: Mapping[str, Sequence[OutputRow]], tolerance: float
 ) -> Case:
-    trained = {row.train_T: row for row in rows if row.eval_T == row.train_T}
+    trained: dict[int, StudyRow] = {}
+    for row in rows:
+        if row.eval_T == row.train_T and trained.setdefault(row.train_T, row).key != row.key:
+            raise DataError(
+                f"{row.model} on {row.dataset} with seed {row.seed} was trained at T = "
+                f"{row.train_T} in two ways (keys {trained[row.train_T].key} and {row.key}); leave "
+                "out one of the tables, or use other seeds"
+            )
     found = t_star({T: row.hits for T, row in trained.items()}, tolerance)
     spikes = [trained[T].spikes_per_sample for T in found.timesteps]
     first = rows[0]

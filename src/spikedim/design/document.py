@@ -246,7 +246,7 @@ def _method(found: Validation) -> list[str]:
 def _truth_table(cases: Sequence[Case]) -> Table:
     recipes: dict[tuple[Any, ...], list[Case]] = {}
     for case in cases:
-        recipes.setdefault(case.recipe, []).append(case)
+        recipes.setdefault((*case.recipe, case.truth.steps), []).append(case)
     rows = []
     for (dataset, model, *_), group in sorted(recipes.items()):
         first = group[0].truth
@@ -256,16 +256,22 @@ def _truth_table(cases: Sequence[Case]) -> Table:
             (
                 dataset, model, group[0].image_size, group[0].classes, group[0].d_eff,
                 group[0].train_samples, first.samples,
-                ", ".join(f"{v:.1f}" for v in values), "; ".join(spans),
+                ("" if first.steps == cases[0].truth.steps else f"T = {_listed(first.steps)}: ")
+                + ", ".join(f"{v:.1f}" for v in values),
+                "; ".join(spans),
             )
         )  # fmt: skip
-    steps = ", ".join(map(str, cases[0].truth.steps))
+    steps = _listed(cases[0].truth.steps)
     columns = (
         "data set", "network", "pixels", "classes", "d_eff", "training samples", "test samples",
         f"accuracy (%) at T = {steps}, mean over seeds",
         "T* by seed [95 %]",
     )  # fmt: skip
     return Table("truth", columns, rows)
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps))
 
 
 def _chosen(found: Validation, fold: Fold) -> str:
