@@ -15,7 +15,7 @@ from spikedim.errors import BudgetError, ConfigError, DataError, ModelError, Sto
 from spikedim.models import calibrate_batchnorm, create_model
 from spikedim.neurons import LIF, LIFParams, Surrogate
 from spikedim.ntk import Setup, gram
-from spikedim.ntk.capture import logits
+from spikedim.ntk.capture import Capture, logits
 from spikedim.ntk.gram import Plan, block
 from spikedim.ntk.kernel import Kernel
 
@@ -92,9 +92,14 @@ def test_single_precision(layout):
     assert distance(found.values, gram(model, x, method="loop", **more).values) < 1e-4
 
 
+@pytest.mark.parametrize("ratio", [0.5, 2.0])
 @pytest.mark.parametrize("memory", [None, 0.003])
-def test_single_precision_of_wide_layers(memory):
-    """Wide enough for a product of its own per sample; the budget splits layers by channels."""
+def test_single_precision_of_wide_layers(memory, ratio, monkeypatch):
+    """Wide enough for a product of its own per sample, by whichever library is the faster one.
+
+    The budget splits layers by channels.
+    """
+    monkeypatch.setattr("spikedim.ntk.multiply._race", lambda: ratio)
     torch.manual_seed(0)
     stem = nn.Sequential(nn.Conv2d(64, 96, 3), nn.BatchNorm2d(96), nn.Tanh(), nn.Flatten(2))
     net = nn.Sequential(stem, nn.Linear(36, 1024), nn.Tanh()).eval()
@@ -533,3 +538,48 @@ def test_neurons_under_observation_are_counted(small, kernel):
     with record(model, what=("potential",)):
         assert distance(gram(model, x, **more).values, kernel.values) < 1e-12
     assert sum(isinstance(m, LIF) for m in model.modules()) > 5
+
+
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("memory", [None, 0.01])
+def test_more_outputs_than_features_need_fewer_passes(memory, cross, monkeypatch):
+    model, x, more = network("spikformer_nano", 5, input_shape=(1, 4, 4), embed_dim=8)
+    model.head = torch.nn.Linear(8, 30).double()
+    passes = []
+    run = Capture.run
+
+    def counted(self, weights, receive, calls=None, *rest, **options):
+        passes.append(calls is None or len(calls) > 1)
+        return run(self, weights, receive, calls, *rest, **options)
+
+    monkeypatch.setattr(Capture, "run", counted)
+    x2 = x[:2].roll(1, -1) if cross else None
+    found = gram(model, x, x2, **more, memory=memory)
+    assert sum(passes) <= (1 + cross) * 8 + 5  # beside the checks
+    assert len(passes) >= 30
+    true = gram(model, x, x2, **more, method="loop")
+    assert distance(found.values, true.values) < 1e-12
+    for name, part in true.layers.items():
+        mine = found.layers.get(name, np.zeros_like(part))  # a norm that nothing reads
+        assert np.abs(mine - part).max() <= 1e-10 * np.abs(part).max(), name
+
+
+def test_a_head_that_is_not_all_there_is_differentiated_output_by_output():
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = torch.nn.Linear(6, 9).double(), torch.nn.Linear(6, 9).double()
+
+        def forward(self, x, T=None):
+            return self.one(x) + self.two(x.flip(1))
+
+    class Squashed(Two):
+        def forward(self, x, T=None):
+            return self.two(self.one(x)[:, :6]).tanh()
+
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).double()
+    for kind in (Two, Squashed):
+        torch.manual_seed(0)
+        model = kind().eval()
+        found, true = gram(model, x), gram(model, x, method="loop")
+        assert distance(found.values, true.values) < 1e-12

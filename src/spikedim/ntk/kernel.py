@@ -21,6 +21,7 @@ from spikedim.errors import BudgetError, ConfigError, ModelError, StorageError
 from spikedim.models.base import SpikingModel
 from spikedim.neurons import Surrogate, surrogate
 from spikedim.ntk.capture import Readout, check_evaluating, logits, neurons_of
+from spikedim.ntk.directions import Basis, basis
 from spikedim.ntk.gram import METHODS, Blocks, Plan, Setup, block, jacobian_rows, products
 from spikedim.ntk.gram import with_surrogate as replaced
 from spikedim.ntk.plan import budget_of, plans, probe, verify, without_rule
@@ -124,7 +125,8 @@ def gram(
     blocks: dict[str, Any]
     if method == "structured":
         without = without_rule(setup, x) if fallback else ()
-        work = _Work(setup, x, x2, cotangents, full, budget, without)
+        rotated = basis(setup, x) if outputs == "trace" and not without else None
+        work = _Work(setup, x, x2, cotangents, full, budget, without, rotated)
         blocks, used = work.run(directory, engine, address, workers)
     else:
         blocks, used = _by_jacobian(setup, x, x2, cotangents, full, method, budget)
@@ -249,9 +251,11 @@ class _Work:
         full: bool,
         budget: float,
         without: tuple[str, ...],
+        rotated: Basis | None,
     ) -> None:
         self._setup, self._x, self._x2 = setup, x, x2
-        self._cotangents, self._full, self._budget = cotangents, full, budget
+        self._cotangents = cotangents if rotated is None else rotated.vectors
+        self._rotated, self._full, self._budget = rotated, full, budget
         self._without = without
         verify(setup, x, without)
         self._probe = probe(setup, x, without)
@@ -297,8 +301,7 @@ class _Work:
             for a in spans(n, tile)
             for b in spans(m, tile)
             if self._x2 is not None or b >= a
-            for plan in made
-            for c in spans(functions, step)
+            for plan, c in self._shares(made, functions, step)
         ]
         kept = Run(directory, self._config(tile)) if directory is not None else nullcontext()
         with kept as folder:
@@ -313,6 +316,24 @@ class _Work:
                     target.add(unit, blocks)
                     bar.advance()
         return target.blocks, need
+
+    def _shares(
+        self, plans: list[Plan], functions: int, step: int
+    ) -> list[tuple[Plan, tuple[int, int]]]:
+        """Which plan works off which sums of outputs; those that reach the head only, there."""
+        rotated = self._rotated
+        through = functions
+        rest: list[tuple[Plan, tuple[int, int]]] = []
+        if rotated is not None and len(plans) == 1:
+            through = rotated.through
+            more = self._probe.columns // self._probe.layers[rotated.head].columns
+            plan = replace(
+                plans[0],
+                flight=plans[0].flight * max(1, more),
+                group={rotated.head: slice(None)},
+            )
+            rest = [(plan, (through, functions))]
+        return [(plan, part) for plan in plans for part in spans(through, step)] + rest
 
     def _config(self, tile: int) -> dict[str, Any]:
         """Everything the finished pieces depend on."""
