@@ -70,10 +70,11 @@ def gram(
     """The exact empirical neural tangent kernel of a network (claim SNTK).
 
     ``structured`` reads every sample's gradients off each layer's input and output gradient: one
-    backward pass per output for a whole batch. ``jacobian`` is ``torch.func``'s vmap of jacrev and
-    ``loop`` autograd, one sample and output at a time; both hold the whole Jacobian. They agree to
-    rounding. ``auto`` is ``structured``, which needs the least time and memory of the three
-    wherever it applies.
+    backward pass per output for a whole batch, or per feature of the linear head where it has fewer
+    features than outputs (:mod:`spikedim.ntk.directions`). ``jacobian`` is ``torch.func``'s vmap of
+    jacrev and ``loop`` autograd, one sample and output at a time; both hold the whole Jacobian.
+    They agree to rounding. ``auto`` is ``structured``, which needs the least time and memory of the
+    three wherever it applies.
 
     Args:
         model: a network in eval mode; parameters that do not require gradients are left out.
