@@ -7,8 +7,8 @@ centred participation ratio, beside the half-width of the intervals and how many
 The exact kernel takes one backward pass per output, or per feature of the head where those are
 fewer; the sketch one per random sum. Its error falls as 1/√sums and with the width of the network.
 
-Run: ``OMP_NUM_THREADS=1 python benchmarks/bench_ntk_approximations.py``: 1,000 outputs on 192
-features (two minutes). ``--help`` lists the sizes.
+Run: ``OMP_NUM_THREADS=1 python benchmarks/bench_ntk_approximations.py``: 1,000 outputs on 384
+features (five minutes). ``--help`` lists the sizes.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ T = 4
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--outputs", type=int, default=1000)
-    parser.add_argument("--samples", type=int, default=24)
-    parser.add_argument("--probes", type=int, default=19, help="random sums of outputs")
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--embed-dim", type=int, default=192)
+    parser.add_argument("--samples", type=int, default=12)
+    parser.add_argument("--probes", type=int, default=32, help="random sums of outputs")
+    parser.add_argument("--seeds", type=int, default=12)
+    parser.add_argument("--embed-dim", type=int, default=384)
     parser.add_argument("--depth", type=int, default=1)
-    parser.add_argument("--image", type=int, default=16, help="pixels on a side")
+    parser.add_argument("--image", type=int, default=4, help="pixels on a side")
     options = parser.parse_args()
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
