@@ -544,7 +544,7 @@ def test_neurons_under_observation_are_counted(small, kernel):
 @pytest.mark.parametrize("memory", [None, 0.01])
 def test_more_outputs_than_features_need_fewer_passes(memory, cross, monkeypatch):
     model, x, more = network("spikformer_nano", 5, input_shape=(1, 4, 4), embed_dim=8)
-    model.head = torch.nn.Linear(8, 30).double()
+    model.head = nn.Linear(8, 30).double()
     passes = []
     run = Capture.run
 
@@ -565,10 +565,10 @@ def test_more_outputs_than_features_need_fewer_passes(memory, cross, monkeypatch
 
 
 def test_a_head_that_is_not_all_there_is_differentiated_output_by_output():
-    class Two(torch.nn.Module):
+    class Two(nn.Module):
         def __init__(self):
             super().__init__()
-            self.one, self.two = torch.nn.Linear(6, 9).double(), torch.nn.Linear(6, 9).double()
+            self.one, self.two = nn.Linear(6, 9).double(), nn.Linear(6, 9).double()
 
         def forward(self, x, T=None):
             return self.one(x) + self.two(x.flip(1))
@@ -577,8 +577,15 @@ def test_a_head_that_is_not_all_there_is_differentiated_output_by_output():
         def forward(self, x, T=None):
             return self.two(self.one(x)[:, :6]).tanh()
 
+    class Rectified(Two):
+        """Linear at the first sample, which is where the basis is measured."""
+
+        def forward(self, x, T=None):
+            return (self.two(self.one(x)[:, :6]) + 9 * x[:, :1]).relu()
+
     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).double()
-    for kind in (Two, Squashed):
+    x[:, 0] = torch.tensor([1.0, 0.02, -0.02, 0.0])
+    for kind in (Two, Squashed, Rectified):
         torch.manual_seed(0)
         model = kind().eval()
         found, true = gram(model, x), gram(model, x, method="loop")

@@ -8,7 +8,9 @@ has a gradient there, and nothing below it has to be differentiated.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,11 @@ from spikedim.ntk.gram import Setup
 from spikedim.ntk.passes import Call
 
 _ROUNDING = 1e3  # units in the last place that a vanishing gradient may have
+# Between head and outputs, only what is linear with the same coefficients for every sample.
+_LINEAR = re.compile(
+    r"(Mean|Sum|(Unsafe)?View|ReshapeAlias|Alias|T|Transpose|Permute|Select|Slice|"
+    r"(Un)?Squeeze|Expand|Clone)Backward\d*"
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,8 @@ class Basis:
 def basis(setup: Setup, x: Tensor) -> Basis | None:
     """The basis for the last linear layer of a network, ``None`` where it spares nothing.
 
-    That the other vectors reach nothing below the head is not taken from the network's structure:
-    it is measured on one sample.
+    What lies between head and outputs must be linear and the same for all samples; that the other
+    vectors then reach nothing below the head is measured on one of them.
     """
     capture = setup.capture(setup.batch(x, 0, 1))
     heads = [c for c in capture.calls if type(c.module) is nn.Linear and c.scale is None]
@@ -47,7 +54,7 @@ def basis(setup: Setup, x: Tensor) -> Basis | None:
     head = heads[-1]
     weight: Tensor = head.module.weight.detach()
     outputs, features = weight.shape
-    if outputs != capture.outputs or features >= outputs:
+    if outputs != capture.outputs or features >= outputs or not _ends_in(capture.output, head):
         return None
     vectors, _ = torch.linalg.qr(weight.double().cpu(), mode="complete")
     vectors = vectors.mT.to(weight)
@@ -73,3 +80,16 @@ def basis(setup: Setup, x: Tensor) -> Basis | None:
     if reaching[1] == 0 or others[0] == 0 or others[1] > allowed:
         return None
     return Basis(vectors, features, head.layer)
+
+
+def _ends_in(output: Tensor, head: Call) -> bool:
+    """Whether only linear operations lie between the head and the outputs."""
+    waiting: list[Any] = [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if getattr(node, "call", None) is head:
+            continue
+        if not _LINEAR.fullmatch(type(node).__name__):
+            return False
+        waiting.extend(below for below, _ in node.next_functions)
+    return True
