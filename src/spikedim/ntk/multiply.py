@@ -1,8 +1,9 @@
-"""Matrix products in float32 on a processor by oneDNN where that is faster, else by torch's own.
+"""Matrix products in float32 on a processor by oneDNN, all others by torch's own.
 
 torch hands float32 products to MKL, which on processors of other makers keeps to half of the
 vector length. oneDNN, part of the same torch, uses what the processor has: on a Zen 5 core 240
-against 100 GFLOP/s. On a processor of Intel the two are equally fast.
+against 100 GFLOP/s. On a processor of Intel the two are equally fast, and products whose operands
+would have to be copied for oneDNN stay with MKL.
 """
 
 from __future__ import annotations
