@@ -106,15 +106,15 @@ def slopes(inputs: Inputs, params: LIFParams) -> tuple[Tensor, Tensor]:
     return spikes, slope
 
 
-def pull_back(slope: Tensor, spikes: Tensor, leak: float, hard: bool, grad: Tensor) -> Tensor:
+def pull_back(slope: Tensor, leak: float, grad: Tensor, spikes: Tensor | None) -> Tensor:
     """Gradient of the input [T, ...] from that of the spikes: the reverse scan of detached resets.
 
-    b_t = slope_t·grad_t + leak·(1 − s_t, if the reset is ``hard``)·b_{t+1}; see :func:`slopes`.
+    b_t = slope_t·grad_t + leak·(1 − s_t, of a hard reset's ``spikes``)·b_{t+1}; see :func:`slopes`.
     """
     out = slope * grad
     for t in range(len(out) - 2, -1, -1):
         out[t].add_(out[t + 1], alpha=leak)
-        if hard:
+        if spikes is not None:
             out[t].addcmul_(out[t + 1], spikes[t], value=-leak)
     return out
 

@@ -22,7 +22,7 @@ from spikedim.errors import ModelError
 from spikedim.models.base import SpikingModel
 from spikedim.neurons import LIF, PLIF
 from spikedim.ntk.layers import CONVOLUTIONS, Features, covered, features
-from spikedim.ntk.passes import Call, Sink, fused, linear, neurons, norm, scale_of, tap
+from spikedim.ntk.passes import Call, Rows, Sink, fused, linear, neurons, norm, scale_of, tap
 
 Readout = Callable[[nn.Module, Tensor, int | None], Tensor]
 
@@ -66,6 +66,7 @@ class Capture:
         self._names = {id(p): name for name, p in model.named_parameters()}
         self._sink = Sink()
         self._written: weakref.ref[Tensor] | None = None
+        self._read: tuple[weakref.ref[Tensor], Rows] | None = None
         with torch.enable_grad(), self._replaced(model):
             self.output = readout(model, x, T)
         if self.output.ndim != 2 or len(self.output) != samples:
@@ -191,8 +192,10 @@ class Capture:
         kept = []
         for call in self.calls:
             before, call.before = call.before, None
-            if before is not None and readers.get(id(before)) == 1:
-                before.scale, before.norm = scale_of(call.module), call
+            scale = scale_of(call.module) if before is not None else None
+            alone = before is not None and readers.get(id(before)) == 1
+            if before is not None and alone and scale is not None and bool(scale.all()):
+                before.scale, before.norm = scale, call
                 call.folded, call.input = True, None
             else:
                 kept.append(call)
@@ -268,6 +271,10 @@ class Capture:
                 call.before = self.calls[-1]
             out = norm(x, call.anchor, call, self._sink)
         elif isinstance(module, (nn.Linear, *CONVOLUTIONS)):
+            if isinstance(module, nn.Linear):
+                if self._read is None or self._read[0]() is not x:
+                    self._read = weakref.ref(x), call.rows
+                call.rows = self._read[1]
             out = linear(x, call.anchor, call, self._sink)
         else:
             with torch.set_grad_enabled(isinstance(module, nn.LayerNorm)):

@@ -37,38 +37,36 @@ def deposit(call: Call, g: Tensor, samples: int, steps: int, channels: slice, ro
             _put(room(module, call.layer, name, found.shape), found)
         return
     inputs, outputs = _inputs(call, samples, steps), _outputs(call, g, samples, steps, channels)
-    total = outputs.sum(2).sum(0)  # [B, O]; over both axes at once is ten times slower
     norm, scale = call.norm, None if call.scale is None else call.scale[channels]
     bias = module.bias
     slopes = norm is not None and _learns(norm.module, "weight")
-    if module.weight.requires_grad or slopes:
-        wide = math.prod(module.weight.shape[1:])
-        width = (samples, wide, outputs.shape[-1])
-        place = room(module, call.layer, "weight", width) if module.weight.requires_grad else None
-        fresh = place is not None and place[1]
-        full = place[0].view(width) if place is not None and fresh else g.new_empty(width)
-        inner = torch.empty_like(total)  # <G, W> of each channel
-        weight = module.weight.detach().flatten(1)[channels].mT.contiguous()
-        for start in range(0, samples, step := _few(full)):
-            part = slice(start, start + step)
-            _outer(inputs, outputs, part, full[part])
-            if slopes:
-                torch.sum(full[part] * weight, 1, out=inner[part])
-            if scale is not None:
-                full[part] *= scale
+    total = g.new_empty(samples, outputs.shape[-1])  # Σg of each channel
+    inner = torch.empty_like(total)  # ⟨G, W⟩ of each channel
+    wide = math.prod(module.weight.shape[1:])
+    width = (samples, wide, outputs.shape[-1])
+    place = room(module, call.layer, "weight", width) if module.weight.requires_grad else None
+    fresh = place is not None and place[1]
+    full = place[0].view(width) if place is not None and fresh else g.new_empty(width)
+    weight = module.weight.detach().flatten(1)[channels].mT.contiguous() if slopes else None
+    for start in range(0, samples, step := _few(full)):
+        part = slice(start, start + step)
+        rows = _adjacent(outputs[:, part], scale)
+        torch.sum(rows, 1, out=total[part])
+        if place is not None or slopes:
+            _outer(inputs[part], rows, full[part])
+        if weight is not None:
+            torch.sum(full[part] * weight, 1, out=inner[part])
+    if place is not None and not fresh:
+        place[0].view(width).add_(full)
+    if bias is not None and bias.requires_grad:
+        _put(room(module, call.layer, "bias", total.shape), total)
+    if norm is not None and scale is not None:
+        total, inner = total / scale, inner / scale
         if slopes:
-            assert norm is not None
             gradient = _of_scale(call, inner, total, channels)
             _put(room(norm.module, norm.layer, "weight", total.shape), gradient)
-        if place is not None and not fresh:
-            place[0].view(width).add_(full)
-    if norm is not None and _learns(norm.module, "bias"):
-        _put(room(norm.module, norm.layer, "bias", total.shape), total)
-    if bias is not None and bias.requires_grad:
-        _put(
-            room(module, call.layer, "bias", total.shape), total if scale is None else total * scale
-        )
-
+        if _learns(norm.module, "bias"):
+            _put(room(norm.module, norm.layer, "bias", total.shape), total)
 
 def _learns(module: nn.Module, name: str) -> bool:
     parameter = getattr(module, name, None)
@@ -107,32 +105,40 @@ def _few(full: Tensor) -> int:
     return max(1, _CACHED // max(1, full[0].numel()))
 
 
-def _outer(inputs: Tensor, outputs: Tensor, part: slice, full: Tensor) -> None:
-    """Write Σ_rows a gᵀ of some samples to ``full`` [b, I, O]."""
-    if inputs.ndim == 3:
-        g = outputs[:, part].transpose(0, 1).flatten(1, 2).mT  # [b, O, T·R]
-        torch.stack([multiply(*pair) for pair in zip(inputs[part], g, strict=True)], out=full)
-        return
-    for step, (x, y) in enumerate(zip(inputs[:, part], outputs[:, part], strict=True)):
-        torch.baddbmm(full, x.mT, y, beta=0 if step == 0 else 1, out=full)
+def _adjacent(outputs: Tensor, scale: Tensor | None) -> Tensor:
+    """[b, T·R, O] of [T, b, R, O], times the scale of the folded norm."""
+    rows = outputs.transpose(0, 1)
+    out = rows.new_empty(rows.shape)
+    if scale is None:
+        out.copy_(rows)
+    else:
+        torch.mul(rows, scale, out=out)
+    return out.flatten(1, 2)
+
+
+def _outer(inputs: Tensor, outputs: Tensor, full: Tensor) -> None:
+    """Write a gᵀ of some samples, a [b, I, T·R] and gᵀ [b, T·R, O], to ``full`` [b, I, O]."""
+    if inputs.is_contiguous() and preferred(inputs):
+        products = [multiply(*pair) for pair in zip(inputs, outputs.mT, strict=True)]
+        torch.stack(products, out=full)
+    else:
+        torch.bmm(inputs, outputs, out=full)
 
 
 def _inputs(call: Call, samples: int, steps: int) -> Tensor:
-    """Inputs of every row, [T, B, R, I], or [B, I, T·R] for oneDNN, which wants rows adjacent.
-
-    What is not a view of the input is kept with the call for the next output.
-    """
-    if call.columns is not None:
-        return call.columns
+    """Inputs of every row, [B, I, T·R], laid out for the faster library and kept with the call."""
+    if call.rows.value is not None:
+        return call.rows.value
     merged = isinstance(call.module, CONVOLUTIONS)
-    rows = patches(call.module, call.input)[:, :, 0] if merged else call.input  # [N, L, I]
-    rows = _by_time(rows, samples, steps, merged)
-    adjacent = preferred(rows) and _LARGE * samples <= rows.numel() * len(call.module.weight)
-    if adjacent:
-        rows = rows.permute(1, 3, 0, 2).reshape(samples, rows.shape[-1], -1)
-    if merged or adjacent:
-        call.columns = rows
-    return rows
+    x = patches(call.module, call.input)[:, :, 0] if merged else call.input  # [N, L, I]
+    rows = _by_time(x, samples, steps, merged).permute(1, 3, 0, 2)  # [B, I, T, R]
+    if preferred(rows) and rows.numel() * len(call.module.weight) >= _LARGE * samples:
+        call.rows.value = rows.flatten(2).contiguous()
+    else:
+        call.rows.value = rows.permute(0, 2, 3, 1).flatten(1, 2).mT
+    if not merged:
+        call.input = x.new_full((), math.nan).expand(x.shape)  # only its shape is read again
+    return call.rows.value
 
 
 def _outputs(call: Call, g: Tensor, samples: int, steps: int, channels: slice) -> Tensor:

@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import cycle
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +122,21 @@ def block(
     return out
 
 
+def batches(count: int, most: int, shrinking: bool) -> list[tuple[int, int]]:
+    """Spans of ``most`` samples; of one less every time, down to half, if ``shrinking``.
+
+    glibc before 2.38 never places an aligned block in a hole of its own size: batches of one size
+    that are all kept would take fresh memory for every temporary of every one of them. A smaller
+    batch fits in the holes that a larger one left.
+    """
+    sizes = cycle(range(most, most // 2, -1) if shrinking else (most,))
+    spans = [(0, 0)]
+    while spans[-1][1] < count:
+        stop = spans[-1][1]
+        spans.append((stop, min(stop + next(sizes), count)))
+    return spans[1:]
+
+
 class _Side:
     """Gradients of one set of samples, [F, n, P] for every parameter."""
 
@@ -128,6 +144,8 @@ class _Side:
         self.rows: Blocks = {}
         self._setup, self._x, self._plan = setup, x, plan
         self._count = setup.count(x)
+        shrinking = plan.keep and x.device.type == "cpu"
+        self._batches = batches(self._count, plan.batch, shrinking)
         self._names = {id(p): n for n, p in setup.model.named_parameters()}
         self._kept: dict[int, Capture] = {}
         self._filled: set[tuple[str, int, int]] = set()
@@ -135,8 +153,7 @@ class _Side:
     def gather(self, piece: Tensor) -> None:
         """Fill the rows with the gradients of these sums of outputs."""
         self._filled.clear()
-        for start in range(0, self._count, self._plan.batch):
-            stop = min(start + self._plan.batch, self._count)
+        for start, stop in self._batches:
             capture = self._kept.get(start)
             if capture is None:
                 x = self._setup.batch(self._x, start, stop)
@@ -151,20 +168,20 @@ class _Side:
         for name, rows in self.rows.items():
             self.rows[name] = rows[: len(piece)]
             for index in range(len(piece)):
-                for start in range(0, self._count, self._plan.batch):
+                for start, stop in self._batches:
                     if (name, index, start) not in self._filled:
-                        rows[index, start : start + self._plan.batch] = 0
+                        rows[index, start:stop] = 0
 
     def _gather_alone(self, piece: Tensor) -> None:
-        for sample in range(self._count):
-            x = self._setup.batch(self._x, sample, sample + 1)
-            found = _loop_row(self._setup, x, piece, list(self._plan.alone))
-            for name, value in zip(self._plan.alone, found, strict=True):
-                start = sample - sample % self._plan.batch
-                for index in range(len(piece)):
-                    place = len(piece), index, start, start + self._plan.batch
-                    rows, _ = self._room(name, place, value.shape[1:])
-                    rows[sample - start] = value[index]
+        for start, stop in self._batches:
+            for sample in range(start, stop):
+                x = self._setup.batch(self._x, sample, sample + 1)
+                found = _loop_row(self._setup, x, piece, list(self._plan.alone))
+                for name, value in zip(self._plan.alone, found, strict=True):
+                    for index in range(len(piece)):
+                        place = len(piece), index, start, stop
+                        rows, _ = self._room(name, place, value.shape[1:])
+                        rows[sample - start] = value[index]
 
     def _differentiate(
         self, capture: Capture, weights: Tensor, place: tuple[int, int, int, int], last: bool

@@ -12,7 +12,7 @@ norm.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,13 @@ from spikedim.ntk.layers import CONVOLUTIONS, padding_of
 from spikedim.ntk.multiply import multiply
 
 Forward = Callable[..., Any]
+
+
+@dataclass(eq=False)
+class Rows:
+    """An input laid out once for the gradients of all outputs, and of all layers that read it."""
+
+    value: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -41,7 +48,7 @@ class Call:
         folded: the scale of this batch norm is in the weights of the layer before.
         scale: of a linear call, the scale of the batch norm folded into it, [C].
         norm: that batch norm.
-        columns: the input as :mod:`spikedim.ntk.deposit` reads it, once it was needed.
+        rows: the input as :mod:`spikedim.ntk.deposit` reads it.
     """
 
     layer: str
@@ -53,7 +60,7 @@ class Call:
     folded: bool = False
     scale: Tensor | None = None
     norm: Call | None = None
-    columns: Tensor | None = None
+    rows: Rows = field(default_factory=Rows)
     _weight: Tensor | None = None
 
     @property
@@ -166,16 +173,15 @@ class _Neurons(torch.autograd.Function):
         spikes, slope = scan.slopes(inputs, params)
         spikes = spikes.view(x.shape)
         ctx.params = params
-        ctx.save_for_backward(spikes, slope.view(x.shape))
+        kept = spikes if params.reset == "hard" else None
+        ctx.save_for_backward(slope.view(x.shape), kept)
         return spikes
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        spikes, slope = ctx.saved_tensors
-        params: LIFParams = ctx.params
-        hard = params.reset == "hard"
-        assert not isinstance(params.beta, Tensor)
-        return scan.pull_back(slope, spikes, params.beta, hard, gradient), None
+        slope, spikes = ctx.saved_tensors
+        assert not isinstance(ctx.params.beta, Tensor)
+        return scan.pull_back(slope, ctx.params.beta, gradient, spikes), None
 
 
 def fused(params: LIFParams) -> bool:

@@ -97,7 +97,7 @@ def probe(setup: Setup, x: Tensor, without: tuple[str, ...] = ()) -> Probe:
         layer.columns = sum(layer.sizes.values())
     layers |= {name: _Layer(1) for name in capture.leaks}
     for call in capture.calls:
-        for kept in (call.input, call.columns):
+        for kept in (call.input, call.rows.value):
             if kept is not None:
                 count(kept)
     return Probe(

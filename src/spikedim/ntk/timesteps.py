@@ -31,7 +31,7 @@ from spikedim.ntk.deposit import deposit
 from spikedim.ntk.gram import Plan, Setup, products
 from spikedim.ntk.kernel import has_events, output_sums, with_named_surrogate
 from spikedim.ntk.layers import CONVOLUTIONS
-from spikedim.ntk.passes import Call
+from spikedim.ntk.passes import Call, Rows
 from spikedim.ntk.plan import budget_of, plans, probe
 from spikedim.progress import note, task
 from spikedim.results import Result, Table, plain
@@ -312,6 +312,6 @@ def _cut(
     inputs = x.chunk(steps)
     outputs = inputs if g is None else g.chunk(steps)
     return [
-        (t, replace(call, input=a, columns=None), b)
+        (t, replace(call, input=a, rows=Rows()), b)
         for t, (a, b) in enumerate(zip(inputs, outputs, strict=True))
     ]
