@@ -218,20 +218,29 @@ class _Side:
 
 
 Place = tuple[Tensor, bool] | None
+_STRIP = 32  # rows of one product of a symmetric block, at least
 _COLUMNS = 1 << 18  # of one product in the precision of the network, added up in float64
 
 
 def products(x: Tensor, y: Tensor, full: bool) -> Tensor:
-    """Inner products of gradients [F, n, P] and [F, m, P]: their trace over F, or all pairs."""
+    """Inner products of gradients [F, n, P] and [F, m, P]: their trace over F, or all pairs.
+
+    Of gradients with themselves only the upper half is multiplied, in strips of rows.
+    """
     same = x is y
     if full:
         x, y = (z.transpose(0, 1).flatten(0, 1)[None] for z in (x, y))
     out = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
+    strip = max(_STRIP, -(-len(out) // 4)) if same else len(out)
     for a, b in zip(x, y, strict=True):
         for start in range(0, a.shape[1], _COLUMNS):
-            left, right = (z[:, start : start + _COLUMNS].contiguous() for z in (a, b))
-            out += multiply(left, left if same else right)
-    return out
+            left = a[:, start : start + _COLUMNS].contiguous()
+            right = left if same else b[:, start : start + _COLUMNS].contiguous()
+            for top in range(0, len(left), strip):
+                rows = slice(top, top + strip)
+                first = top if same else 0
+                out[rows, first:] += multiply(left[rows], right[first:])
+    return out.triu() + out.triu(1).mT if same else out
 
 
 def jacobian_rows(
