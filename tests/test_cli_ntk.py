@@ -109,6 +109,46 @@ def test_the_memory_of_many_kernels_is_announced_once(capsys):
     assert len(lines) <= 2  # the spiking network may need more than the twin that comes first
 
 
+def test_a_sketch_in_the_place_of_the_kernel(capsys, tmp_path):
+    words = ("--method", "sketch", "--probes", 4, "--size", 251, "--out", tmp_path, "--json")
+    assert run(*words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["network"], found["dataset"], found["samples"]) == (
+        "spikformer_nano",
+        "digits",
+        10,
+    )
+    kernel = found["kernel"]
+    assert kernel["growth"][0] == kernel["centered"]
+    assert 1 <= kernel["centered"]["low"] <= kernel["centered"]["value"] <= 9
+    assert 0 < found["alignment"]["value"] < 1
+    assert json.loads((tmp_path / "ntk.json").read_text()) == found
+    assert (tmp_path / "ntk.png").stat().st_size > 0
+    stored = tmp_path / "sketch" / "sketches" / "0.npz"
+    assert np.load(stored)["rows"].shape == (4, 10, 251)
+    before = stored.stat().st_mtime_ns
+    assert run(*words) == 0
+    again = json.loads(capsys.readouterr().out)["kernel"]
+    assert stored.stat().st_mtime_ns == before
+    assert again["centered"] == kernel["centered"]
+
+
+def test_a_kernel_that_is_never_formed(capsys, tmp_path):
+    words = ("--method", "matrix-free", "--probes", 20, "--out", tmp_path)
+    assert run(*words, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert run("--json") == 0
+    exact = json.loads(capsys.readouterr().out)["centred"]["estimates"]["pr"]["value"]
+    # 20 products with a kernel of 10 rows give it all
+    assert found["kernel"]["ratio"]["value"] == pytest.approx(exact, rel=1e-3)
+    assert len(found["spectrum"]["eigenvalues"]) == 10
+    assert run(*words, "--outputs", "2") == 0
+    shown = capsys.readouterr().out
+    assert "Leading eigenvalues" in shown
+    assert "spikformer_nano on digits" in " ".join(shown.split())
+    assert (tmp_path / "ntk.png").stat().st_size > 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -127,6 +167,15 @@ def test_the_memory_of_many_kernels_is_announced_once(capsys):
         (("--per-timestep", "--outputs", "full"), "leave --outputs full out"),
         (("--engine", "ray", "--invert", "--target-d-eff", "3"), "leave --invert out"),
         (("--workers", "2"), "need --engine ray"),
+        (("--probes", "8"), "--probes needs --method sketch"),
+        (("--size", "99", "--method", "loop"), "--size needs --method sketch"),
+        (("--method", "sketch", "--reduction"), "does not go with --reduction"),
+        (("--method", "sketch", "--outputs", "full"), "does not go with --outputs full"),
+        (("--method", "sketch", "--per-timestep"), "does not go with --per-timestep"),
+        (("--method", "matrix-free", "--engine", "ray"), "does not go with --engine ray"),
+        (("--method", "matrix-free", "--memory", "1"), "does not go with --memory"),
+        (("--method", "matrix-free", "--size", "99"), "does not go with --size"),
+        (("--method", "matrix-free", "--probes", "5"), "needs 6 or more"),
     ],
 )
 def test_mistakes_are_one_line(capsys, words, message):

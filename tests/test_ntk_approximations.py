@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from spikedim.errors import BudgetError, ConfigError, ModelError
+from spikedim.errors import BudgetError, ConfigError, DataError, ModelError, StorageError
 from spikedim.models import calibrate_batchnorm, create_model
 from spikedim.ntk import Setup
 from spikedim.ntk.capture import logits
@@ -190,6 +190,73 @@ def test_sketch_coverage_of_a_hundred_seeds(outputs, many, few):
         hits[1] += covers(found.uncentered, ratio(exact))
     print("covered", hits)
     assert (hits >= 90).all()
+
+
+def test_a_killed_sketch_resumes(many, tmp_path, monkeypatch):
+    from spikedim.ntk import sketch as module
+
+    net, x, _ = many
+    monkeypatch.setattr(module, "_PIECE", 5)
+    options = {"T": T, "probes": 4, "size": 61}
+    whole = sketched_gram(net, x, **options)
+    capture, calls = Setup.capture, []
+
+    def failing(self, samples, *rest):
+        calls.append(len(samples))
+        if calls.count(5) == 2:
+            raise KeyboardInterrupt
+        return capture(self, samples, *rest)
+
+    monkeypatch.setattr(Setup, "capture", failing)
+    with pytest.raises(KeyboardInterrupt):
+        sketched_gram(net, x, directory=tmp_path, **options)
+    calls.clear()
+    found = sketched_gram(net, x, directory=tmp_path, **options)
+    assert sorted(calls) == [1, 2, 5]  # the probe, and the pieces that were missing
+    np.testing.assert_allclose(found.sketches, whole.sketches, rtol=1e-9, atol=1e-12)
+    with pytest.raises(StorageError, match=r"other settings \(content\)"):
+        sketched_gram(net, x + 1, directory=tmp_path, **options)
+    with pytest.raises(StorageError, match="other settings .*seed"):
+        sketched_gram(net, x, directory=tmp_path, seed=1, **options)
+    (tmp_path / "sketches" / "0.npz").write_bytes(b"PK broken")
+    with pytest.raises(StorageError, match=r"cannot read .*0\.npz"):
+        sketched_gram(net, x, directory=tmp_path, **options)
+
+
+def test_dimension_by_samples(few):
+    net, x, jac = few
+    x = torch.cat([x, x.flip(3), x.flip(2)])  # 36 samples
+    found = sketched_gram(net, x, T=T, outputs=1, probes=3, size=jac.shape[-1])
+    assert [e.n for e in found.growth] == [36, 18]
+    assert found.growth[0] == found.centered
+    order = np.random.default_rng((0, 2)).permutation(36)[:18]
+    half = sketched_gram(net, x[order], T=T, outputs=1, probes=3, size=jac.shape[-1])
+    assert found.growth[1].value == pytest.approx(half.centered.value, rel=1e-9)
+    assert "Dimension by samples" in str(found)
+    assert found.plot().get_xlabel() == "samples n"
+    assert [e.n for e in sketched_gram(net, x[:5], T=T, size=61).growth] == [5]
+
+
+def test_alignment_of_a_sketch(many, few):
+    labels = np.arange(N) % 3
+    member = np.eye(3)[labels] - 1 / 3
+    same = member @ member.T
+    net, x, jac = few
+    kernel = centred(jac[1] @ jac[1].T)
+    exact = (kernel * same).sum() / np.linalg.norm(kernel) / np.linalg.norm(same)
+    found = sketched_gram(net, x, T=T, outputs=1, probes=3, size=jac.shape[-1])
+    assert found.alignment(labels).value == pytest.approx(exact, rel=1e-9)
+    with pytest.raises(DataError, match=r"\(11,\)"):
+        found.alignment(labels[1:])
+    net, x, jac = many
+    kernel = centred(trace_kernel(jac))
+    exact = (kernel * same).sum() / np.linalg.norm(kernel) / np.linalg.norm(same)
+    estimates = [
+        sketched_gram(net, x, T=T, probes=8, size=251, seed=seed).alignment(torch.tensor(labels))
+        for seed in range(8)
+    ]
+    assert sum(covers(e, exact) for e in estimates) >= 6
+    assert np.mean([e.value for e in estimates]) == pytest.approx(exact, rel=0.2)
 
 
 def test_the_result_exports_and_prints_without_its_sketches(few):

@@ -416,6 +416,30 @@ def test_a_killed_run_resumes(small, kernel, tmp_path, monkeypatch):
         gram(model, x + 1, directory=tmp_path / "run", memory=0.001, **more)
 
 
+def test_a_run_resumes_with_other_free_memory(small, kernel, tmp_path, monkeypatch):
+    from spikedim.ntk import kernel as module
+
+    model, x, more = small
+    compute, calls = module._compute, []
+
+    def counting(*args):
+        calls.append(args[-1])
+        return compute(*args)
+
+    monkeypatch.setattr(module, "_compute", counting)
+    free = {"GiB": 0.002}
+    monkeypatch.setattr("spikedim.ntk.plan.available_memory", lambda: free["GiB"] * 2**30)
+    gram(model, x, directory=tmp_path, **more)
+    began = list(calls)
+    for free["GiB"] in (0.0015, 1.0):
+        found = gram(model, x, directory=tmp_path, **more)
+        assert calls == began
+        np.testing.assert_allclose(found.values, kernel.values, rtol=1e-10)
+    gram(model, x, directory=tmp_path, memory=0.5, **more)
+    assert calls != began  # a budget that is given is heeded
+    assert calls[-1] != began[-1]
+
+
 def test_a_kernel_larger_than_memory_is_kept_on_disk(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double().eval()

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from filelock import FileLock, Timeout
 
@@ -85,6 +88,28 @@ def digest(value: Any, length: int = 8) -> str:
     """Short hexadecimal SHA-256 of any plain value, for naming runs after their configuration."""
     text = json.dumps(plain(value), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, Any]) -> Path:
+    """Write named arrays to an .npz file as :func:`write_bytes` does."""
+    data = io.BytesIO()
+    np.savez(data, **arrays)
+    return write_bytes(path, data.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """Arrays written by :func:`write_arrays`; ``None`` if there is no such file.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return dict(data)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise StorageError(f"cannot read {path}: {error}; remove it and run again") from error
 
 
 class Run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,9 +18,13 @@ from spikedim.results import Estimate, Result, Table
 if TYPE_CHECKING:
     from spikedim.dimension import DimensionReport
     from spikedim.models.base import SpikingModel
-    from spikedim.ntk import Kernel, TimestepKernel
+    from spikedim.ntk import Kernel, SketchedKernel, TimestepKernel
+    from spikedim.ntk.matrix_free import KernelSpectrum, KernelTraces
 
 CALIBRATION = 128
+APPROXIMATE = ("sketch", "matrix-free")
+PRODUCTS = 32
+EIGENVALUES, STEPS, STARTS = 10, 20, 2  # of the Lanczos iteration: 40 products
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,45 @@ class KernelReport(Result):
         return self._kernel.plot(ax)
 
 
+@dataclass(frozen=True)
+class ApproximateReport(Result):
+    """Dimensions of a kernel that was not formed, with their intervals.
+
+    Attributes:
+        network, dataset, T, samples: what it is of.
+        method: ``sketch`` or ``matrix-free``.
+        kernel: what was estimated of it.
+        alignment: kernel-target alignment with the labels, centred; ``None`` if matrix-free.
+        spectrum: leading eigenvalues and spectral density; ``None`` of a sketch.
+    """
+
+    network: str
+    dataset: str
+    T: int
+    samples: int
+    method: str
+    kernel: SketchedKernel | KernelTraces
+    alignment: Estimate | None
+    spectrum: KernelSpectrum | None
+
+    def tables(self) -> list[Table]:
+        """What was estimated, and of which network; then its details."""
+        first, *rest = self.kernel.tables()
+        title = (
+            f"d_eff of the tangent kernel: {self.network} on {self.dataset}, T={self.T}, "
+            f"{self.samples} samples"
+        )
+        aligned = [] if self.alignment is None else [("alignment with labels", self.alignment)]
+        if self.spectrum is not None:
+            rest += self.spectrum.tables()
+        return [replace(first, title=title, rows=[*first.rows, *aligned]), *rest]
+
+    def plot(self, ax: Any = None) -> Any:
+        """Dimension by samples of a sketch, or spectrum; returns the matplotlib axes."""
+        drawn: Any = self.kernel if self.spectrum is None else self.spectrum
+        return drawn.plot(ax)
+
+
 def ntk(
     data: options.Data = "digits",
     model: options.Model = "spikformer_tiny",
@@ -91,9 +134,23 @@ def ntk(
         str, typer.Option(help="trace over outputs, full (every pair of them), or one's index.")
     ] = "trace",
     method: Annotated[
-        Literal["auto", "structured", "jacobian", "loop"],
-        typer.Option(help="How the kernel is computed; all agree."),
+        Literal["auto", "structured", "jacobian", "loop", "sketch", "matrix-free"],
+        typer.Option(
+            help="Exact: auto, structured, jacobian, loop. Estimates with intervals, for more "
+            "samples or outputs: sketch, matrix-free."
+        ),
     ] = "auto",
+    probes: Annotated[
+        int | None,
+        typer.Option(
+            min=3,
+            help="Random sums or sketches of --method sketch (8), products of matrix-free (32).",
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Numbers kept of each gradient by --method sketch (1021)."),
+    ] = None,
     surrogate: Annotated[
         str | None, typer.Option(help="Surrogate of every neuron, e.g. atan; default its own.")
     ] = None,
@@ -166,7 +223,9 @@ def ntk(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder for ntk.json, ntk.png and the kernel (.npy)."),
+        typer.Option(
+            "--out", "-o", help="Folder for ntk.json, ntk.png and the kernel (.npy); resumes there."
+        ),
     ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -202,6 +261,7 @@ def ntk(
     modes = [name for name, on in asked.items() if on]
     _check(modes, outputs, values, target_d_eff, target_reduction, initialisations, checkpoint)
     _check_plain(modes, outputs, per_timestep, engine, address, workers)
+    _check_approximate(modes, method, outputs, per_timestep, engine, memory, probes, size)
     with working(quiet):
         dataset = load_dataset(data, data_root)
         place = resolve_device(device)
@@ -246,17 +306,28 @@ def ntk(
         else:
             if checkpoint is None:
                 calibrate_batchnorm(networks[0], batches, timesteps)
-            options_of_gram: dict[str, Any] = {
-                "outputs": int(outputs) if outputs.isdecimal() else outputs,
-                "method": method,
-                "engine": engine,
-                "address": address,
-                "workers": workers,
-                "memory": memory,
-                "directory": None if out is None else out / "tiles",
-            }
             named = (model, dataset.name, timesteps)
-            result = _kernel(networks[0], named, x, labels, seed, per_timestep, options_of_gram)
+            wanted = int(outputs) if outputs.isdecimal() else outputs
+            given = {"probes": probes, "size": size}
+            if method == "sketch":
+                how: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+                how |= {"memory": memory, "directory": None if out is None else out / "sketch"}
+                result = _sketched(networks[0], named, x, labels, seed, wanted, how)
+            elif method == "matrix-free":
+                result = _matrix_free(
+                    networks[0], named, x, len(labels), seed, wanted, probes or 32
+                )
+            else:
+                how = {
+                    "outputs": wanted,
+                    "method": method,
+                    "engine": engine,
+                    "address": address,
+                    "workers": workers,
+                    "memory": memory,
+                    "directory": None if out is None else out / "tiles",
+                }
+                result = _kernel(networks[0], named, x, labels, seed, per_timestep, how)
         if out is not None:
             _write(result, out)
     emit(result, as_json)
@@ -303,6 +374,41 @@ def _kernel(
         kernel,
         steps,
     )
+
+
+def _sketched(
+    network: SpikingModel,
+    named: tuple[str, str, int],
+    x: Any,
+    labels: Any,
+    seed: int,
+    outputs: str | int,
+    how: dict[str, Any],
+) -> ApproximateReport:
+    """``how`` are options of :func:`spikedim.ntk.sketched_gram`."""
+    from spikedim.ntk import sketched_gram
+
+    kernel = sketched_gram(network, x, T=named[2], outputs=outputs, seed=seed, **how)
+    aligned = kernel.alignment(labels)
+    return ApproximateReport(*named, kernel.samples, "sketch", kernel, aligned, None)
+
+
+def _matrix_free(
+    network: SpikingModel,
+    named: tuple[str, str, int],
+    x: Any,
+    samples: int,
+    seed: int,
+    outputs: str | int,
+    products: int,
+) -> ApproximateReport:
+    from spikedim.ntk import KernelOperator, kernel_spectrum, kernel_traces
+
+    operator = KernelOperator(network, x, T=named[2], outputs=outputs)
+    traces = kernel_traces(operator, products=products, seed=seed)
+    count, steps = min(EIGENVALUES, operator.size), min(STEPS, operator.size)
+    spectrum = kernel_spectrum(operator, count=count, steps=steps, starts=STARTS, seed=seed)
+    return ApproximateReport(*named, samples, "matrix-free", traces, None, spectrum)
 
 
 def _write(result: Any, out: Path) -> None:
@@ -366,6 +472,38 @@ def _check_plain(
         raise ConfigError(f"--engine {engine} is for a single kernel; leave {modes[0]} out")
     if engine == "local" and (address is not None or workers is not None):
         raise ConfigError("--address and --workers need --engine ray")
+
+
+def _check_approximate(
+    modes: list[str],
+    method: str,
+    outputs: str,
+    per_timestep: bool,
+    engine: str,
+    memory: float | None,
+    probes: int | None,
+    size: int | None,
+) -> None:
+    """Refuse options of exact kernels beside an estimate, and of estimates beside exact ones."""
+    if method not in APPROXIMATE:
+        if probes is not None or size is not None:
+            name = "--probes" if probes is not None else "--size"
+            raise ConfigError(f"{name} needs --method sketch or matrix-free")
+        return
+    extra = [
+        *modes,
+        *(["--per-timestep"] if per_timestep else []),
+        *([f"--engine {engine}"] if engine != "local" else []),
+    ]
+    if method == "sketch" and outputs == "full":
+        extra.append("--outputs full")
+    if method == "matrix-free":
+        extra += ["--memory"] if memory is not None else []
+        extra += ["--size"] if size is not None else []
+        if probes is not None and probes < 6:
+            raise ConfigError(f"--probes {probes}: --method matrix-free needs 6 or more products")
+    if extra:
+        raise ConfigError(f"--method {method} does not go with {extra[0]}; leave one of them out")
 
 
 def _neuron(

@@ -38,10 +38,12 @@ def integers(text: Any) -> tuple[int, ...]:
     words = text if isinstance(text, (list, tuple)) else str(text).split(",")
     try:
         values = tuple(sorted({int(word) for word in words}))
-    except ValueError as error:
-        raise ConfigError(f"{text!r} is not a comma-separated list of whole numbers") from error
+    except ValueError:
+        values = ()
     if not values or values[0] < 1:
-        raise ConfigError(f"timesteps {text!r} must be whole numbers of at least 1, e.g. 1,2,4,8")
+        raise ConfigError(
+            f"--timesteps {text!r} (-T): expected whole numbers of at least 1, e.g. 1,2,4,8"
+        )
     return values
 
 

@@ -68,6 +68,7 @@ def deposit(call: Call, g: Tensor, samples: int, steps: int, channels: slice, ro
         if _learns(norm.module, "bias"):
             _put(room(norm.module, norm.layer, "bias", total.shape), total)
 
+
 def _learns(module: nn.Module, name: str) -> bool:
     parameter = getattr(module, name, None)
     return parameter is not None and parameter.requires_grad

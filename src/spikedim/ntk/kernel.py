@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from spikedim.dimension.arrays import spans
 from spikedim.dimension.sharded import ENGINES, connected, fetch
-from spikedim.errors import BudgetError, ConfigError, ModelError, StorageError
+from spikedim.errors import BudgetError, ConfigError, ModelError
 from spikedim.models.base import SpikingModel
 from spikedim.neurons import Surrogate, surrogate
 from spikedim.ntk.capture import Readout, check_evaluating, logits, neurons_of
@@ -27,7 +26,7 @@ from spikedim.ntk.gram import with_surrogate as replaced
 from spikedim.ntk.plan import budget_of, plans, probe, verify, without_rule
 from spikedim.ntk.result import Float, Kernel
 from spikedim.progress import note, task
-from spikedim.storage import Run, write_bytes
+from spikedim.storage import Run, read_arrays, write_arrays
 
 __all__ = ["Kernel", "gram"]
 
@@ -127,7 +126,8 @@ def gram(
     if method == "structured":
         without = without_rule(setup, x) if fallback else ()
         rotated = basis(setup, x) if outputs == "trace" and not without else None
-        work = _Work(setup, x, x2, cotangents, full, budget, without, rotated)
+        flexible = memory is None
+        work = _Work(setup, x, x2, cotangents, full, budget, flexible, without, rotated)
         blocks, used = work.run(directory, engine, address, workers)
     else:
         blocks, used = _by_jacobian(setup, x, x2, cotangents, full, method, budget)
@@ -201,6 +201,20 @@ def output_sums(setup: Setup, x: Tensor, outputs: str | int) -> Tensor:
     return every[outputs : outputs + 1]
 
 
+def identity(setup: Setup, *values: Tensor | None) -> dict[str, Any]:
+    """Everything that gradients depend on, for the settings of a run; ``values`` as a hash."""
+    content = hashlib.sha256()
+    for value in (*values, *setup.model.state_dict().values()):
+        if value is not None:
+            content.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return {
+        "content": content.hexdigest(),
+        "network": hashlib.sha256(repr(setup.model).encode()).hexdigest(),
+        "readout": getattr(setup.readout, "__qualname__", ""),
+        "T": setup.T,
+    }
+
+
 def _by_jacobian(
     setup: Setup,
     x: Tensor,
@@ -251,13 +265,14 @@ class _Work:
         cotangents: Tensor,
         full: bool,
         budget: float,
+        flexible: bool,
         without: tuple[str, ...],
         rotated: Basis | None,
     ) -> None:
         self._setup, self._x, self._x2 = setup, x, x2
         self._cotangents = cotangents if rotated is None else rotated.vectors
-        self._rotated, self._full, self._budget = rotated, full, budget
-        self._without = without
+        self._rotated, self._full, self._without = rotated, full, without
+        self._budget, self._flexible = budget, flexible
         verify(setup, x, without)
         self._probe = probe(setup, x, without)
 
@@ -269,43 +284,12 @@ class _Work:
         workers: int | None,
     ) -> tuple[dict[str, Any], float]:
         """Blocks by parameter, and the bytes the work was planned to take."""
-        setup, functions = self._setup, len(self._cotangents)
-        n = setup.count(self._x)
-        m = n if self._x2 is None else setup.count(self._x2)
-        side = functions if self._full else 1
-        parts = sum(len(layer.sizes) or 1 for layer in self._probe.layers.values()) + 1
-        whole = 8.0 * n * m * side**2 * (parts + len(self._without))
-        stored = whole > self._budget / 2
-        if stored and directory is None:
-            raise BudgetError(
-                f"the kernel and its parts by layer take {whole / 2**30:.3g} GiB, over half of the "
-                f"{self._budget / 2**30:.3g} GiB allowed; give a directory to keep them in"
-            )
-        tile = max(n, m)
-        if stored:
-            tile = max(1, int((self._budget / (4 * 8 * side**2 * parts)) ** 0.5))
-        sides = min(n, tile) + (0 if self._x2 is None and tile >= n else min(m, tile))
-        room = self._budget - (self._budget / 4 if stored else whole)
-        made, need = plans(self._probe, sides, functions, self._full, room, self._without)
-        need += 0 if stored else whole
-        _announce(
-            "structured",
-            n + (0 if self._x2 is None else m),
-            self._probe.columns,
-            need,
-            self._budget,
-        )
-        pieces = 1 if self._full or (directory is None and engine == "local") else min(functions, 8)
-        step = -(-functions // pieces)
-        units = [
-            Unit(a, b, plan, c)
-            for a in spans(n, tile)
-            for b in spans(m, tile)
-            if self._x2 is not None or b >= a
-            for plan, c in self._shares(made, functions, step)
-        ]
-        kept = Run(directory, self._config(tile)) if directory is not None else nullcontext()
-        with kept as folder:
+        about = identity(self._setup, self._x, self._x2, self._cotangents)
+        about |= {"full": self._full, "fallback": list(self._without)}
+        with nullcontext() if directory is None else Run(directory, about) as folder:
+            units, stored, need = self._units(folder, engine)
+            side = len(self._cotangents) if self._full else 1
+            n, m = (self._setup.count(x) for x in (self._x, self._other))
             target = _Sum(folder if stored else None, (n * side, m * side), self._x2 is None, side)
             done = (
                 self._finished(units, folder)
@@ -317,6 +301,53 @@ class _Work:
                     target.add(unit, blocks)
                     bar.advance()
         return target.blocks, need
+
+    @property
+    def _other(self) -> Tensor:
+        return self._x if self._x2 is None else self._x2
+
+    def _units(self, folder: Run | None, engine: str) -> tuple[list[Unit], bool, float]:
+        """The pieces, whether their sums are kept in ``folder``, and the bytes they take."""
+        budget = self._budget if folder is None else self._first_budget(folder)
+        functions = len(self._cotangents)
+        n, m = (self._setup.count(x) for x in (self._x, self._other))
+        side = functions if self._full else 1
+        parts = sum(len(layer.sizes) or 1 for layer in self._probe.layers.values()) + 1
+        whole = 8.0 * n * m * side**2 * (parts + len(self._without))
+        stored = whole > budget / 2
+        if stored and folder is None:
+            raise BudgetError(
+                f"the kernel and its parts by layer take {whole / 2**30:.3g} GiB, over half of the "
+                f"{budget / 2**30:.3g} GiB allowed; give a directory to keep them in, or sketch "
+                "the kernel instead"
+            )
+        tile = max(n, m)
+        if stored:
+            tile = max(1, int((budget / (4 * 8 * side**2 * parts)) ** 0.5))
+        sides = min(n, tile) + (0 if self._x2 is None and tile >= n else min(m, tile))
+        room = budget - (budget / 4 if stored else whole)
+        made, need = plans(self._probe, sides, functions, self._full, room, self._without)
+        need += 0 if stored else whole
+        samples = n + (0 if self._x2 is None else m)
+        _announce("structured", samples, self._probe.columns, need, budget)
+        pieces = 1 if self._full or (folder is None and engine == "local") else min(functions, 8)
+        units = [
+            Unit(a, b, plan, c)
+            for a in spans(n, tile)
+            for b in spans(m, tile)
+            if self._x2 is not None or b >= a
+            for plan, c in self._shares(made, functions, -(-functions // pieces))
+        ]
+        return units, stored, need
+
+    def _first_budget(self, folder: Run) -> float:
+        """That of the call that began the folder, whose pieces are cut to it.
+
+        Free memory is never the same twice; a budget given, or one that would take more than all
+        of it, is heeded at the price of pieces that no longer fit.
+        """
+        first = float(folder.step("budget", lambda: self._budget))
+        return first if self._flexible and first <= 2 * self._budget else self._budget
 
     def _shares(
         self, plans: list[Plan], functions: int, step: int
@@ -336,27 +367,6 @@ class _Work:
             rest = [(plan, (through, functions))]
         return [(plan, part) for plan in plans for part in spans(through, step)] + rest
 
-    def _config(self, tile: int) -> dict[str, Any]:
-        """Everything the finished pieces depend on."""
-        content = hashlib.sha256()
-        for value in (
-            self._x,
-            self._x2,
-            self._cotangents,
-            *self._setup.model.state_dict().values(),
-        ):
-            if value is not None:
-                content.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return {
-            "content": content.hexdigest(),
-            "network": hashlib.sha256(repr(self._setup.model).encode()).hexdigest(),
-            "readout": getattr(self._setup.readout, "__qualname__", ""),
-            "T": self._setup.T,
-            "full": self._full,
-            "samples per tile": tile,
-            "fallback": list(self._without),
-        }
-
     def _finished(
         self, units: list[Unit], folder: Run | None
     ) -> Iterator[tuple[Unit, dict[str, Float]]]:
@@ -370,8 +380,7 @@ class _Work:
             yield unit, blocks
 
     def _samples(self, unit: Unit) -> tuple[Tensor, Tensor | None]:
-        other = self._x if self._x2 is None else self._x2
-        right = self._setup.batch(other, *unit.columns)
+        right = self._setup.batch(self._other, *unit.columns)
         same = self._x2 is None and unit.rows == unit.columns
         return self._setup.batch(self._x, *unit.rows), None if same else right
 
@@ -424,23 +433,12 @@ def _compute(
 
 
 def _stored(folder: Run | None, unit: Unit) -> dict[str, Float] | None:
-    if folder is None:
-        return None
-    path = folder.file("tiles", f"{unit.key}.npz")
-    if not path.exists():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            return dict(data)
-    except (OSError, ValueError) as error:
-        raise StorageError(f"cannot read {path}: {error}; remove it and run again") from error
+    return None if folder is None else read_arrays(folder.file("tiles", f"{unit.key}.npz"))
 
 
 def _store(folder: Run | None, unit: Unit, blocks: dict[str, Float]) -> None:
     if folder is not None:
-        data = io.BytesIO()
-        np.savez(data, **blocks)  # type: ignore[arg-type]
-        write_bytes(folder.file("tiles", f"{unit.key}.npz"), data.getvalue())
+        write_arrays(folder.file("tiles", f"{unit.key}.npz"), blocks)
 
 
 class _Sum:

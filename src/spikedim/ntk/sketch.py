@@ -10,8 +10,10 @@ are independent, ⟨K_i, K_j⟩ for i ≠ j is an unbiased ‖K‖²_F, and thei
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,21 +23,24 @@ from scipy import stats
 from torch import Tensor, nn
 
 from spikedim.dimension.arrays import spans
-from spikedim.errors import BudgetError, ConfigError
+from spikedim.errors import BudgetError, ConfigError, DataError
 from spikedim.neurons import Surrogate
 from spikedim.ntk.capture import Capture, Readout, check_evaluating, logits, neurons_of
 from spikedim.ntk.deposit import deposit
 from spikedim.ntk.gram import Setup
-from spikedim.ntk.kernel import has_events, output_sums, with_named_surrogate
+from spikedim.ntk.kernel import has_events, identity, output_sums, with_named_surrogate
 from spikedim.ntk.passes import Call
 from spikedim.ntk.plan import Probe, budget_of, in_flight, probe
-from spikedim.progress import note, track
+from spikedim.progress import note, task
 from spikedim.results import Estimate, Result, Table, plain
+from spikedim.storage import Run, read_arrays, write_arrays
 from spikedim.theory.statistics import normal_quantile
 
 Float = NDArray[np.float64]
 _LIVE = 6  # tensors of the largest size alive at once in a backward pass
 _TILE = 1024  # samples on the side of a block of the kernel
+_PIECE = 256  # samples whose sketches are stored at once
+_LEAST = 16  # samples of the smallest subset
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class SketchedKernel(Result):
         random_sums: the m kernels are of random sums of outputs; else of all of them.
         centered: participation ratio (tr K)²/‖K‖²_F of HKH, H = 1 − 11ᵀ/n, with its interval.
         uncentered: of K itself.
+        growth: ``centered`` of n, n/2, n/4, … samples taken at random, each among those of the one
+            before. Where it still grows, d_eff is that of the samples rather than of the network.
         T: timesteps of a static input, ``None`` for the network's own.
         surrogate: distinct (kind, width, peak) of the neurons.
         parameters: number of parameters differentiated.
@@ -63,6 +70,7 @@ class SketchedKernel(Result):
     random_sums: bool
     centered: Estimate
     uncentered: Estimate
+    growth: tuple[Estimate, ...]
     T: int | None
     surrogate: tuple[tuple[str, float, float], ...]
     parameters: int
@@ -80,6 +88,43 @@ class SketchedKernel(Result):
         """Unbiased estimate of the kernel, float64 [n, n]."""
         rows = self.sketches.transpose(1, 0, 2).reshape(self.samples, -1).astype(np.float64)
         return np.asarray(rows @ rows.T / len(self.sketches))
+
+    def alignment(self, labels: Any, confidence: float = 0.95) -> Estimate:
+        """Centred kernel-target alignment ⟨HKH, Y⟩/(‖HKH‖‖Y‖), Y = 1 where two labels are equal.
+
+        Args:
+            labels: [n].
+            confidence: coverage of the interval, from the same jackknife as the dimensions.
+
+        Raises:
+            DataError: not one label per sample.
+        """
+        target = np.asarray(labels.tolist() if hasattr(labels, "tolist") else labels)
+        if target.shape != (self.samples,):
+            raise DataError(
+                f"labels have shape {target.shape}; expected one per sample, ({self.samples},)"
+            )
+        member = (target[:, None] == np.unique(target)).astype(self.sketches.dtype)
+        member = member - member.mean(0)
+        y = torch.from_numpy(self.sketches)
+        _, products = _moments(y - y.mean(1, keepdim=True))
+        along = np.einsum("nc,mnk->mck", member, self.sketches, optimize=True)
+        aligned = (along.astype(float) ** 2).sum((1, 2))  # ⟨Y_i Y_iᵀ, HYH⟩
+        scale = float(np.linalg.norm(member.T @ member))
+
+        def of(kept: NDArray[np.intp]) -> float:
+            square = _apart(products, kept)
+            size = len(kept) * (len(kept) - 1)
+            root = scale * (square / size) ** 0.5 if square > 0 else 0.0
+            return float(aligned[kept].mean() / root) if root else 0.0
+
+        return Estimate(
+            *_jackknife(of, len(aligned), confidence), self.samples, "", confidence, self._how
+        )
+
+    @property
+    def _how(self) -> str:
+        return _method(len(self.sketches), self.random_sums)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the sketches."""
@@ -102,7 +147,33 @@ class SketchedKernel(Result):
             ("seconds", self.seconds),
             ("memory predicted", f"{self.bytes / 2**30:.3g} GiB"),
         ]
-        return [Table("Sketched neural tangent kernel", ("quantity", "value"), rows)]
+        grown = [(e.n, e) for e in self.growth]
+        about = ("At most n − 1. Intervals are about the kernel of the samples drawn.",)
+        return [
+            Table("Sketched neural tangent kernel", ("quantity", "value"), rows),
+            Table("Dimension by samples", ("samples n", "centred"), grown, about),
+        ]
+
+    def plot(self, ax: Any = None) -> Any:
+        """Centred participation ratio by number of samples; returns the matplotlib axes."""
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots(figsize=(5, 3.5), layout="constrained")[1] if ax is None else ax
+        n, value, low, high = np.array([(e.n, e.value, e.low, e.high) for e in self.growth]).T
+        # a bound at infinity reaches the edge of the axes rather than moving them
+        reach = np.array([value - low, np.minimum(high, 10 * value) - value])
+        ax.errorbar(n, value, reach, marker="o", markersize=4, capsize=3, label="sketched kernel")
+        ax.plot(n, n - 1, linestyle="--", color="0.5", label="n − 1, the most there can be")
+        ax.set(xscale="log", yscale="log", xlabel="samples n", ylabel="centred participation ratio")
+        ax.set_xticks(n, [f"{int(count):,}" for count in n])
+        ax.minorticks_off()
+        ax.set_title(
+            f"d_eff of the NTK, {100 * self.centered.confidence:g} % intervals",
+            loc="left",
+            fontsize=9,
+        )
+        ax.legend(frameon=False, fontsize=8)
+        return ax
 
 
 def sketched_gram(
@@ -119,6 +190,7 @@ def sketched_gram(
     memory: float | None = None,
     confidence: float = 0.95,
     seed: int = 0,
+    directory: str | Path | None = None,
 ) -> SketchedKernel:
     """Estimate a kernel and its participation ratios with intervals (claim SNTK).
 
@@ -143,6 +215,7 @@ def sketched_gram(
             by default.
         confidence: coverage of the intervals.
         seed: of all signs.
+        directory: folder for finished sketches; the same call resumes there.
 
     Raises:
         ModelError: the network is in training mode or a parameter has no rule.
@@ -181,26 +254,48 @@ def sketched_gram(
     )
     sketches = every.new_zeros(probes, n, size)
     sketch = _Sketch(setup, seed)
-    for start, stop in track(spans(n, batch), "sketched kernel"):
-        capture = setup.capture(setup.batch(x, start, stop))
-        for index, weights in enumerate(cotangents):
-            rows = sketches[index : index + 1] if random_sums else sketches
-            last = index == len(cotangents) - 1
-            sketch.add(capture, weights, index, rows[:, start:stop], last)
-    about = "random sums of outputs" if random_sums else "sketches"
-    method = f"jackknife over {probes} {about}, Student"
-    centered, uncentered = (
-        Estimate(*_ratio(*_moments(y), confidence), n, "", confidence, method)
-        for y in (sketches - sketches.mean(1, keepdim=True), sketches)
-    )
+    about = {"probes": probes, "size": size, "seed": seed} | identity(setup, x, cotangents)
+    with (
+        nullcontext() if directory is None else Run(directory, about) as folder,
+        task("sketched kernel", n) as bar,
+    ):
+        for first, end in spans(n, n if folder is None else _PIECE):
+            piece = sketches[:, first:end]
+            path = None if folder is None else folder.file("sketches", f"{first}.npz")
+            stored = None if path is None else read_arrays(path)
+            if stored is not None:
+                piece.copy_(torch.from_numpy(stored["rows"]))
+                bar.advance(end - first)
+                continue
+            for start, stop in spans(end - first, batch):
+                capture = setup.capture(setup.batch(x, first + start, first + stop))
+                for index, weights in enumerate(cotangents):
+                    rows = piece[index : index + 1] if random_sums else piece
+                    last = index == len(cotangents) - 1
+                    sketch.add(capture, weights, index, rows[:, start:stop], last)
+                bar.advance(stop - start)
+            if path is not None:
+                write_arrays(path, {"rows": piece.cpu().numpy()})
+    method = _method(probes, random_sums)
+
+    def dimension(y: Tensor) -> Estimate:
+        return Estimate(*_ratio(*_moments(y), confidence), y.shape[1], "", confidence, method)
+
+    order = torch.from_numpy(np.random.default_rng((seed, 2)).permutation(n)).to(sketches.device)
+    grown, count = [], n
+    while count >= min(n, _LEAST):
+        y = sketches if count == n else sketches[:, order[:count]]
+        grown.append(dimension(y - y.mean(1, keepdim=True)))
+        count //= 2
     kinds = {(s.kind, s.width, s.peak) for s in (n.params.surrogate for n in neurons_of(network))}
     return SketchedKernel(
         sketches.cpu().numpy(),
         outputs,
         every.shape[1],
         random_sums,
-        centered,
-        uncentered,
+        grown[0],
+        dimension(sketches),
+        tuple(grown),
         T,
         tuple(sorted(kinds)),
         sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -208,6 +303,11 @@ def sketched_gram(
         time.monotonic() - started,
         int(need),
     )
+
+
+def _method(probes: int, random_sums: bool) -> str:
+    about = "random sums of outputs" if random_sums else "sketches"
+    return f"jackknife over {probes} {about}, Student"
 
 
 class _Sketch:
@@ -317,20 +417,33 @@ def _moments(y: Tensor) -> tuple[Float, Float]:
     return traces, products
 
 
+def _apart(products: Float, kept: NDArray[np.intp]) -> float:
+    """Sum of the inner products of different kernels among those kept."""
+    p = products[np.ix_(kept, kept)]
+    return float(p.sum() - np.trace(p))
+
+
 def _ratio(traces: Float, products: Float, confidence: float) -> tuple[float, float, float]:
     """(tr K)²/‖K‖²_F from pairs of independent kernels, with its interval."""
 
-    def pairs(left_out: int | None) -> float:
-        kept = np.delete(np.arange(m), left_out) if left_out is not None else np.arange(m)
-        t, p = traces[kept], products[np.ix_(kept, kept)]
-        above, below = t.sum() ** 2 - (t @ t), p.sum() - np.trace(p)
+    def of(kept: NDArray[np.intp]) -> float:
+        t = traces[kept]
+        above, below = t.sum() ** 2 - (t @ t), _apart(products, kept)
         return float(above / below) if above > 0 and below > 0 else 0.0
 
-    m = len(traces)
-    value, others = pairs(None), np.array([pairs(i) for i in range(m)])
+    value, low, high = _jackknife(of, len(traces), confidence)
+    return (value, low, high) if value == 0 else (max(value, 1.0), max(low, 1.0), max(high, 1.0))
+
+
+def _jackknife(
+    of: Callable[[NDArray[np.intp]], float], count: int, confidence: float
+) -> tuple[float, float, float]:
+    """A positive statistic of ``count`` estimates, and Student's interval of its logarithm."""
+    every = np.arange(count)
+    value, others = of(every), np.array([of(np.delete(every, i)) for i in range(count)])
     if value == 0 or (others == 0).any():
         return value, 0.0, float("inf")
     logs = np.log(others)
-    error = np.sqrt((m - 1) / m * ((logs - logs.mean()) ** 2).sum())
-    reach = float(np.exp(stats.t.ppf(0.5 + confidence / 2, m - 1) * error))
-    return max(value, 1.0), max(value / reach, 1.0), max(value * reach, 1.0)
+    error = np.sqrt((count - 1) / count * ((logs - logs.mean()) ** 2).sum())
+    reach = float(np.exp(stats.t.ppf(0.5 + confidence / 2, count - 1) * error))
+    return value, value / reach, value * reach
