@@ -16,7 +16,7 @@ from spikedim.ntk.matrix_free import (
     kernel_spectrum,
     kernel_traces,
 )
-from spikedim.ntk.sketch import _Sketch, sketched_gram
+from spikedim.ntk.sketch import _moments, _Sketch, sketched_gram
 
 N, T = 12, 2
 
@@ -216,7 +216,7 @@ def test_a_killed_sketch_resumes(many, tmp_path, monkeypatch):
     np.testing.assert_allclose(found.sketches, whole.sketches, rtol=1e-9, atol=1e-12)
     with pytest.raises(StorageError, match=r"other settings \(content\)"):
         sketched_gram(net, x + 1, directory=tmp_path, **options)
-    with pytest.raises(StorageError, match="other settings .*seed"):
+    with pytest.raises(StorageError, match=r"other settings .*seed"):
         sketched_gram(net, x, directory=tmp_path, seed=1, **options)
     (tmp_path / "sketches" / "0.npz").write_bytes(b"PK broken")
     with pytest.raises(StorageError, match=r"cannot read .*0\.npz"):
@@ -235,6 +235,15 @@ def test_dimension_by_samples(few):
     assert "Dimension by samples" in str(found)
     assert found.plot().get_xlabel() == "samples n"
     assert [e.n for e in sketched_gram(net, x[:5], T=T, size=61).growth] == [5]
+
+
+def test_moments_by_either_product():
+    y = torch.randn(3, 50, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for part in (y, y[:, :20]):  # of more samples than numbers, and of fewer
+        kernels = part @ part.mT
+        traces, products = _moments(part)
+        np.testing.assert_allclose(traces, [float(k.trace()) for k in kernels])
+        np.testing.assert_allclose(products, torch.einsum("iab,jab->ij", kernels, kernels))
 
 
 def test_alignment_of_a_sketch(many, few):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ class SketchedKernel(Result):
     seed: int
     seconds: float
     bytes: int
+    _products: Float = field(repr=False)  # of the centred kernels, [m, m]
 
     @property
     def samples(self) -> int:
@@ -105,15 +106,12 @@ class SketchedKernel(Result):
                 f"labels have shape {target.shape}; expected one per sample, ({self.samples},)"
             )
         member = (target[:, None] == np.unique(target)).astype(self.sketches.dtype)
-        member = member - member.mean(0)
-        y = torch.from_numpy(self.sketches)
-        _, products = _moments(y - y.mean(1, keepdim=True))
-        along = np.einsum("nc,mnk->mck", member, self.sketches, optimize=True)
-        aligned = (along.astype(float) ** 2).sum((1, 2))  # ⟨Y_i Y_iᵀ, HYH⟩
+        member -= member.mean(0)
+        aligned = np.array([(member.T @ y).astype(float) ** 2 for y in self.sketches]).sum((1, 2))
         scale = float(np.linalg.norm(member.T @ member))
 
-        def of(kept: NDArray[np.intp]) -> float:
-            square = _apart(products, kept)
+        def of(kept: NDArray[np.intp]) -> float:  # ⟨Y_i Y_iᵀ, HYH⟩ / (‖HKH‖ ‖HYH‖)
+            square = _apart(self._products, kept)
             size = len(kept) * (len(kept) - 1)
             root = scale * (square / size) ** 0.5 if square > 0 else 0.0
             return float(aligned[kept].mean() / root) if root else 0.0
@@ -128,7 +126,8 @@ class SketchedKernel(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the sketches."""
-        return {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name != "sketches"}
+        names = [f.name for f in fields(self) if f.name not in ("sketches", "_products")]
+        return {name: plain(getattr(self, name)) for name in names}
 
     def tables(self) -> list[Table]:
         """What was sketched, and the participation ratios."""
@@ -278,15 +277,16 @@ def sketched_gram(
                 write_arrays(path, {"rows": piece.cpu().numpy()})
     method = _method(probes, random_sums)
 
-    def dimension(y: Tensor) -> Estimate:
-        return Estimate(*_ratio(*_moments(y), confidence), y.shape[1], "", confidence, method)
+    def dimension(moments: tuple[Float, Float], count: int) -> Estimate:
+        return Estimate(*_ratio(*moments, confidence), count, "", confidence, method)
 
+    uncentered = dimension(_moments(sketches), n)
     order = torch.from_numpy(np.random.default_rng((seed, 2)).permutation(n)).to(sketches.device)
-    grown, count = [], n
-    while count >= min(n, _LEAST):
-        y = sketches if count == n else sketches[:, order[:count]]
-        grown.append(dimension(y - y.mean(1, keepdim=True)))
-        count //= 2
+    counts = [n]
+    while counts[-1] // 2 >= _LEAST:
+        counts.append(counts[-1] // 2)
+    moments = [_moments(_centred(sketches, order[:c] if c < n else None)) for c in counts]
+    grown = [dimension(*pair) for pair in zip(moments, counts, strict=True)]
     kinds = {(s.kind, s.width, s.peak) for s in (n.params.surrogate for n in neurons_of(network))}
     return SketchedKernel(
         sketches.cpu().numpy(),
@@ -294,7 +294,7 @@ def sketched_gram(
         every.shape[1],
         random_sums,
         grown[0],
-        dimension(sketches),
+        uncentered,
         tuple(grown),
         T,
         tuple(sorted(kinds)),
@@ -302,7 +302,14 @@ def sketched_gram(
         seed,
         time.monotonic() - started,
         int(need),
+        moments[0][1],
     )
+
+
+def _centred(sketches: Tensor, chosen: Tensor | None = None) -> Tensor:
+    """Sketches [m, n, k] of gradients about the mean of the samples, of some of them."""
+    y = sketches.clone() if chosen is None else sketches[:, chosen]
+    return y.sub_(y.mean(1, keepdim=True))
 
 
 def _method(probes: int, random_sums: bool) -> str:
@@ -405,16 +412,22 @@ def _batch(found: Probe, n: int, kept: int, vectors: int, budget: float) -> tupl
 
 def _moments(y: Tensor) -> tuple[Float, Float]:
     """Traces [m] of the kernels Y_i Y_iᵀ and their inner products [m, m]."""
-    m, n, _ = y.shape
-    traces = y.double().square().sum((1, 2)).cpu().numpy()
+    m, n, k = y.shape
+    traces = torch.linalg.vector_norm(y.flatten(1), dim=1, dtype=torch.float64).square()
     products = np.zeros((m, m))
+    if n > (m + 1) * k:  # ⟨Y_i Y_iᵀ, Y_j Y_jᵀ⟩ = ‖Y_iᵀ Y_j‖²_F, which takes time linear in n
+        for i, left in enumerate(y):
+            for j in range(i, m):
+                square = torch.linalg.vector_norm(left.mT @ y[j], dtype=torch.float64).square()
+                products[i, j] = products[j, i] = float(square)
+        return traces.cpu().numpy(), products
     for a, b in spans(n, _TILE):
         for c, d in spans(n, _TILE):
             if c < a:
                 continue
             block = (y[:, a:b] @ y[:, c:d].mT).flatten(1).double()
             products += (1 if c == a else 2) * (block @ block.T).cpu().numpy()
-    return traces, products
+    return traces.cpu().numpy(), products
 
 
 def _apart(products: Float, kept: NDArray[np.intp]) -> float:
