@@ -120,6 +120,7 @@ def test_a_sketch_in_the_place_of_the_kernel(capsys, tmp_path):
     )
     kernel = found["kernel"]
     assert kernel["growth"][0] == kernel["centered"]
+    assert "sketches" not in kernel
     assert 1 <= kernel["centered"]["low"] <= kernel["centered"]["value"] <= 9
     assert 0 < found["alignment"]["value"] < 1
     assert json.loads((tmp_path / "ntk.json").read_text()) == found

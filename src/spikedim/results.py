@@ -86,8 +86,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-ready plain data (NaN and infinity become ``None``)."""
-        data: dict[str, Any] = plain(self)
-        return data
+        return _fields(self)
 
     def tables(self) -> list[Table]:
         """Tables that present the result, the most important first."""
@@ -144,13 +143,11 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Convert dataclasses, arrays, paths and NumPy scalars to JSON-ready plain data."""
+    """Convert results, dataclasses, arrays, paths and NumPy scalars to JSON-ready plain data."""
+    if isinstance(value, Result):
+        return value.to_dict()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            f.name: plain(getattr(value, f.name))
-            for f in dataclasses.fields(value)
-            if not f.name.startswith("_")
-        }
+        return _fields(value)
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, np.ndarray):
@@ -168,6 +165,11 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     return str(value)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    names = [f.name for f in dataclasses.fields(value) if not f.name.startswith("_")]
+    return {name: plain(getattr(value, name)) for name in names}
 
 
 def points_of(value: float) -> str:

@@ -206,7 +206,7 @@ def identity(setup: Setup, *values: Tensor | None) -> dict[str, Any]:
     content = hashlib.sha256()
     for value in (*values, *setup.model.state_dict().values()):
         if value is not None:
-            content.update(value.detach().cpu().contiguous().numpy().tobytes())
+            content.update(value.detach().cpu().contiguous().numpy())
     return {
         "content": content.hexdigest(),
         "network": hashlib.sha256(repr(setup.model).encode()).hexdigest(),
