@@ -114,6 +114,44 @@ def test_single_precision_of_wide_layers(memory, ratio, monkeypatch):
         assert distance(found_block, expected.layers[name]) < 1e-5
 
 
+@pytest.mark.parametrize("gain", [0.0, 1e-200, -2.0])
+def test_a_channel_whose_norm_has_any_gain(gain):
+    """A gain of zero in one channel stops the weights behind it, not the gain's own gradient."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2)).double()
+    net.eval()
+    with torch.no_grad():
+        net[1].weight[2] = gain
+    x = torch.randn(4, 5, dtype=torch.float64)
+    plain = lambda model, x, T: model(x)  # noqa: E731
+    expected = gram(net, x, method="loop", readout=plain)
+    found = gram(net, x, readout=plain)
+    for name, part in expected.layers.items():
+        np.testing.assert_allclose(found.layers[name], part, rtol=1e-11, atol=1e-300)
+
+
+def test_layers_that_read_one_input_share_its_rows():
+    from spikedim.ntk.deposit import deposit
+
+    model, x, _ = network("spikformer_nano", 3)
+    capture = Setup(model, 2, logits, False).capture(x)
+
+    def room(module, layer, name, shape):
+        return x.new_empty(shape), True
+
+    def receive(call, gradient):
+        deposit(call, gradient, capture.samples, capture.steps, slice(None), room)
+
+    with torch.no_grad():
+        capture.run(torch.ones(model.num_classes).to(x), receive)
+    calls = {call.layer: call for call in capture.calls}
+    q, k, v = (calls[f"block.0.attn.{name}_linear"] for name in "qkv")
+    assert q.rows.value is k.rows.value is v.rows.value
+    assert calls["block.0.mlp.fc1_linear"].rows.value is not q.rows.value
+    assert q.input.isnan().all()  # the original is let go
+    assert v.input.untyped_storage().nbytes() == v.input.element_size()
+
+
 def test_an_embedding_tied_to_the_read_out():
     class Net(nn.Module):
         def __init__(self):

@@ -314,9 +314,8 @@ def ntk(
                 how |= {"memory": memory, "directory": None if out is None else out / "sketch"}
                 result = _sketched(networks[0], named, x, labels, seed, wanted, how)
             elif method == "matrix-free":
-                result = _matrix_free(
-                    networks[0], named, x, len(labels), seed, wanted, probes or 32
-                )
+                products = PRODUCTS if probes is None else probes
+                result = _matrix_free(networks[0], named, x, len(labels), seed, wanted, products)
             else:
                 how = {
                     "outputs": wanted,

@@ -22,7 +22,7 @@ from spikedim.errors import ModelError
 from spikedim.models.base import SpikingModel
 from spikedim.neurons import LIF, PLIF
 from spikedim.ntk.layers import CONVOLUTIONS, Features, covered, features
-from spikedim.ntk.passes import Call, Rows, Sink, fused, linear, neurons, norm, scale_of, tap
+from spikedim.ntk.passes import Call, Sink, fused, linear, neurons, norm, scale_of, tap
 
 Readout = Callable[[nn.Module, Tensor, int | None], Tensor]
 
@@ -66,7 +66,7 @@ class Capture:
         self._names = {id(p): name for name, p in model.named_parameters()}
         self._sink = Sink()
         self._written: weakref.ref[Tensor] | None = None
-        self._read: tuple[weakref.ref[Tensor], Rows] | None = None
+        self._read: Call | None = None
         with torch.enable_grad(), self._replaced(model):
             self.output = readout(model, x, T)
         if self.output.ndim != 2 or len(self.output) != samples:
@@ -192,9 +192,9 @@ class Capture:
         kept = []
         for call in self.calls:
             before, call.before = call.before, None
-            scale = scale_of(call.module) if before is not None else None
+            scale = scale_of(call.module) if isinstance(call.module, _BatchNorm) else None
             alone = before is not None and readers.get(id(before)) == 1
-            if before is not None and alone and scale is not None and bool(scale.all()):
+            if before is not None and alone and scale is not None and _invertible(scale):
                 before.scale, before.norm = scale, call
                 call.folded, call.input = True, None
             else:
@@ -272,9 +272,9 @@ class Capture:
             out = norm(x, call.anchor, call, self._sink)
         elif isinstance(module, (nn.Linear, *CONVOLUTIONS)):
             if isinstance(module, nn.Linear):
-                if self._read is None or self._read[0]() is not x:
-                    self._read = weakref.ref(x), call.rows
-                call.rows = self._read[1]
+                if self._read is not None and _same_memory(self._read.input, x):
+                    call.rows = self._read.rows
+                self._read = call
             out = linear(x, call.anchor, call, self._sink)
         else:
             with torch.set_grad_enabled(isinstance(module, nn.LayerNorm)):
@@ -308,6 +308,15 @@ class Capture:
             module.w = copies.view(-1, *[1] * (inputs[0].dim() - 2))
 
         handles.append(module.register_forward_pre_hook(shape))
+
+
+def _same_memory(x: Tensor, y: Tensor) -> bool:
+    return x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride()
+
+
+def _invertible(scale: Tensor) -> bool:
+    """Whether gradients can be multiplied by it and divided again."""
+    return bool((scale.abs() > torch.finfo(scale.dtype).tiny ** 0.5).all())
 
 
 def check_evaluating(model: nn.Module) -> None:

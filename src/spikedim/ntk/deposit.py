@@ -128,17 +128,16 @@ def _outer(inputs: Tensor, outputs: Tensor, full: Tensor) -> None:
 
 def _inputs(call: Call, samples: int, steps: int) -> Tensor:
     """Inputs of every row, [B, I, T·R], laid out for the faster library and kept with the call."""
-    if call.rows.value is not None:
-        return call.rows.value
     merged = isinstance(call.module, CONVOLUTIONS)
-    x = patches(call.module, call.input)[:, :, 0] if merged else call.input  # [N, L, I]
-    rows = _by_time(x, samples, steps, merged).permute(1, 3, 0, 2)  # [B, I, T, R]
-    if preferred(rows) and rows.numel() * len(call.module.weight) >= _LARGE * samples:
-        call.rows.value = rows.flatten(2).contiguous()
-    else:
-        call.rows.value = rows.permute(0, 2, 3, 1).flatten(1, 2).mT
-    if not merged:
-        call.input = x.new_full((), math.nan).expand(x.shape)  # only its shape is read again
+    if call.rows.value is None:
+        x = patches(call.module, call.input)[:, :, 0] if merged else call.input  # [N, L, I]
+        rows = _by_time(x, samples, steps, merged).permute(1, 3, 0, 2)  # [B, I, T, R]
+        if preferred(rows) and rows.numel() * len(call.module.weight) >= _LARGE * samples:
+            call.rows.value = rows.flatten(2).contiguous()
+        else:
+            call.rows.value = rows.permute(0, 2, 3, 1).flatten(1, 2).mT
+    if not merged:  # only the shape of the input is read again
+        call.input = call.rows.value.new_full((), math.nan).expand(call.input.shape)
     return call.rows.value
 
 
