@@ -168,6 +168,7 @@ def test_a_kernel_that_is_never_formed(capsys, tmp_path):
         (("--per-timestep", "--outputs", "full"), "leave --outputs full out"),
         (("--engine", "ray", "--invert", "--target-d-eff", "3"), "leave --invert out"),
         (("--workers", "2"), "need --engine ray"),
+        (("--dt", "0.1"), "--dt is for"),
         (("--probes", "8"), "--probes needs --method sketch"),
         (("--size", "99", "--method", "loop"), "--size needs --method sketch"),
         (("--method", "sketch", "--reduction"), "does not go with --reduction"),

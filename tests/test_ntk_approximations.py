@@ -17,6 +17,7 @@ from spikedim.ntk.matrix_free import (
     kernel_traces,
 )
 from spikedim.ntk.sketch import _moments, _Sketch, sketched_gram
+from spikedim.storage import write_arrays
 
 N, T = 12, 2
 
@@ -163,8 +164,10 @@ def test_a_small_budget_makes_small_batches_or_is_refused(few):
     tight = sketched_gram(net, x, T=T, probes=3, size=61, memory=0.6 * free.bytes / 2**30)
     assert tight.bytes < 0.6 * free.bytes
     np.testing.assert_allclose(tight.sketches, free.sketches, rtol=1e-9, atol=1e-12)
-    with pytest.raises(BudgetError, match="smaller size"):
+    with pytest.raises(BudgetError, match="give more memory"):
         sketched_gram(net, x, T=T, memory=1e-5)
+    with pytest.raises(BudgetError, match="smaller size"):
+        sketched_gram(net, x, T=T, memory=0.01, probes=100, size=10**6)
 
 
 def test_sketch_intervals_cover_the_exact_ratio(many):
@@ -214,13 +217,19 @@ def test_a_killed_sketch_resumes(many, tmp_path, monkeypatch):
     found = sketched_gram(net, x, directory=tmp_path, **options)
     assert sorted(calls) == [1, 2, 5]  # the probe, and the pieces that were missing
     np.testing.assert_allclose(found.sketches, whole.sketches, rtol=1e-9, atol=1e-12)
-    with pytest.raises(StorageError, match=r"other settings \(content\)"):
+    with pytest.raises(StorageError, match=r"other settings \(samples\)"):
         sketched_gram(net, x + 1, directory=tmp_path, **options)
     with pytest.raises(StorageError, match=r"other settings .*seed"):
         sketched_gram(net, x, directory=tmp_path, seed=1, **options)
-    (tmp_path / "sketches" / "0.npz").write_bytes(b"PK broken")
-    with pytest.raises(StorageError, match=r"cannot read .*0\.npz"):
-        sketched_gram(net, x, directory=tmp_path, **options)
+    stored = tmp_path / "sketches" / "0.npz"
+    for content in (b"", b"PK", b"PK broken"):
+        stored.write_bytes(content)
+        with pytest.raises(StorageError, match=r"0\.npz is not a whole \.npz file; remove it"):
+            sketched_gram(net, x, directory=tmp_path, **options)
+    for arrays in ({"other": np.zeros(3)}, {"rows": np.zeros((2, 2))}):
+        write_arrays(stored, arrays)
+        with pytest.raises(StorageError, match=r"0\.npz holds other arrays; remove it"):
+            sketched_gram(net, x, directory=tmp_path, **options)
 
 
 def test_dimension_by_samples(few):
@@ -235,6 +244,23 @@ def test_dimension_by_samples(few):
     assert "Dimension by samples" in str(found)
     assert found.plot().get_xlabel() == "samples n"
     assert [e.n for e in sketched_gram(net, x[:5], T=T, size=61).growth] == [5]
+
+
+def test_estimates_stay_where_the_quantity_can_lie(few):
+    net, x, _ = few
+    labels = np.arange(N) % 2
+    for seed in range(10):
+        found = sketched_gram(net, x, T=T, probes=3, size=1, seed=seed)
+        for estimate, most in ((found.centered, N - 1), (found.uncentered, N)):
+            assert 1 <= estimate.low <= estimate.value <= estimate.high <= most
+        aligned = found.alignment(labels)
+        assert 0 <= aligned.low <= aligned.value <= aligned.high <= 1
+
+
+def test_a_network_without_gradients_has_no_dimension(few):
+    net, x, _ = few
+    still = sketched_gram(net, x[:1], T=T, probes=3, size=61)  # one sample is its own mean
+    assert (still.centered.value, still.centered.low, still.centered.high) == (0, 0, 0)
 
 
 def test_moments_by_either_product():
@@ -257,6 +283,8 @@ def test_alignment_of_a_sketch(many, few):
     assert found.alignment(labels).value == pytest.approx(exact, rel=1e-9)
     with pytest.raises(DataError, match=r"\(11,\)"):
         found.alignment(labels[1:])
+    with pytest.raises(DataError, match="1 class"):
+        found.alignment(np.full(N, np.nan))
     net, x, jac = many
     kernel = centred(trace_kernel(jac))
     exact = (kernel * same).sum() / np.linalg.norm(kernel) / np.linalg.norm(same)
@@ -419,6 +447,7 @@ def test_unusable_options_are_named(few):
         (lambda: sketched_gram(net, x, T=T, probes=2), "probes=2"),
         (lambda: sketched_gram(net, x, T=T, size=0), "size=0"),
         (lambda: sketched_gram(net, x, T=T, outputs=3), "outputs=3"),
+        (lambda: sketched_gram(net, x, T=T, outputs="full"), "outputs='full'"),
         (lambda: sketched_gram(net, x, T=T, confidence=1.5), "confidence=1.5"),
         (lambda: KernelOperator(net, x, T=T, batch=0), "batch=0"),
         (lambda: kernel_traces(Dense(np.eye(3)), method="guess"), "method='guess'"),

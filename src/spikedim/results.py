@@ -34,6 +34,15 @@ class Estimate:
     confidence: float = 0.95
     method: str = ""
 
+    def within(self, low: float, high: float) -> Estimate:
+        """Value and bounds moved to where the quantity can lie."""
+
+        def cut(value: float) -> float:
+            return min(max(value, low), high)
+
+        below, above = (None if v is None else cut(v) for v in (self.low, self.high))
+        return dataclasses.replace(self, value=cut(self.value), low=below, high=above)
+
     def __str__(self) -> str:
         factor, unit = _readable_unit(self.value, self.unit)
         shown = [None if v is None else v * factor for v in (self.value, self.low, self.high)]

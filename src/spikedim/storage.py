@@ -108,8 +108,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as data:
             return dict(data)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise StorageError(f"cannot read {path}: {error}; remove it and run again") from error
+    except OSError as error:
+        raise StorageError(
+            f"cannot read {path}: {error.strerror or error}; remove it and run again"
+        ) from error
+    except (EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise StorageError(f"{path} is not a whole .npz file; remove it and run again") from error
 
 
 class Run:

@@ -224,7 +224,10 @@ def ntk(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Folder for ntk.json, ntk.png and the kernel (.npy); resumes there."
+            "--out",
+            "-o",
+            help="Folder for ntk.json, ntk.png and the kernel (.npy). A killed exact kernel "
+            "(auto, structured) or sketch goes on there.",
         ),
     ] = None,
     seed: options.Seed = 0,
@@ -259,7 +262,7 @@ def ntk(
         "--invert": invert,
     }
     modes = [name for name, on in asked.items() if on]
-    _check(modes, outputs, values, target_d_eff, target_reduction, initialisations, checkpoint)
+    _check(modes, outputs, values, target_d_eff, target_reduction, dt, initialisations, checkpoint)
     _check_plain(modes, outputs, per_timestep, engine, address, workers)
     _check_approximate(modes, method, outputs, per_timestep, engine, memory, probes, size)
     with working(quiet):
@@ -388,7 +391,9 @@ def _sketched(
     from spikedim.ntk import sketched_gram
 
     kernel = sketched_gram(network, x, T=named[2], outputs=outputs, seed=seed, **how)
-    aligned = kernel.alignment(labels)
+    aligned = None
+    with suppress(DataError):  # labels of one class
+        aligned = kernel.alignment(labels)
     return ApproximateReport(*named, kernel.samples, "sketch", kernel, aligned, None)
 
 
@@ -433,6 +438,7 @@ def _check(
     values: str | None,
     target_d_eff: float | None,
     target_reduction: float | None,
+    dt: float | None,
     initialisations: int,
     checkpoint: Path | None,
 ) -> None:
@@ -445,6 +451,8 @@ def _check(
         raise ConfigError(f"{modes[0]} compares trace kernels; leave --outputs {outputs} out")
     if values is not None and not {"--sweep", "--one-sided"} & {*modes}:
         raise ConfigError("--values are those of --sweep; say which parameter")
+    if dt is not None and not {"--regimes", "--invert"} & {*modes}:
+        raise ConfigError("--dt is for the rates of --regimes and --invert")
     if (target_d_eff or target_reduction) and "--invert" not in modes:
         raise ConfigError("a target needs --invert")
     if initialisations > 1 and (checkpoint is not None or not modes or "--invert" in modes):

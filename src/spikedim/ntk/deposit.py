@@ -46,13 +46,18 @@ def deposit(call: Call, g: Tensor, samples: int, steps: int, channels: slice, ro
     width = (samples, wide, outputs.shape[-1])
     place = room(module, call.layer, "weight", width) if module.weight.requires_grad else None
     fresh = place is not None and place[1]
-    full = place[0].view(width) if place is not None and fresh else g.new_empty(width)
+    wanted = place is not None or slopes
+    full = (
+        place[0].view(width)
+        if place is not None and fresh
+        else g.new_empty(width if wanted else (samples, 0))
+    )
     weight = module.weight.detach().flatten(1)[channels].mT.contiguous() if slopes else None
     for start in range(0, samples, step := _few(full)):
         part = slice(start, start + step)
         rows = _adjacent(outputs[:, part], scale)
         torch.sum(rows, 1, out=total[part])
-        if place is not None or slopes:
+        if wanted:
             _outer(inputs[part], rows, full[part])
         if weight is not None:
             torch.sum(full[part] * weight, 1, out=inner[part])

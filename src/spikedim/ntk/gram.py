@@ -227,9 +227,10 @@ def products(x: Tensor, y: Tensor, full: bool) -> Tensor:
 
     Of gradients with themselves only the upper half is multiplied, in strips of rows.
     """
-    same = x is y
+    same = x.data_ptr() == y.data_ptr() and x.shape == y.shape
     if full:
-        x, y = (z.transpose(0, 1).flatten(0, 1)[None] for z in (x, y))
+        x = x.transpose(0, 1).flatten(0, 1)[None]
+        y = x if same else y.transpose(0, 1).flatten(0, 1)[None]
     out = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
     strip = max(_STRIP, -(-len(out) // 4)) if same else len(out)
     for a, b in zip(x, y, strict=True):

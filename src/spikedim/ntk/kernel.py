@@ -23,6 +23,7 @@ from spikedim.ntk.capture import Readout, check_evaluating, logits, neurons_of
 from spikedim.ntk.directions import Basis, basis
 from spikedim.ntk.gram import METHODS, Blocks, Plan, Setup, block, jacobian_rows, products
 from spikedim.ntk.gram import with_surrogate as replaced
+from spikedim.ntk.identity import identity
 from spikedim.ntk.plan import budget_of, plans, probe, verify, without_rule
 from spikedim.ntk.result import Float, Kernel
 from spikedim.progress import note, task
@@ -201,20 +202,6 @@ def output_sums(setup: Setup, x: Tensor, outputs: str | int) -> Tensor:
     return every[outputs : outputs + 1]
 
 
-def identity(setup: Setup, *values: Tensor | None) -> dict[str, Any]:
-    """Everything that gradients depend on, for the settings of a run; ``values`` as a hash."""
-    content = hashlib.sha256()
-    for value in (*values, *setup.model.state_dict().values()):
-        if value is not None:
-            content.update(value.detach().cpu().contiguous().numpy())
-    return {
-        "content": content.hexdigest(),
-        "network": hashlib.sha256(repr(setup.model).encode()).hexdigest(),
-        "readout": getattr(setup.readout, "__qualname__", ""),
-        "T": setup.T,
-    }
-
-
 def _by_jacobian(
     setup: Setup,
     x: Tensor,
@@ -284,9 +271,7 @@ class _Work:
         workers: int | None,
     ) -> tuple[dict[str, Any], float]:
         """Blocks by parameter, and the bytes the work was planned to take."""
-        about = identity(self._setup, self._x, self._x2, self._cotangents)
-        about |= {"full": self._full, "fallback": list(self._without)}
-        with nullcontext() if directory is None else Run(directory, about) as folder:
+        with nullcontext() if directory is None else Run(directory, self._about()) as folder:
             units, stored, need = self._units(folder, engine)
             side = len(self._cotangents) if self._full else 1
             n, m = (self._setup.count(x) for x in (self._x, self._other))
@@ -302,6 +287,12 @@ class _Work:
                     bar.advance()
         return target.blocks, need
 
+    def _about(self) -> dict[str, Any]:
+        """Everything the finished pieces depend on."""
+        values = {"samples": self._x, "second samples": self._x2, "outputs": self._cotangents}
+        found = identity(self._setup, **values)
+        return found | {"full": self._full, "fallback": list(self._without)}
+
     @property
     def _other(self) -> Tensor:
         return self._x if self._x2 is None else self._x2
@@ -309,6 +300,7 @@ class _Work:
     def _units(self, folder: Run | None, engine: str) -> tuple[list[Unit], bool, float]:
         """The pieces, whether their sums are kept in ``folder``, and the bytes they take."""
         budget = self._budget if folder is None else self._first_budget(folder)
+        sketch = "" if self._full else ", or sketch the kernel instead"
         functions = len(self._cotangents)
         n, m = (self._setup.count(x) for x in (self._x, self._other))
         side = functions if self._full else 1
@@ -318,8 +310,7 @@ class _Work:
         if stored and folder is None:
             raise BudgetError(
                 f"the kernel and its parts by layer take {whole / 2**30:.3g} GiB, over half of the "
-                f"{budget / 2**30:.3g} GiB allowed; give a directory to keep them in, or sketch "
-                "the kernel instead"
+                f"{budget / 2**30:.3g} GiB allowed; give a directory to keep them in{sketch}"
             )
         tile = max(n, m)
         if stored:
@@ -327,6 +318,8 @@ class _Work:
         sides = min(n, tile) + (0 if self._x2 is None and tile >= n else min(m, tile))
         room = budget - (budget / 4 if stored else whole)
         made, need = plans(self._probe, sides, functions, self._full, room, self._without)
+        if folder is not None:
+            folder.step("budget", lambda: budget)
         need += 0 if stored else whole
         samples = n + (0 if self._x2 is None else m)
         _announce("structured", samples, self._probe.columns, need, budget)
@@ -341,13 +334,15 @@ class _Work:
         return units, stored, need
 
     def _first_budget(self, folder: Run) -> float:
-        """That of the call that began the folder, whose pieces are cut to it.
+        """That of the call whose pieces are in the folder, as they are cut to it.
 
-        Free memory is never the same twice; a budget given, or one that would take more than all
-        of it, is heeded at the price of pieces that no longer fit.
+        Free memory is never the same twice. A budget that is given, or the present one where the
+        first is more than all that is free, is heeded at the price of pieces that no longer fit.
         """
+        if not self._flexible or not folder.stored("budget"):
+            return self._budget
         first = float(folder.step("budget", lambda: self._budget))
-        return first if self._flexible and first <= 2 * self._budget else self._budget
+        return first if first <= 2 * self._budget else self._budget
 
     def _shares(
         self, plans: list[Plan], functions: int, step: int

@@ -88,12 +88,12 @@ def features(
         return
     bias = getattr(module, "bias", None)
     if isinstance(module, (_BatchNorm, nn.LayerNorm)):
-        if not (isinstance(module.weight, nn.Parameter) and module.weight.requires_grad):
-            return
-        normal, channels_last = _normalised(module, x), isinstance(module, nn.LayerNorm)
-        for name, value in (("weight", g * normal), ("bias", g)):
-            if name == "bias" and bias is None:
+        channels_last = isinstance(module, nn.LayerNorm)
+        for name in ("weight", "bias"):
+            parameter = getattr(module, name)
+            if parameter is None or not parameter.requires_grad:
                 continue
+            value = g * _normalised(module, x) if name == "weight" else g
             per_sample = by_sample(value, samples, steps, merged=not channels_last)
             keep = -1 if channels_last else 3
             yield name, Features(_sum_but(per_sample, keep))

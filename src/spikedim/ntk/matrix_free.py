@@ -271,7 +271,7 @@ def kernel_traces(
     if trace > 0 and square > 0:
         ratio = trace**2 / square
         reach = float(np.exp(half_width(2 * traces / trace - squares / square)))
-        found = estimate(max(ratio, 1.0), max(ratio / reach, 1.0), max(ratio * reach, 1.0))
+        found = estimate(ratio, ratio / reach, ratio * reach).within(1.0, n)
     else:
         found = estimate(0.0, 0.0, 0.0)
     sides = [

@@ -255,17 +255,10 @@ def _estimates(values: Array, confidence: float) -> tuple[Estimate, Estimate, Es
     error, alignment, size, asymmetry = np.moveaxis(values, 1, 0)
     return (
         exponential(combined(np.log(np.maximum(error, _ROUNDING)), confidence)),
-        _within(combined(alignment, confidence), -1.0, 1.0),
+        combined(alignment, confidence).within(-1.0, 1.0),
         exponential(combined(np.log(size), confidence)),
-        _within(combined(asymmetry, confidence), 0.0, 1.0),
+        combined(asymmetry, confidence).within(0.0, 1.0),
     )
-
-
-def _within(estimate: Estimate, low: float, high: float) -> Estimate:
-    """The estimate with its interval cut to where the quantity can lie."""
-    if estimate.low is None or estimate.high is None:
-        return estimate
-    return replace(estimate, low=max(estimate.low, low), high=min(estimate.high, high))
 
 
 def _kernels(

@@ -144,6 +144,8 @@ def verify(setup: Setup, x: Tensor, without: tuple[str, ...] = ()) -> None:
         total.sum(), list(moving.values()), allow_unused=True, materialize_grads=True
     )
     scale = sum(float(g.norm()) ** 2 for g in true) ** 0.5
+    frozen = next((name for name in gradients if name not in moving), None)
+    assert frozen is None, f"a gradient of {frozen}, which is frozen"
     for (name, _), gradient in zip(moving.items(), true, strict=True):
         if name in without:
             continue

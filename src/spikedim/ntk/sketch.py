@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,22 +22,23 @@ from scipy import stats
 from torch import Tensor, nn
 
 from spikedim.dimension.arrays import spans
-from spikedim.errors import BudgetError, ConfigError, DataError
+from spikedim.errors import BudgetError, ConfigError, DataError, StorageError
 from spikedim.neurons import Surrogate
 from spikedim.ntk.capture import Capture, Readout, check_evaluating, logits, neurons_of
 from spikedim.ntk.deposit import deposit
 from spikedim.ntk.gram import Setup
-from spikedim.ntk.kernel import has_events, identity, output_sums, with_named_surrogate
+from spikedim.ntk.identity import identity
+from spikedim.ntk.kernel import has_events, output_sums, with_named_surrogate
 from spikedim.ntk.passes import Call
 from spikedim.ntk.plan import Probe, budget_of, in_flight, probe
-from spikedim.progress import note, task
+from spikedim.progress import Task, note, task
 from spikedim.results import Estimate, Result, Table, plain
 from spikedim.storage import Run, read_arrays, write_arrays
 from spikedim.theory.statistics import normal_quantile
 
 Float = NDArray[np.float64]
 _LIVE = 6  # tensors of the largest size alive at once in a backward pass
-_TILE = 1024  # samples on the side of a block of the kernel
+_BLOCK = 1 << 26  # bytes of one block of all kernels, in single and in double precision
 _PIECE = 256  # samples whose sketches are stored at once
 _LEAST = 16  # samples of the smallest subset
 
@@ -98,14 +98,17 @@ class SketchedKernel(Result):
             confidence: coverage of the interval, from the same jackknife as the dimensions.
 
         Raises:
-            DataError: not one label per sample.
+            DataError: not one label per sample, or fewer than two different ones.
         """
         target = np.asarray(labels.tolist() if hasattr(labels, "tolist") else labels)
         if target.shape != (self.samples,):
             raise DataError(
                 f"labels have shape {target.shape}; expected one per sample, ({self.samples},)"
             )
-        member = (target[:, None] == np.unique(target)).astype(self.sketches.dtype)
+        classes, index = np.unique(target, return_inverse=True)
+        if len(classes) < 2:
+            raise DataError(f"labels hold {len(classes)} class; alignment needs at least 2")
+        member = np.eye(len(classes), dtype=self.sketches.dtype)[index]
         member -= member.mean(0)
         aligned = np.array([(member.T @ y).astype(float) ** 2 for y in self.sketches]).sum((1, 2))
         scale = float(np.linalg.norm(member.T @ member))
@@ -116,13 +119,9 @@ class SketchedKernel(Result):
             root = scale * (square / size) ** 0.5 if square > 0 else 0.0
             return float(aligned[kept].mean() / root) if root else 0.0
 
-        return Estimate(
-            *_jackknife(of, len(aligned), confidence), self.samples, "", confidence, self._how
-        )
-
-    @property
-    def _how(self) -> str:
-        return _method(len(self.sketches), self.random_sums)
+        found = _jackknife(of, len(aligned), confidence)
+        method = _method(len(aligned), self.random_sums)
+        return Estimate(*found, self.samples, "", confidence, method).within(0.0, 1.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the sketches."""
@@ -232,6 +231,8 @@ def sketched_gram(
     started = time.monotonic()
     if probes < 3 or size < 1:
         raise ConfigError(f"probes={probes}, size={size}; expected 3 or more and 1 or more")
+    if outputs == "full":
+        raise ConfigError("outputs='full'; a sketch is of 'trace', 'sum' or the index of an output")
     normal_quantile(confidence)
     check_evaluating(model)
     network = with_named_surrogate(model, surrogate, width)
@@ -252,41 +253,38 @@ def sketched_gram(
         f"in batches of {batch}, about {need / 2**30:.2g} GiB"
     )
     sketches = every.new_zeros(probes, n, size)
-    sketch = _Sketch(setup, seed)
-    about = {"probes": probes, "size": size, "seed": seed} | identity(setup, x, cotangents)
-    with (
-        nullcontext() if directory is None else Run(directory, about) as folder,
-        task("sketched kernel", n) as bar,
-    ):
-        for first, end in spans(n, n if folder is None else _PIECE):
-            piece = sketches[:, first:end]
-            path = None if folder is None else folder.file("sketches", f"{first}.npz")
-            stored = None if path is None else read_arrays(path)
-            if stored is not None:
-                piece.copy_(torch.from_numpy(stored["rows"]))
-                bar.advance(end - first)
-                continue
-            for start, stop in spans(end - first, batch):
-                capture = setup.capture(setup.batch(x, first + start, first + stop))
-                for index, weights in enumerate(cotangents):
-                    rows = piece[index : index + 1] if random_sums else piece
-                    last = index == len(cotangents) - 1
-                    sketch.add(capture, weights, index, rows[:, start:stop], last)
-                bar.advance(stop - start)
-            if path is not None:
-                write_arrays(path, {"rows": piece.cpu().numpy()})
+    sketch = _Sketch(setup, seed, random_sums)
+    if directory is None:
+        with task("sketched kernel", n) as bar:
+            sketch.draw(x, 0, batch, cotangents, sketches, bar)
+    else:
+        about = {"probes": probes, "size": size, "seed": seed}
+        about |= identity(setup, samples=x, outputs=cotangents)
+        with Run(directory, about) as folder, task("sketched kernel", n) as bar:
+            for start, stop in spans(n, _PIECE):
+                rows = sketches[:, start:stop]
+                path = folder.file("sketches", f"{start}.npz")
+                if (stored := read_arrays(path)) is None:
+                    sketch.draw(x, start, batch, cotangents, rows, bar)
+                    write_arrays(path, {"rows": rows.cpu().numpy()})
+                elif "rows" not in stored or stored["rows"].shape != rows.shape:
+                    raise StorageError(f"{path} holds other arrays; remove it and run again")
+                else:
+                    rows.copy_(torch.from_numpy(stored["rows"]))
+                    bar.advance(stop - start)
     method = _method(probes, random_sums)
 
-    def dimension(moments: tuple[Float, Float], count: int) -> Estimate:
-        return Estimate(*_ratio(*moments, confidence), count, "", confidence, method)
+    def dimension(moments: tuple[Float, Float], count: int, rank: int) -> Estimate:
+        found = Estimate(*_ratio(*moments, confidence), count, "", confidence, method)
+        return found.within(1.0, rank) if found.high else found
 
-    uncentered = dimension(_moments(sketches), n)
+    uncentered = dimension(_moments(sketches), n, n)
     order = torch.from_numpy(np.random.default_rng((seed, 2)).permutation(n)).to(sketches.device)
     counts = [n]
     while counts[-1] // 2 >= _LEAST:
         counts.append(counts[-1] // 2)
     moments = [_moments(_centred(sketches, order[:c] if c < n else None)) for c in counts]
-    grown = [dimension(*pair) for pair in zip(moments, counts, strict=True)]
+    grown = [dimension(pair, c, c - 1) for pair, c in zip(moments, counts, strict=True)]
     kinds = {(s.kind, s.width, s.peak) for s in (n.params.surrogate for n in neurons_of(network))}
     return SketchedKernel(
         sketches.cpu().numpy(),
@@ -320,14 +318,26 @@ def _method(probes: int, random_sums: bool) -> str:
 class _Sketch:
     """Folds per-sample gradients, as they come, to rows of k numbers."""
 
-    def __init__(self, setup: Setup, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, setup: Setup, seed: int, random_sums: bool = False) -> None:
+        self._setup, self._seed, self._random_sums = setup, seed, random_sums
         names = [(id(p), p.numel()) for p in setup.model.parameters() if p.requires_grad]
         ends = np.cumsum([0, *(size for _, size in names)])
         self._place = {key: (i, int(ends[i])) for i, (key, _) in enumerate(names)}
         self._length = int(ends[-1])
         self._leaks = {name: id(p) for name, p in setup.model.named_parameters()}
         self._kept: dict[tuple[int, int], Tensor] = {}
+
+    def draw(
+        self, x: Tensor, first: int, batch: int, cotangents: Tensor, rows: Tensor, bar: Task
+    ) -> None:
+        """Fill ``rows`` [m, B, k] with the sketches of samples ``first`` to ``first + B``."""
+        for start, stop in spans(rows.shape[1], batch):
+            capture = self._setup.capture(self._setup.batch(x, first + start, first + stop))
+            for index, weights in enumerate(cotangents):
+                mine = rows[index : index + 1] if self._random_sums else rows
+                last = index == len(cotangents) - 1
+                self.add(capture, weights, index, mine[:, start:stop], last)
+            bar.advance(stop - start)
 
     def add(
         self, capture: Capture, weights: Tensor, function: int, rows: Tensor, last: bool
@@ -403,9 +413,11 @@ def _batch(found: Probe, n: int, kept: int, vectors: int, budget: float) -> tupl
     while batch > 1 and need(batch) > budget:
         batch //= 2
     if need(batch) > budget:
+        passing = need(batch) - 2.0 * n * kept * found.itemsize
+        mend = "give more memory" if passing > budget else "use a smaller size or fewer probes"
         raise BudgetError(
-            f"sketches of {n:,} samples take {need(batch) / 2**30:.3g} GiB, over the "
-            f"{budget / 2**30:.3g} GiB allowed; use a smaller size or fewer probes"
+            f"sketches of {n:,} samples take {need(batch) / 2**30:.3g} GiB, {passing / 2**30:.3g} "
+            f"of them for one sample's pass, over the {budget / 2**30:.3g} GiB allowed; {mend}"
         )
     return batch, need(batch)
 
@@ -421,8 +433,9 @@ def _moments(y: Tensor) -> tuple[Float, Float]:
                 square = torch.linalg.vector_norm(left.mT @ y[j], dtype=torch.float64).square()
                 products[i, j] = products[j, i] = float(square)
         return traces.cpu().numpy(), products
-    for a, b in spans(n, _TILE):
-        for c, d in spans(n, _TILE):
+    tile = max(64, int((_BLOCK / (12 * m)) ** 0.5))
+    for a, b in spans(n, tile):
+        for c, d in spans(n, tile):
             if c < a:
                 continue
             block = (y[:, a:b] @ y[:, c:d].mT).flatten(1).double()
@@ -444,8 +457,7 @@ def _ratio(traces: Float, products: Float, confidence: float) -> tuple[float, fl
         above, below = t.sum() ** 2 - (t @ t), _apart(products, kept)
         return float(above / below) if above > 0 and below > 0 else 0.0
 
-    value, low, high = _jackknife(of, len(traces), confidence)
-    return (value, low, high) if value == 0 else (max(value, 1.0), max(low, 1.0), max(high, 1.0))
+    return _jackknife(of, len(traces), confidence) if traces.any() else (0.0, 0.0, 0.0)
 
 
 def _jackknife(
