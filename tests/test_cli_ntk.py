@@ -119,7 +119,7 @@ def test_a_sketch_in_the_place_of_the_kernel(capsys, tmp_path):
         10,
     )
     kernel = found["kernel"]
-    assert kernel["growth"][0] == kernel["centered"]
+    assert kernel["growth"][0]["mean"] == kernel["centered"]
     assert "sketches" not in kernel
     assert 1 <= kernel["centered"]["low"] <= kernel["centered"]["value"] <= 9
     assert 0 < found["alignment"]["value"] < 1
@@ -143,11 +143,52 @@ def test_a_kernel_that_is_never_formed(capsys, tmp_path):
     # 20 products with a kernel of 10 rows give it all
     assert found["kernel"]["ratio"]["value"] == pytest.approx(exact, rel=1e-3)
     assert len(found["spectrum"]["eigenvalues"]) == 10
-    assert run(*words, "--outputs", "2") == 0
+    assert run(*words[:-1], tmp_path / "other", "--outputs", "2") == 0
     shown = capsys.readouterr().out
     assert "Leading eigenvalues" in shown
     assert "spikformer_nano on digits" in " ".join(shown.split())
     assert (tmp_path / "ntk.png").stat().st_size > 0
+
+
+def test_a_folder_belongs_to_one_question(capsys, tmp_path):
+    assert run("--out", tmp_path, "--json") == 0
+    before = (tmp_path / "ntk.json").read_bytes()
+    capsys.readouterr()
+    for words, changed in (
+        (("--data", "fashion_mnist"), "data"),
+        (("--samples", "12", "--seed", "3"), "samples, seed"),
+        (("--method", "sketch"), "method"),
+        (("--sweep", "v_th"), "question"),
+    ):
+        line = fails(capsys, "--out", tmp_path, *words)
+        assert f"holds a run with other settings ({changed})" in line
+    assert (tmp_path / "ntk.json").read_bytes() == before
+    assert run("--out", tmp_path, "--memory", 1) == 0
+
+
+@pytest.mark.parametrize("method", ["auto", "sketch"])
+def test_recordings_are_counted_by_sample(method, shared, capsys):
+    words = ("--data", "nmnist", "--data-root", shared, "--samples", 8, "--method", method)
+    assert run(*words, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 8
+
+
+def test_an_untrained_network_is_said_to_be_one(capsys, tmp_path):
+    for method in ("auto", "sketch"):
+        assert run("--method", method, "--seed", "4") == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "One untrained network, seed 4: another --seed may differ by more" in shown
+    network = create_model("spikformer_nano", num_classes=10, input_shape=(1, 8, 8), seed=1)
+    save_checkpoint(network, tmp_path / "trained.safetensors")
+    assert run("--checkpoint", tmp_path / "trained.safetensors") == 0
+    assert "untrained" not in capsys.readouterr().out
+
+
+def test_more_samples_than_there_are(capsys):
+    words = [word for word in NANO if word != "--quiet"]
+    with pytest.raises(SystemExit):
+        main(["ntk", *words, "--samples", "5000", "--method", "sketch", "--size", "61"])
+    assert "--samples 5,000: digits has 1,437 for training" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

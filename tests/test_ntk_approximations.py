@@ -7,7 +7,7 @@ from torch import nn
 
 from spikedim.errors import BudgetError, ConfigError, DataError, ModelError, StorageError
 from spikedim.models import calibrate_batchnorm, create_model
-from spikedim.ntk import Setup
+from spikedim.ntk import Setup, gram
 from spikedim.ntk.capture import logits
 from spikedim.ntk.gram import jacobian_rows
 from spikedim.ntk.matrix_free import (
@@ -234,16 +234,24 @@ def test_a_killed_sketch_resumes(many, tmp_path, monkeypatch):
 
 def test_dimension_by_samples(few):
     net, x, jac = few
-    x = torch.cat([x, x.flip(3), x.flip(2)])  # 36 samples
-    found = sketched_gram(net, x, T=T, outputs=1, probes=3, size=jac.shape[-1])
-    assert [e.n for e in found.growth] == [36, 18]
-    assert found.growth[0] == found.centered
-    order = np.random.default_rng((0, 2)).permutation(36)[:18]
-    half = sketched_gram(net, x[order], T=T, outputs=1, probes=3, size=jac.shape[-1])
-    assert found.growth[1].value == pytest.approx(half.centered.value, rel=1e-9)
+    x = torch.cat([x, x.flip(3), x.flip(2), x.roll(3, 3), x.roll(5, 2), x.roll(7, 3)])  # 72
+    exactly = {"T": T, "outputs": 1, "probes": 3, "size": jac.shape[-1]}
+    found = sketched_gram(net, x, **exactly)
+    assert [(g.n, g.subsets, g.mean.n) for g in found.growth] == [
+        (72, 1, 72),
+        (36, 2, 36),
+        (18, 4, 18),
+    ]
+    assert found.growth[0].mean == found.centered
+    order = np.random.default_rng((0, 2)).permutation(72)
+    for grown in found.growth[1:]:
+        parts = order[: grown.n * grown.subsets].reshape(grown.subsets, grown.n)
+        each = [sketched_gram(net, x[part], **exactly).centered.value for part in parts]
+        assert grown.mean.value == pytest.approx(np.exp(np.mean(np.log(each))), rel=1e-9)
+        assert (grown.lowest, grown.highest) == pytest.approx((min(each), max(each)), rel=1e-9)
     assert "Dimension by samples" in str(found)
     assert found.plot().get_xlabel() == "samples n"
-    assert [e.n for e in sketched_gram(net, x[:5], T=T, size=61).growth] == [5]
+    assert [g.n for g in sketched_gram(net, x[:5], T=T, size=61).growth] == [5]
 
 
 def test_estimates_stay_where_the_quantity_can_lie(few):
@@ -464,6 +472,25 @@ def test_unusable_options_are_named(few):
             KernelOperator(net, x, T=T)
     finally:
         net.eval()
+
+
+def test_plain_networks_need_no_readout():
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    x = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = gram(net, x, readout=lambda model, x, T: model(x)).values
+    np.testing.assert_allclose(gram(net, x).values, exact, rtol=1e-12)
+    np.testing.assert_allclose(gram(net, x, method="jacobian").values, exact, rtol=1e-12)
+    sketch = sketched_gram(net, x, probes=4, size=10_000)
+    np.testing.assert_allclose(sketch.values, exact, rtol=1e-10)
+    operator = KernelOperator(net, x, outputs="trace", center=False)
+    np.testing.assert_allclose(operator.apply(np.eye(6)), exact, rtol=1e-10)
+    with pytest.raises(ModelError, match="T=3, but forward of Sequential"):
+        gram(net, x, T=3)
+    with pytest.raises(DataError, match="x is a ndarray; give a tensor"):
+        gram(net, x.numpy())
+    net.append(nn.Dropout())
+    with pytest.raises(ModelError, match="training mode"):
+        gram(net, x)
 
 
 def test_networks_that_are_not_spiking():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -40,6 +40,7 @@ class KernelReport(Result):
             without labels or with too few samples per class.
         layers: share of each layer in the trace.
         timesteps: share of each timestep and pair of steps in it; ``None`` where not asked for.
+        initialisation: seed of an untrained network; ``None`` for a trained one.
     """
 
     network: str
@@ -58,6 +59,7 @@ class KernelReport(Result):
     regression: Estimate | None
     layers: dict[str, float]
     timesteps: dict[str, Any] | None
+    initialisation: int | None
     _kernel: Kernel = field(repr=False)
     _steps: TimestepKernel | None = field(repr=False)
 
@@ -74,7 +76,7 @@ class KernelReport(Result):
         labels = Table("Kernel and labels", ("quantity", "value"), about)
         columns = ("estimator", "centred", "uncentred", "interval")
         return [
-            Table(title, columns, rows, self.centred.warnings),
+            Table(title, columns, rows, (*self.centred.warnings, *_untrained(self))),
             *([labels] if self.alignment is not None else []),
             *self._kernel.tables(),
             *(self._steps.tables() if self._steps is not None else []),
@@ -95,6 +97,7 @@ class ApproximateReport(Result):
         kernel: what was estimated of it.
         alignment: kernel-target alignment with the labels, centred; ``None`` if matrix-free.
         spectrum: leading eigenvalues and spectral density; ``None`` of a sketch.
+        initialisation: seed of an untrained network; ``None`` for a trained one.
     """
 
     network: str
@@ -105,6 +108,7 @@ class ApproximateReport(Result):
     kernel: SketchedKernel | KernelTraces
     alignment: Estimate | None
     spectrum: KernelSpectrum | None
+    initialisation: int | None
 
     def tables(self) -> list[Table]:
         """What was estimated, and of which network; then its details."""
@@ -116,12 +120,23 @@ class ApproximateReport(Result):
         aligned = [] if self.alignment is None else [("alignment with labels", self.alignment)]
         if self.spectrum is not None:
             rest += self.spectrum.tables()
-        return [replace(first, title=title, rows=[*first.rows, *aligned]), *rest]
+        rows, notes = [*first.rows, *aligned], (*first.notes, *_untrained(self))
+        return [replace(first, title=title, rows=rows, notes=notes), *rest]
 
     def plot(self, ax: Any = None) -> Any:
         """Dimension by samples of a sketch, or spectrum; returns the matplotlib axes."""
         drawn: Any = self.kernel if self.spectrum is None else self.spectrum
         return drawn.plot(ax)
+
+
+def _untrained(report: KernelReport | ApproximateReport) -> tuple[str, ...]:
+    """What the intervals of an untrained network do not cover."""
+    if report.initialisation is None:
+        return ()
+    return (
+        f"One untrained network, seed {report.initialisation}: another --seed may differ by more "
+        "than these intervals, which are about this kernel.",
+    )
 
 
 def ntk(
@@ -252,6 +267,8 @@ def ntk(
     from spikedim.ntk.reduction import reduction as reduced
     from spikedim.ntk.regimes import regimes as regimes_of
     from spikedim.ntk.variants import calibrated
+    from spikedim.progress import note
+    from spikedim.storage import Run
     from spikedim.training import resolve_device
 
     asked = {
@@ -265,10 +282,32 @@ def ntk(
     _check(modes, outputs, values, target_d_eff, target_reduction, dt, initialisations, checkpoint)
     _check_plain(modes, outputs, per_timestep, engine, address, workers)
     _check_approximate(modes, method, outputs, per_timestep, engine, memory, probes, size)
-    with working(quiet):
+    about = {
+        "data": data,
+        "model": model,
+        "timesteps": timesteps,
+        "checkpoint": checkpoint,
+        "samples": samples,
+        "outputs": outputs,
+        "method": method,
+        "probes": probes,
+        "size": size,
+        "surrogate": surrogate,
+        "width": width,
+        "neuron": neuron,
+        "per timestep": per_timestep,
+        "initialisations": initialisations,
+        "question": modes,
+        "values": values,
+        "target": [target_d_eff, target_reduction, rate, dt],
+        "seed": seed,
+    }
+    with working(quiet), nullcontext() if out is None else Run(out, about):
         dataset = load_dataset(data, data_root)
         place = resolve_device(device)
         x, labels = network_inputs(dataset, "train", samples, timesteps, seed)
+        if len(labels) < samples:
+            note(f"--samples {samples:,}: {dataset.name} has {len(labels):,} for training")
         x = x.to(place)
         batches = [b.to(place) for b in calibration_batches(dataset, timesteps, CALIBRATION, seed)]
         networks = []
@@ -310,15 +349,17 @@ def ntk(
             if checkpoint is None:
                 calibrate_batchnorm(networks[0], batches, timesteps)
             named = (model, dataset.name, timesteps)
+            fresh = seed if checkpoint is None else None
             wanted = int(outputs) if outputs.isdecimal() else outputs
             given = {"probes": probes, "size": size}
             if method == "sketch":
                 how: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
                 how |= {"memory": memory, "directory": None if out is None else out / "sketch"}
-                result = _sketched(networks[0], named, x, labels, seed, wanted, how)
+                result = _sketched(networks[0], named, x, labels, seed, fresh, wanted, how)
             elif method == "matrix-free":
                 products = PRODUCTS if probes is None else probes
-                result = _matrix_free(networks[0], named, x, len(labels), seed, wanted, products)
+                count = len(labels)
+                result = _matrix_free(networks[0], named, x, count, seed, fresh, wanted, products)
             else:
                 how = {
                     "outputs": wanted,
@@ -329,7 +370,7 @@ def ntk(
                     "memory": memory,
                     "directory": None if out is None else out / "tiles",
                 }
-                result = _kernel(networks[0], named, x, labels, seed, per_timestep, how)
+                result = _kernel(networks[0], named, x, labels, seed, fresh, per_timestep, how)
         if out is not None:
             _write(result, out)
     emit(result, as_json)
@@ -341,6 +382,7 @@ def _kernel(
     x: Any,
     labels: Any,
     seed: int,
+    initialisation: int | None,
     per_timestep: bool,
     how: dict[str, Any],
 ) -> KernelReport:
@@ -360,7 +402,7 @@ def _kernel(
         name,
         dataset,
         T,
-        len(x),
+        kernel.samples,
         kernel.parameters,
         kernel.outputs,
         kernel.surrogate,
@@ -373,6 +415,7 @@ def _kernel(
         regression,
         kernel.contributions(),
         None if steps is None else steps.to_dict(),
+        initialisation,
         kernel,
         steps,
     )
@@ -384,6 +427,7 @@ def _sketched(
     x: Any,
     labels: Any,
     seed: int,
+    initialisation: int | None,
     outputs: str | int,
     how: dict[str, Any],
 ) -> ApproximateReport:
@@ -394,7 +438,8 @@ def _sketched(
     aligned = None
     with suppress(DataError):  # labels of one class
         aligned = kernel.alignment(labels)
-    return ApproximateReport(*named, kernel.samples, "sketch", kernel, aligned, None)
+    size = kernel.samples
+    return ApproximateReport(*named, size, "sketch", kernel, aligned, None, initialisation)
 
 
 def _matrix_free(
@@ -403,6 +448,7 @@ def _matrix_free(
     x: Any,
     samples: int,
     seed: int,
+    initialisation: int | None,
     outputs: str | int,
     products: int,
 ) -> ApproximateReport:
@@ -412,7 +458,7 @@ def _matrix_free(
     traces = kernel_traces(operator, products=products, seed=seed)
     count, steps = min(EIGENVALUES, operator.size), min(STEPS, operator.size)
     spectrum = kernel_spectrum(operator, count=count, steps=steps, starts=STARTS, seed=seed)
-    return ApproximateReport(*named, samples, "matrix-free", traces, None, spectrum)
+    return ApproximateReport(*named, samples, "matrix-free", traces, None, spectrum, initialisation)
 
 
 def _write(result: Any, out: Path) -> None:

@@ -306,4 +306,6 @@ def _some(names: list[str]) -> str:
 
 def _line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:160]
+    if not text or isinstance(error, KeyError):  # whose text is a key, of no use to a reader
+        return "not a file of weights"
+    return text[0][:160]

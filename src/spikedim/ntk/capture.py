@@ -7,11 +7,12 @@ pass over a whole batch gives every sample's rows.
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,27 @@ Readout = Callable[[nn.Module, Tensor, int | None], Tensor]
 
 
 def logits(model: nn.Module, x: Tensor, T: int | None) -> Tensor:
-    """The network's own output, [B, outputs]: the default readout."""
-    out: Tensor = model(x, T)
-    return out
+    """The network's own output, [B, outputs]: the default readout.
+
+    Raises:
+        ModelError: T is given to a network whose forward takes none.
+    """
+    if isinstance(model, SpikingModel) or _takes_steps(model):
+        return cast(Tensor, model(x, T))
+    if T is not None:
+        raise ModelError(
+            f"T={T}, but forward of {type(model).__name__} takes the samples only; leave T out, or "
+            "give a readout"
+        )
+    return cast(Tensor, model(x))
+
+
+def _takes_steps(model: nn.Module) -> bool:
+    try:
+        inspect.signature(model.forward).bind(None, None)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 class Capture:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from spikedim.dimension.arrays import spans
 from spikedim.dimension.sharded import ENGINES, connected, fetch
-from spikedim.errors import BudgetError, ConfigError, ModelError
+from spikedim.errors import BudgetError, ConfigError, DataError, ModelError
 from spikedim.models.base import SpikingModel
 from spikedim.neurons import Surrogate, surrogate
 from spikedim.ntk.capture import Readout, check_evaluating, logits, neurons_of
@@ -115,10 +115,8 @@ def gram(
         raise ConfigError(f"method={method!r}; expected one of auto, {', '.join(METHODS)}")
     if engine not in ENGINES:
         raise ConfigError(f"engine={engine!r}; expected one of {', '.join(ENGINES)}")
-    check_evaluating(model)
+    setup = prepared(model, x, T, readout, surrogate, width)
     method = "structured" if method == "auto" else method
-    network = with_named_surrogate(model, surrogate, width)
-    setup = Setup(network, T, readout or logits, has_events(model, x))
     n, m = setup.count(x), setup.count(x if x2 is None else x2)
     cotangents = output_sums(setup, x, outputs)
     full = outputs == "full"
@@ -135,7 +133,9 @@ def gram(
     values = np.zeros((n * (len(cotangents) if full else 1), m * (len(cotangents) if full else 1)))
     for name in blocks:
         values += blocks[name]
-    kinds = {(s.kind, s.width, s.peak) for s in (n.params.surrogate for n in neurons_of(network))}
+    kinds = {
+        (s.kind, s.width, s.peak) for s in (n.params.surrogate for n in neurons_of(setup.model))
+    }
     moving = [p for p in model.parameters() if p.requires_grad]
     return Kernel(
         values,
@@ -151,6 +151,28 @@ def gram(
         time.monotonic() - started,
         int(used),
     )
+
+
+def prepared(
+    model: nn.Module,
+    x: Tensor,
+    T: int | None,
+    readout: Readout | None,
+    surrogate: str | Surrogate | None,
+    width: float | None,
+) -> Setup:
+    """What is differentiated, with another surrogate where one is given.
+
+    Raises:
+        DataError: ``x`` is not a tensor.
+        ModelError: the network is in training mode.
+        ConfigError: an unknown surrogate.
+    """
+    if not isinstance(x, Tensor):
+        raise DataError(f"x is a {type(x).__name__}; give a tensor, e.g. torch.as_tensor(x)")
+    check_evaluating(model)
+    network = with_named_surrogate(model, surrogate, width)
+    return Setup(network, T, readout or logits, has_events(model, x))
 
 
 def has_events(model: nn.Module, x: Tensor) -> bool:
@@ -322,7 +344,8 @@ class _Work:
             folder.step("budget", lambda: budget)
         need += 0 if stored else whole
         samples = n + (0 if self._x2 is None else m)
-        _announce("structured", samples, self._probe.columns, need, budget)
+        moving = sum(p.numel() for p in self._setup.model.parameters() if p.requires_grad)
+        _announce("structured", samples, moving, need, budget)
         pieces = 1 if self._full or (folder is None and engine == "local") else min(functions, 8)
         units = [
             Unit(a, b, plan, c)

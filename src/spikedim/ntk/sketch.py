@@ -24,23 +24,42 @@ from torch import Tensor, nn
 from spikedim.dimension.arrays import spans
 from spikedim.errors import BudgetError, ConfigError, DataError, StorageError
 from spikedim.neurons import Surrogate
-from spikedim.ntk.capture import Capture, Readout, check_evaluating, logits, neurons_of
+from spikedim.ntk.capture import Capture, Readout, neurons_of
 from spikedim.ntk.deposit import deposit
 from spikedim.ntk.gram import Setup
 from spikedim.ntk.identity import identity
-from spikedim.ntk.kernel import has_events, output_sums, with_named_surrogate
+from spikedim.ntk.kernel import output_sums, prepared
 from spikedim.ntk.passes import Call
 from spikedim.ntk.plan import Probe, budget_of, in_flight, probe
 from spikedim.progress import Task, note, task
-from spikedim.results import Estimate, Result, Table, plain
+from spikedim.results import Estimate, Result, Table, number, plain
 from spikedim.storage import Run, read_arrays, write_arrays
 from spikedim.theory.statistics import normal_quantile
 
 Float = NDArray[np.float64]
 _LIVE = 6  # tensors of the largest size alive at once in a backward pass
 _BLOCK = 1 << 26  # bytes of one block of all kernels, in single and in double precision
-_PIECE = 256  # samples whose sketches are stored at once
+_PIECE = 64  # samples whose sketches are stored at once
 _LEAST = 16  # samples of the smallest subset
+_SUBSETS = 8  # of one size
+
+
+@dataclass(frozen=True)
+class SubsetDimension:
+    """Centred participation ratio of random subsets of n samples that do not overlap.
+
+    Args:
+        n: samples of each.
+        subsets: how many.
+        mean: geometric mean over them; its interval is about these subsets, as that of a sketch.
+        lowest, highest: of them: how much another draw of n samples may differ.
+    """
+
+    n: int
+    subsets: int
+    mean: Estimate
+    lowest: float
+    highest: float
 
 
 @dataclass(frozen=True)
@@ -54,8 +73,8 @@ class SketchedKernel(Result):
         random_sums: the m kernels are of random sums of outputs; else of all of them.
         centered: participation ratio (tr K)²/‖K‖²_F of HKH, H = 1 − 11ᵀ/n, with its interval.
         uncentered: of K itself.
-        growth: ``centered`` of n, n/2, n/4, … samples taken at random, each among those of the one
-            before. Where it still grows, d_eff is that of the samples rather than of the network.
+        growth: the same of subsets of n, n/2, n/4, … samples, up to eight of each. Where it still
+            grows, d_eff is that of the samples rather than of the network.
         T: timesteps of a static input, ``None`` for the network's own.
         surrogate: distinct (kind, width, peak) of the neurons.
         parameters: number of parameters differentiated.
@@ -70,7 +89,7 @@ class SketchedKernel(Result):
     random_sums: bool
     centered: Estimate
     uncentered: Estimate
-    growth: tuple[Estimate, ...]
+    growth: tuple[SubsetDimension, ...]
     T: int | None
     surrogate: tuple[tuple[str, float, float], ...]
     parameters: int
@@ -145,11 +164,22 @@ class SketchedKernel(Result):
             ("seconds", self.seconds),
             ("memory predicted", f"{self.bytes / 2**30:.3g} GiB"),
         ]
-        grown = [(e.n, e) for e in self.growth]
-        about = ("At most n − 1. Intervals are about the kernel of the samples drawn.",)
+        grown = [
+            (g.n, g.subsets, g.mean, f"{number(g.lowest)} to {number(g.highest)}" * (g.subsets > 1))
+            for g in self.growth
+        ]
+        about = (
+            "Random subsets that do not overlap. Intervals are those of the sketch; other samples "
+            "differ as the subsets do.",
+        )
         return [
             Table("Sketched neural tangent kernel", ("quantity", "value"), rows),
-            Table("Dimension by samples", ("samples n", "centred"), grown, about),
+            Table(
+                "Dimension by samples",
+                ("samples n", "subsets", "centred, mean", "lowest to highest"),
+                grown,
+                about,
+            ),
         ]
 
     def plot(self, ax: Any = None) -> Any:
@@ -157,16 +187,20 @@ class SketchedKernel(Result):
         import matplotlib.pyplot as plt
 
         ax = plt.subplots(figsize=(5, 3.5), layout="constrained")[1] if ax is None else ax
-        n, value, low, high = np.array([(e.n, e.value, e.low, e.high) for e in self.growth]).T
-        # a bound at infinity reaches the edge of the axes rather than moving them
-        reach = np.array([value - low, np.minimum(high, 10 * value) - value])
-        ax.errorbar(n, value, reach, marker="o", markersize=4, capsize=3, label="sketched kernel")
-        ax.plot(n, n - 1, linestyle="--", color="0.5", label="n − 1, the most there can be")
-        ax.set(xscale="log", yscale="log", xlabel="samples n", ylabel="centred participation ratio")
+        means = [g.mean for g in self.growth]
+        n, value, low, high = np.array([(e.n, e.value, e.low, e.high) for e in means]).T
+        ends = np.array([(g.lowest, g.highest) for g in self.growth]).T
+        ax.fill_between(n, *ends, alpha=0.15, lw=0, label="lowest to highest subset")
+        ax.errorbar(n, value, [value - low, high - value], fmt="o-", ms=4, capsize=3, label="mean")
+        bottom, top = ax.get_ylim()
+        if n.min() - 1 < top:
+            ax.plot(n, n - 1, "--", color="0.5", label="n − 1, the most there can be")
+        ax.set(xscale="log", xlabel="samples n", ylabel="centred participation ratio")
+        ax.set_ylim(min(bottom, 1.0), top)
         ax.set_xticks(n, [f"{int(count):,}" for count in n])
         ax.minorticks_off()
         ax.set_title(
-            f"d_eff of the NTK, {100 * self.centered.confidence:g} % intervals",
+            f"d_eff of the NTK, sketched, {100 * self.centered.confidence:g} % intervals",
             loc="left",
             fontsize=9,
         )
@@ -234,9 +268,7 @@ def sketched_gram(
     if outputs == "full":
         raise ConfigError("outputs='full'; a sketch is of 'trace', 'sum' or the index of an output")
     normal_quantile(confidence)
-    check_evaluating(model)
-    network = with_named_surrogate(model, surrogate, width)
-    setup = Setup(network, T, readout or logits, has_events(model, x))
+    setup = prepared(model, x, T, readout, surrogate, width)
     every = output_sums(setup, x, "trace" if outputs == "sum" else outputs)
     random_sums = outputs == "trace" and len(every) > probes
     if random_sums:
@@ -248,8 +280,9 @@ def sketched_gram(
     n = setup.count(x)
     vectors = len(cotangents) * (1 if random_sums else probes)
     batch, need = _batch(found, n, probes * size, vectors, budget_of(memory))
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     note(
-        f"sketched NTK of {n:,} samples and {found.columns:,} parameters: {len(cotangents)} passes "
+        f"sketched NTK of {n:,} samples and {parameters:,} parameters: {len(cotangents)} passes "
         f"in batches of {batch}, about {need / 2**30:.2g} GiB"
     )
     sketches = every.new_zeros(probes, n, size)
@@ -271,36 +304,36 @@ def sketched_gram(
                     raise StorageError(f"{path} holds other arrays; remove it and run again")
                 else:
                     rows.copy_(torch.from_numpy(stored["rows"]))
-                    bar.advance(stop - start)
+                    bar.advance(stop - start, "kept from before")
     method = _method(probes, random_sums)
 
-    def dimension(moments: tuple[Float, Float], count: int, rank: int) -> Estimate:
-        found = Estimate(*_ratio(*moments, confidence), count, "", confidence, method)
-        return found.within(1.0, rank) if found.high else found
-
-    uncentered = dimension(_moments(sketches), n, n)
+    uncentered = Estimate(*_ratio([_moments(sketches)], confidence), n, "", confidence, method)
     order = torch.from_numpy(np.random.default_rng((seed, 2)).permutation(n)).to(sketches.device)
-    counts = [n]
-    while counts[-1] // 2 >= _LEAST:
-        counts.append(counts[-1] // 2)
-    moments = [_moments(_centred(sketches, order[:c] if c < n else None)) for c in counts]
-    grown = [dimension(pair, c, c - 1) for pair, c in zip(moments, counts, strict=True)]
-    kinds = {(s.kind, s.width, s.peak) for s in (n.params.surrogate for n in neurons_of(network))}
+    products, growth, count = np.zeros(0), [], n
+    while count == n or count >= _LEAST:
+        chosen = [order[i * count :][:count] for i in range(min(n // count, _SUBSETS))]
+        parts = [_moments(_centred(sketches, c if count < n else None)) for c in chosen]
+        products = parts[0][1] if count == n else products
+        growth.append(_subsets(parts, count, confidence, method))
+        count //= 2
+    kinds = {
+        (s.kind, s.width, s.peak) for s in (n.params.surrogate for n in neurons_of(setup.model))
+    }
     return SketchedKernel(
         sketches.cpu().numpy(),
         outputs,
         every.shape[1],
         random_sums,
-        grown[0],
-        uncentered,
-        tuple(grown),
+        growth[0].mean,
+        uncentered.within(1.0, n) if uncentered.high else uncentered,
+        tuple(growth),
         T,
         tuple(sorted(kinds)),
-        sum(p.numel() for p in model.parameters() if p.requires_grad),
+        parameters,
         seed,
         time.monotonic() - started,
         int(need),
-        moments[0][1],
+        products,
     )
 
 
@@ -449,15 +482,39 @@ def _apart(products: Float, kept: NDArray[np.intp]) -> float:
     return float(p.sum() - np.trace(p))
 
 
-def _ratio(traces: Float, products: Float, confidence: float) -> tuple[float, float, float]:
-    """(tr K)²/‖K‖²_F from pairs of independent kernels, with its interval."""
+def _subsets(
+    parts: list[tuple[Float, Float]], count: int, confidence: float, method: str
+) -> SubsetDimension:
+    """The dimension of subsets of ``count`` samples, given their moments."""
+    mean = Estimate(*_ratio(parts, confidence), count, "", confidence, method)
+    each = [_ratio([part], confidence)[0] for part in parts]
+    if mean.high:
+        mean = mean.within(1.0, count - 1)
+        each = [min(max(value, 1.0), count - 1) for value in each]
+    return SubsetDimension(count, len(parts), mean, min(each), max(each))
+
+
+def _ratio(parts: list[tuple[Float, Float]], confidence: float) -> tuple[float, float, float]:
+    """Geometric mean of (tr K)²/‖K‖²_F over sets of samples, with its interval.
+
+    Args:
+        parts: traces and inner products of the independent estimates of each K.
+        confidence: coverage of the interval.
+    """
 
     def of(kept: NDArray[np.intp]) -> float:
-        t = traces[kept]
-        above, below = t.sum() ** 2 - (t @ t), _apart(products, kept)
-        return float(above / below) if above > 0 and below > 0 else 0.0
+        logs = 0.0
+        for traces, products in parts:
+            t = traces[kept]
+            above, below = t.sum() ** 2 - (t @ t), _apart(products, kept)
+            if above <= 0 or below <= 0:
+                return 0.0
+            logs += np.log(above / below)
+        return float(np.exp(logs / len(parts)))
 
-    return _jackknife(of, len(traces), confidence) if traces.any() else (0.0, 0.0, 0.0)
+    if not any(traces.any() for traces, _ in parts):
+        return 0.0, 0.0, 0.0
+    return _jackknife(of, len(parts[0][0]), confidence)
 
 
 def _jackknife(
