@@ -177,11 +177,29 @@ def test_an_untrained_network_is_said_to_be_one(capsys, tmp_path):
     for method in ("auto", "sketch"):
         assert run("--method", method, "--seed", "4") == 0
         shown = " ".join(capsys.readouterr().out.split())
-        assert "One untrained network, seed 4: another --seed may differ by more" in shown
+        assert "One untrained network, seed 4: another may differ by more" in shown
     network = create_model("spikformer_nano", num_classes=10, input_shape=(1, 8, 8), seed=1)
     save_checkpoint(network, tmp_path / "trained.safetensors")
     assert run("--checkpoint", tmp_path / "trained.safetensors") == 0
     assert "untrained" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["auto", "sketch", "matrix-free"])
+def test_several_initialisations(method, capsys, tmp_path):
+    words = ("--method", method, "--samples", 8, "--json")
+    words += ("--probes", 6) if method != "auto" else ()
+    assert run(*words, "--initialisations", 3, "--out", tmp_path) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["over"]["seeds"] == [0, 1, 2]
+    each = [e["value"] for e in found["over"]["each"]]
+    mean = found["over"]["mean"]
+    assert mean["value"] == pytest.approx(np.exp(np.mean(np.log(each))))
+    reach = 4.302653 * np.std(np.log(each), ddof=1) / 3**0.5  # Student, 2 degrees of freedom
+    assert mean["high"] / mean["value"] == pytest.approx(np.exp(reach))
+    if method == "auto":
+        assert found["centred"]["estimates"]["pr"]["value"] == each[0]
+        assert run(*words, "--seed", 0, "--initialisations", 3, "--out", tmp_path) == 0
+        assert json.loads(capsys.readouterr().out)["over"]["mean"] == mean
 
 
 def test_more_samples_than_there_are(capsys):
@@ -201,7 +219,8 @@ def test_more_samples_than_there_are(capsys):
         (("--sweep", "v_th", "--values", "1,x"), "--values '1,x'"),
         (("--target-d-eff", "3"), "needs --invert"),
         (("--invert",), "give one target"),
-        (("--initialisations", "2"), "--initialisations 2"),
+        (("--initialisations", "2", "--invert"), "leave --invert out"),
+        (("--initialisations", "2", "--checkpoint", "x.pt"), "leave --checkpoint out"),
         (("--neuron", "beta"), "expected NAME=VALUE"),
         (("--neuron", "betta=1"), "did you mean beta"),
         (("--sweep", "beta"), "beta"),

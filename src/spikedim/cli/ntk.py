@@ -28,6 +28,26 @@ EIGENVALUES, STEPS, STARTS = 10, 20, 2  # of the Lanczos iteration: 40 products
 
 
 @dataclass(frozen=True)
+class Initialisations:
+    """The centred participation ratio of several untrained networks.
+
+    Attributes:
+        seeds, each: of the networks, and their participation ratios.
+        mean: geometric mean, with the interval for other initialisations.
+    """
+
+    seeds: tuple[int, ...]
+    each: tuple[Estimate, ...]
+    mean: Estimate
+
+    def table(self) -> Table:
+        """Each network, then their mean."""
+        rows: list[tuple[Any, Estimate]] = list(zip(self.seeds, self.each, strict=True))
+        title = f"Over {len(self.seeds)} initialisations"
+        return Table(title, ("seed", "centred participation ratio"), [*rows, ("mean", self.mean)])
+
+
+@dataclass(frozen=True)
 class KernelReport(Result):
     """The kernel of a network on samples of a data set, without its n² values.
 
@@ -41,6 +61,7 @@ class KernelReport(Result):
         layers: share of each layer in the trace.
         timesteps: share of each timestep and pair of steps in it; ``None`` where not asked for.
         initialisation: seed of an untrained network; ``None`` for a trained one.
+        over: the same for other initialisations; ``None`` where not asked for.
     """
 
     network: str
@@ -62,6 +83,12 @@ class KernelReport(Result):
     initialisation: int | None
     _kernel: Kernel = field(repr=False)
     _steps: TimestepKernel | None = field(repr=False)
+    over: Initialisations | None = None
+
+    @property
+    def headline(self) -> Estimate:
+        """The centred participation ratio."""
+        return self.centred["pr"]
 
     def tables(self) -> list[Table]:
         """Dimensions side by side, then the kernel and its layers."""
@@ -77,6 +104,7 @@ class KernelReport(Result):
         columns = ("estimator", "centred", "uncentred", "interval")
         return [
             Table(title, columns, rows, (*self.centred.warnings, *_untrained(self))),
+            *([self.over.table()] if self.over is not None else []),
             *([labels] if self.alignment is not None else []),
             *self._kernel.tables(),
             *(self._steps.tables() if self._steps is not None else []),
@@ -98,6 +126,7 @@ class ApproximateReport(Result):
         alignment: kernel-target alignment with the labels, centred; ``None`` if matrix-free.
         spectrum: leading eigenvalues and spectral density; ``None`` of a sketch.
         initialisation: seed of an untrained network; ``None`` for a trained one.
+        over: the same for other initialisations; ``None`` where not asked for.
     """
 
     network: str
@@ -109,6 +138,14 @@ class ApproximateReport(Result):
     alignment: Estimate | None
     spectrum: KernelSpectrum | None
     initialisation: int | None
+    over: Initialisations | None = None
+
+    @property
+    def headline(self) -> Estimate:
+        """The centred participation ratio."""
+        kernel: Any = self.kernel
+        found: Estimate = kernel.centered if self.method == "sketch" else kernel.ratio
+        return found
 
     def tables(self) -> list[Table]:
         """What was estimated, and of which network; then its details."""
@@ -120,6 +157,8 @@ class ApproximateReport(Result):
         aligned = [] if self.alignment is None else [("alignment with labels", self.alignment)]
         if self.spectrum is not None:
             rest += self.spectrum.tables()
+        if self.over is not None:
+            rest.insert(0, self.over.table())
         rows, notes = [*first.rows, *aligned], (*first.notes, *_untrained(self))
         return [replace(first, title=title, rows=rows, notes=notes), *rest]
 
@@ -134,8 +173,8 @@ def _untrained(report: KernelReport | ApproximateReport) -> tuple[str, ...]:
     if report.initialisation is None:
         return ()
     return (
-        f"One untrained network, seed {report.initialisation}: another --seed may differ by more "
-        "than these intervals, which are about this kernel.",
+        f"One untrained network, seed {report.initialisation}: another may differ by more than "
+        "these intervals, which are about this kernel; --initialisations N measures N.",
     )
 
 
@@ -266,7 +305,7 @@ def ntk(
     from spikedim.ntk.one_sided import one_sided as compared
     from spikedim.ntk.reduction import reduction as reduced
     from spikedim.ntk.regimes import regimes as regimes_of
-    from spikedim.ntk.variants import calibrated
+    from spikedim.ntk.variants import calibrated, over_networks
     from spikedim.progress import note
     from spikedim.storage import Run
     from spikedim.training import resolve_device
@@ -346,31 +385,42 @@ def ntk(
                 **shared,
             )
         else:
-            if checkpoint is None:
-                calibrate_batchnorm(networks[0], batches, timesteps)
-            named = (model, dataset.name, timesteps)
-            fresh = seed if checkpoint is None else None
             wanted = int(outputs) if outputs.isdecimal() else outputs
             given = {"probes": probes, "size": size}
-            if method == "sketch":
-                how: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-                how |= {"memory": memory, "directory": None if out is None else out / "sketch"}
-                result = _sketched(networks[0], named, x, labels, seed, fresh, wanted, how)
-            elif method == "matrix-free":
-                products = PRODUCTS if probes is None else probes
-                count = len(labels)
-                result = _matrix_free(networks[0], named, x, count, seed, fresh, wanted, products)
-            else:
-                how = {
-                    "outputs": wanted,
-                    "method": method,
-                    "engine": engine,
-                    "address": address,
-                    "workers": workers,
-                    "memory": memory,
-                    "directory": None if out is None else out / "tiles",
-                }
-                result = _kernel(networks[0], named, x, labels, seed, fresh, per_timestep, how)
+            reports: list[KernelReport | ApproximateReport] = []
+            for place_in_line, network in enumerate(networks):
+                if checkpoint is None:
+                    calibrate_batchnorm(network, batches, timesteps)
+                fresh = seed + place_in_line if checkpoint is None else None
+                named = (model, dataset.name, timesteps)
+                about_network = (network, named, x, labels, seed, fresh, wanted)
+                folder = None if out is None else out
+                if folder is not None and place_in_line:
+                    folder = folder / f"seed-{fresh}"
+                if method == "sketch":
+                    how: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+                    how |= {"memory": memory, "directory": folder and folder / "sketch"}
+                    reports.append(_sketched(*about_network, how))
+                elif method == "matrix-free":
+                    products = PRODUCTS if probes is None else probes
+                    reports.append(_matrix_free(*about_network, products))
+                else:
+                    how = {
+                        "method": method,
+                        "engine": engine,
+                        "address": address,
+                        "workers": workers,
+                        "memory": memory,
+                        "directory": folder and folder / "tiles",
+                    }
+                    steps_too = per_timestep and not place_in_line
+                    reports.append(_kernel(*about_network, steps_too, how))
+            result = reports[0]
+            if len(reports) > 1:
+                each = tuple(report.headline for report in reports)
+                seeds = tuple(seed + i for i in range(len(reports)))
+                mean = over_networks([e.value for e in each])
+                result = replace(result, over=Initialisations(seeds, each, mean))
         if out is not None:
             _write(result, out)
     emit(result, as_json)
@@ -383,6 +433,7 @@ def _kernel(
     labels: Any,
     seed: int,
     initialisation: int | None,
+    outputs: str | int,
     per_timestep: bool,
     how: dict[str, Any],
 ) -> KernelReport:
@@ -390,7 +441,7 @@ def _kernel(
     from spikedim.ntk import by_timestep, gram
 
     name, dataset, T = named
-    kernel = gram(network, x, T=T, **how)
+    kernel = gram(network, x, T=T, outputs=outputs, **how)
     supervised = kernel.outputs != "full"
     regression, steps = None, None
     if supervised:
@@ -446,7 +497,7 @@ def _matrix_free(
     network: SpikingModel,
     named: tuple[str, str, int],
     x: Any,
-    samples: int,
+    labels: Any,
     seed: int,
     initialisation: int | None,
     outputs: str | int,
@@ -458,7 +509,8 @@ def _matrix_free(
     traces = kernel_traces(operator, products=products, seed=seed)
     count, steps = min(EIGENVALUES, operator.size), min(STEPS, operator.size)
     spectrum = kernel_spectrum(operator, count=count, steps=steps, starts=STARTS, seed=seed)
-    return ApproximateReport(*named, samples, "matrix-free", traces, None, spectrum, initialisation)
+    about = (*named, len(labels), "matrix-free")
+    return ApproximateReport(*about, traces, None, spectrum, initialisation)
 
 
 def _write(result: Any, out: Path) -> None:
@@ -501,10 +553,10 @@ def _check(
         raise ConfigError("--dt is for the rates of --regimes and --invert")
     if (target_d_eff or target_reduction) and "--invert" not in modes:
         raise ConfigError("a target needs --invert")
-    if initialisations > 1 and (checkpoint is not None or not modes or "--invert" in modes):
+    if initialisations > 1 and (checkpoint is not None or "--invert" in modes):
         raise ConfigError(
-            f"--initialisations {initialisations} is for --reduction, --sweep, --regimes and "
-            "--one-sided of untrained networks"
+            f"--initialisations {initialisations} is for untrained networks, and not for --invert; "
+            f"leave {'--invert' if checkpoint is None else '--checkpoint'} out"
         )
 
 

@@ -289,6 +289,21 @@ def combined(values: Array, confidence: float = 0.95) -> Estimate:
     return Estimate(whole, whole - reach, whole + reach, count, "", confidence, method)
 
 
+def over_networks(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """Geometric mean over networks, with Student's interval of the mean logarithm.
+
+    Args:
+        values: of at least two networks, positive.
+        confidence: nominal coverage.
+    """
+    logs = np.log(np.asarray(values, float))
+    count = len(logs)
+    spread = float(logs.std(ddof=1)) / math.sqrt(count)
+    reach = float(stats.t.ppf(0.5 + confidence / 2, count - 1)) * spread
+    mean, method = float(logs.mean()), f"Student over {count} networks, of the logarithm"
+    return exponential(Estimate(mean, mean - reach, mean + reach, count, "", confidence, method))
+
+
 def exponential(estimate: Estimate) -> Estimate:
     """The estimate of a logarithm as one of the number itself."""
     low, high = (None if v is None else math.exp(v) for v in (estimate.low, estimate.high))
