@@ -188,6 +188,7 @@ def test_an_untrained_network_is_said_to_be_one(capsys, tmp_path):
 def test_several_initialisations(method, capsys, tmp_path):
     words = ("--method", method, "--samples", 8, "--json")
     words += ("--probes", 6) if method != "auto" else ()
+    words += ("--outputs", 2) if method == "matrix-free" else ()  # a tenth of the products
     assert run(*words, "--initialisations", 3, "--out", tmp_path) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["over"]["seeds"] == [0, 1, 2]

@@ -170,7 +170,7 @@ class ApproximateReport(Result):
 
 def _untrained(report: KernelReport | ApproximateReport) -> tuple[str, ...]:
     """What the intervals of an untrained network do not cover."""
-    if report.initialisation is None:
+    if report.initialisation is None or report.over is not None:
         return ()
     return (
         f"One untrained network, seed {report.initialisation}: another may differ by more than "
