@@ -17,7 +17,7 @@ from spikedim.models import calibrate_batchnorm, create_model
 from spikedim.neurons import LIF, PLIF, LIFParams, record
 from spikedim.ntk import effects, gram
 from spikedim.ntk.effects import Effect, Sweep, SweepPoint, _effect, sweep
-from spikedim.ntk.invert import _Search, crossing, invert
+from spikedim.ntk.invert import Inversion, Trial, _Search, crossing, invert
 from spikedim.ntk.reduction import _closed_forms, _notes, reduction
 from spikedim.ntk.regimes import Regime, regimes
 from spikedim.ntk.variants import (
@@ -507,6 +507,17 @@ def test_a_neuron_silent_without_some_samples_has_no_interval(x, monkeypatch):
     assert found.estimate.value == found.found.dimension
     assert found.estimate.low is None
     assert "found" not in str([t.get_text() for t in found.plot().get_legend().get_texts()])
+
+
+def test_each_leak_and_refractory_period_is_drawn_in_its_own_way():
+    trials = tuple(
+        Trial(1.0, beta, t_ref, 3.0, None, 0.1)
+        for beta in (0.25, 0.5, 0.75, 0.9)
+        for t_ref in (0, 1, 2)
+    )
+    found = Inversion("d_eff", 9.0, 0.05, (0, 1), None, None, False, (3.0, 3.0), 1.0, trials)
+    lines = found.plot().get_lines()
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(trials)
 
 
 def test_a_rate_no_neuron_has_is_infeasible(x):

@@ -151,10 +151,15 @@ class Inversion(Result):
             import matplotlib.pyplot as plt
 
             _, ax = plt.subplots(figsize=(6.5, 3.5), layout="constrained")
+        leaks = list(dict.fromkeys(t.beta for t in self.trials))
+        dead = list(dict.fromkeys(t.refractory for t in self.trials))
         for pair in dict.fromkeys((t.beta, t.refractory) for t in self.trials):
             some = [t for t in self.trials if (t.beta, t.refractory) == pair]
             label = f"beta {pair[0]:g}, t_ref {pair[1]}"
-            ax.plot([t.rate for t in some], [self.value(t) for t in some], "o", ms=4, label=label)
+            # A colour for each leak, a mark for each refractory period: all pairs differ.
+            mark, colour = "o^sv"[dead.index(pair[1]) % 4], f"C{leaks.index(pair[0])}"
+            found = [t.rate for t in some], [self.value(t) for t in some]
+            ax.plot(*found, mark, color=colour, ms=4, label=label)
         e = self.estimate
         if self.found is not None and e is not None and e.low is not None and e.high is not None:
             reach = [[e.value - e.low], [e.high - e.value]]
