@@ -84,6 +84,7 @@ def test_an_inversion(capsys):
     assert found["window"] == [0.02, 0.3]
     assert found["quantity"] == "d_eff"
     assert found["feasible"]
+    assert found["estimate"]["low"] < found["estimate"]["value"] < found["estimate"]["high"]
 
 
 def test_timesteps_and_layers_side_by_side(capsys):

@@ -14,6 +14,7 @@ from spikedim.errors import ConfigError
 from spikedim.models import create_model, save_checkpoint
 from spikedim.ntk.invert import Inversion, Trial
 from spikedim.report import render_dict
+from spikedim.report.wording import text
 
 WINDOW = (0.02, 0.3)
 
@@ -60,6 +61,9 @@ def test_a_plan_holds_the_neuron_and_the_report_shows_it():
     page = render_dict(data)
     assert "Neuron for a wanted effective dimension" in page
     assert "allowed firing rate" in page
+    assert text(data["inversion"]["estimate"]) in page
+    del data["inversion"]["estimate"]  # a result of an earlier version
+    assert "measured d_eff" in render_dict(data)
     del data["inversion"]  # a result of an earlier version
     assert "allowed firing rate" not in render_dict(data)
 

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import matplotlib
+import matplotlib.figure
 import numpy as np
 import pytest
 import torch
@@ -14,10 +15,10 @@ from spikedim.data import load_dataset
 from spikedim.errors import ConfigError, DataError, ModelError
 from spikedim.models import calibrate_batchnorm, create_model
 from spikedim.neurons import LIF, PLIF, LIFParams, record
-from spikedim.ntk import gram
-from spikedim.ntk.effects import Effect, _effect, sweep
-from spikedim.ntk.invert import crossing, invert
-from spikedim.ntk.reduction import _closed_forms, reduction
+from spikedim.ntk import effects, gram
+from spikedim.ntk.effects import Effect, Sweep, SweepPoint, _effect, sweep
+from spikedim.ntk.invert import Inversion, Trial, _Search, crossing, invert
+from spikedim.ntk.reduction import _closed_forms, _notes, reduction
 from spikedim.ntk.regimes import Regime, regimes
 from spikedim.ntk.variants import (
     Membrane,
@@ -29,7 +30,8 @@ from spikedim.ntk.variants import (
     split,
     variant,
 )
-from spikedim.results import Estimate
+from spikedim.report.picture import picture
+from spikedim.results import Estimate, number
 from spikedim.theory import reduction as closed
 
 matplotlib.use("Agg")
@@ -279,6 +281,13 @@ def test_what_cannot_be_reduced_is_refused(x):
         sweep(learned, x, "tau_m", (1.5, 2), T=T)
 
 
+def test_a_missing_refractory_period_is_noted_for_both_ways_of_asking():
+    (note,) = _notes({}, replace(NEURON, refractory=0))
+    assert "--neuron refractory=1 " in note
+    assert "set_neurons(refractory=1)" in note
+    assert not _notes({}, NEURON)
+
+
 def test_slopes_are_those_of_power_laws():
     place = np.log([0.5, 1.0, 2.0])
     noise = 1e-3 * np.random.default_rng(0).standard_normal((3, 3, 9))
@@ -305,6 +314,47 @@ def test_a_sweep_measures_the_network_of_each_value(x):
     assert json.dumps(found.to_dict(), allow_nan=False)
     assert found.plot().get_xlabel() == "t_ref"
     assert "t_ref" in str(found)
+    assert not [note for note in found.notes if "one network" in note]
+
+
+@pytest.mark.parametrize("parameter", ["tau_m", "v_reset"])
+def test_a_sweep_is_drawn_in_two_panels_with_readable_ticks(parameter):
+    drawn = made_sweep(parameter).plot()
+    upper, lower = drawn.figure.axes
+    assert drawn is upper
+    assert (upper.get_ylabel(), lower.get_ylabel(), lower.get_xlabel()) == ("d_eff", "R", parameter)
+    assert upper.get_title() == "1 network, 90% intervals"
+    drawn.figure.canvas.draw()
+    for axes in (upper, lower):
+        low, high = axes.get_ylim()
+        inside = [t for t in axes.get_yticklabels() if low <= t.get_position()[1] <= high]
+        assert len([t for t in inside if t.get_text()]) >= 3
+    if parameter == "tau_m":
+        assert [t.get_text() for t in lower.get_xticklabels()] == ["1", "2", "3"]
+    assert picture(made_sweep(parameter)).startswith(b"\x89PNG")
+
+
+def test_a_sweep_draws_d_eff_alone_into_given_axes():
+    figure = matplotlib.figure.Figure()
+    axes = figure.subplots()
+    assert made_sweep("tau_m").plot(axes) is axes
+    assert figure.axes == [axes]
+    assert axes.get_ylabel() == "d_eff"
+    assert axes.xaxis.label.get_visible()
+
+
+def made_sweep(parameter):
+    """Values of d_eff and R that share a decade which holds no power of ten."""
+    points = tuple(
+        SweepPoint(
+            value,
+            Estimate(3.0 + value, 2.5, 8.0, confidence=0.9),
+            Estimate(0.3 + value / 10, 0.25, 0.8, confidence=0.9),
+            0.1,
+        )
+        for value in (1.0, 2.0, 3.0)
+    )
+    return Sweep(parameter, NEURON, T, 16, 1, "pr", True, points, (), ())
 
 
 def test_a_silent_value_is_left_out_of_the_slope(x):
@@ -312,6 +362,22 @@ def test_a_silent_value_is_left_out_of_the_slope(x):
     assert math.isnan(found.points[-1].dimension.value)
     assert math.isfinite(found.effects[0].slope.value)
     assert "v_th = 1e+06" in found.notes[0]
+    assert "--initialisations N" in found.notes[-1]
+
+
+def test_a_sweep_names_the_values_that_hardly_fire(x, monkeypatch):
+    net = network(x, refractory=0)
+    monkeypatch.setattr(effects, "_QUIET", 0.0)
+    plain = sweep(net, x, "v_th", (0.5, 1.0), T=T)
+    assert len(plain.notes) == 1
+    border = max(point.rate for point in sweep(net, x, "v_th", (2.0, 4.0), T=T).points)
+    assert border < min(point.rate for point in plain.points)
+    monkeypatch.setattr(effects, "_QUIET", border * 1.001)
+    (note, _) = sweep(net, x, "v_th", (0.5, 1.0, 2.0), T=T).notes
+    assert f"At v_th = 2 neurons nearly fall silent ({number(border, 2)} spikes per step)" in note
+    assert f"slopes without: d_eff {plain.effects[0].slope}, R {plain.effects[1].slope}" in note
+    (note, _) = sweep(net, x, "v_th", (1.0, 2.0), T=T).notes
+    assert "too few other values" in note
 
 
 @pytest.mark.parametrize(
@@ -331,6 +397,29 @@ def test_sweep_mistakes(x, parameter, values, message):
 def test_rates_cross_where_they_should():
     low, high = crossing(lambda v: 1 / v, 1.0, 0.25)
     assert low < 4 < high < low * 1.01
+
+
+def ends(estimate):
+    return (estimate.low, estimate.high)
+
+
+def jackknifed(spiking, twin, x):
+    """95 % interval of d_eff, or of its ratio to the twin's, by leaving out groups of samples."""
+    kernels = [gram(net, x).values for net in (spiking, twin) if net is not None]
+    logs = []
+    for group in split(len(x), 0):
+        kept = np.setdiff1d(np.arange(len(x)), group)
+        parts = [kernel[np.ix_(kept, kept)] for kernel in kernels]
+        parts = [k - k.mean(0) - k.mean(1)[:, None] + k.mean() for k in parts]
+        found = [math.log(np.trace(k) ** 2 / (k**2).sum()) for k in parts]
+        logs.append(found[0] - sum(found[1:]))
+    count = len(logs)
+    deviation = math.sqrt((count - 1) * np.var(logs))
+    reach = stats.t.ppf(0.975, count - 1) * deviation
+    whole = [k - k.mean(0) - k.mean(1)[:, None] + k.mean() for k in kernels]
+    found = [math.log(np.trace(k) ** 2 / (k**2).sum()) for k in whole]
+    middle = found[0] - sum(found[1:])
+    return (math.exp(middle - reach), math.exp(middle + reach))
 
 
 @pytest.mark.parametrize(
@@ -358,6 +447,18 @@ def test_inversion_meets_three_targets(x, name):
         value = gram(changed, x).dimension(interval="none", estimators=["pr"])["pr"].value
         assert value == pytest.approx(target, rel=0.05)
         assert window[0] <= pooled(membrane(changed, x)).rate <= window[1]
+        assert jackknifed(changed, None, x) == pytest.approx(ends(found.estimate))
+        assert found.estimate.value == pytest.approx(value, rel=1e-4)
+        assert found.estimate.low < found.estimate.value < found.estimate.high
+        rows = dict(found.tables()[0].rows)
+        assert rows["measured d_eff"] == found.estimate
+        assert rows["error of the search"].endswith("%")
+        assert found.to_dict()["estimate"]["low"] == found.estimate.low
+    axes = found.plot()
+    labels = {text.get_text() for text in axes.get_legend().get_texts()}
+    assert {"target ± tolerance", "rate window", "found, 95% interval"} <= labels
+    axes.figure.canvas.draw()
+    assert axes.get_legend().get_window_extent().x0 > axes.get_window_extent().x1
 
 
 def test_inversion_of_a_reduction_with_rates_in_hertz(x):
@@ -368,6 +469,10 @@ def test_inversion_of_a_reduction_with_rates_in_hertz(x):
     if found.feasible:
         assert abs(found.error) <= 0.05
         assert found.found.reduction == pytest.approx(0.5, rel=0.05)
+    assert found.estimate.value == pytest.approx(found.found.reduction, rel=1e-4)
+    best = {"threshold": found.found.threshold, "beta": 0.5}
+    pair = (variant(net, None, T, refractory=0, **best), variant(net, (), T, **best))
+    assert jackknifed(*pair, x) == pytest.approx(ends(found.estimate))
     assert "Hz" in str(found)
     assert json.dumps(found.to_dict(), allow_nan=False)
     assert found.plot().get_ylabel() == "R"
@@ -392,12 +497,36 @@ def test_what_so_few_samples_can_show_at_most(x, estimator, most, target, tried)
     assert ("at most, by" in str(found)) == (target > 1)
 
 
+def test_a_neuron_silent_without_some_samples_has_no_interval(x, monkeypatch):
+    net = network(x, refractory=0)
+    logs = np.full(9, np.nan)
+    logs[0] = 1.0
+    monkeypatch.setattr(_Search, "_logs", lambda self, changed: logs)
+    only = {"betas": (0.5,), "refractories": (0,), "rate_window": (0.02, 0.3), "T": T}
+    found = invert(net, x, target_d_eff=2, **only)
+    assert found.estimate.value == found.found.dimension
+    assert found.estimate.low is None
+    assert "found" not in str([t.get_text() for t in found.plot().get_legend().get_texts()])
+
+
+def test_each_leak_and_refractory_period_is_drawn_in_its_own_way():
+    trials = tuple(
+        Trial(1.0, beta, t_ref, 3.0, None, 0.1)
+        for beta in (0.25, 0.5, 0.75, 0.9)
+        for t_ref in (0, 1, 2)
+    )
+    found = Inversion("d_eff", 9.0, 0.05, (0, 1), None, None, False, (3.0, 3.0), 1.0, trials)
+    lines = found.plot().get_lines()
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(trials)
+
+
 def test_a_rate_no_neuron_has_is_infeasible(x):
     found = invert(
         network(x), x, target_d_eff=3, rate_window=(0.9, 0.95), T=T, betas=(0.5,), refractories=(1,)
     )
     assert (found.feasible, found.found, found.reachable) == (False, None, None)
     assert math.isnan(found.error)
+    assert found.estimate is None
     assert "no neuron tried fires" in str(found)
 
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spikedim.errors import ConfigError
 from spikedim.models.base import SpikingModel
 from spikedim.neurons import LIFParams
+from spikedim.ntk.ticks import readable_log
 from spikedim.ntk.variants import (
     Array,
     Prepare,
@@ -29,7 +31,7 @@ from spikedim.ntk.variants import (
     variant,
 )
 from spikedim.progress import task
-from spikedim.results import Estimate, Result, Table
+from spikedim.results import Estimate, Result, Table, number
 
 #: Swept parameters and the values tried by default; thresholds and V_reset in the units of the
 #: model's own threshold setting, times in steps.
@@ -39,6 +41,7 @@ SWEPT: dict[str, tuple[float, ...]] = {
     "t_ref": (0, 1, 2, 3),
     "tau_m": (1.25, 1.5, 2.0, 3.0, 4.0, 8.0),
 }
+_QUIET = 0.005  # spikes per neuron and step below which a kernel rests on a few spikes
 
 
 @dataclass(frozen=True)
@@ -125,19 +128,32 @@ class Sweep(Result):
         ]
         rows = [(p.value, p.dimension, p.reduction, p.rate) for p in self.points]
         return [
-            Table(title, ("effect", f"slope against {_axis(self.parameter)}", "monotone"), effects),
-            Table("Values", (self.parameter, "d_eff", "R", "spikes/step"), rows, self.notes),
+            Table(
+                title,
+                ("effect", f"slope against {_axis(self.parameter)}", "monotone"),
+                effects,
+                self.notes,
+            ),
+            Table("Values", (self.parameter, "d_eff", "R", "spikes/step"), rows),
         ]
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw d_eff and R with intervals against the parameter; returns the matplotlib axes."""
+        """Draw d_eff above R, with intervals, against the parameter.
+
+        Args:
+            ax: matplotlib axes for d_eff alone; by default a new figure with a panel for each.
+
+        Returns:
+            The axes of d_eff; those of R are the second of its figure.
+        """
+        panels = [(ax, "dimension", "d_eff", "#1f5a93")]
         if ax is None:
             import matplotlib.pyplot as plt
 
-            _, ax = plt.subplots(figsize=(5, 3.5), layout="constrained")
+            _, (ax, below) = plt.subplots(2, sharex=True, figsize=(5, 5), layout="constrained")
+            panels = [(ax, *panels[0][1:]), (below, "reduction", "R", "#b8321f")]
         x = [p.value for p in self.points]
-        right = ax.twinx()
-        for axes, name, colour in ((ax, "dimension", "#1f5a93"), (right, "reduction", "#b8321f")):
+        for axes, name, label, colour in panels:
             found: list[Estimate] = [getattr(p, name) for p in self.points]
             middle = [e.value for e in found]
             ends = [
@@ -145,14 +161,15 @@ class Sweep(Result):
                 [(e.value if e.high is None else e.high) - e.value for e in found],
             ]
             axes.errorbar(x, middle, ends, fmt="o-", color=colour, capsize=3)
-            axes.tick_params(axis="y", colors=colour)
-            axes.set_yscale("log")
-        ax.set(xlabel=self.parameter, ylabel="d_eff")
-        right.set_ylabel("R")
-        if self.parameter in ("v_th", "tau_m"):
-            ax.set_xscale("log")
-            ax.set_xticks(x, [f"{value:g}" for value in x])
-            ax.minorticks_off()
+            axes.set(xlabel=self.parameter, ylabel=label)
+            readable_log(axes.yaxis)
+            if self.parameter in ("v_th", "tau_m"):
+                readable_log(axes.xaxis)
+                axes.set_xticks(x, [f"{value:g}" for value in x])
+        if len(panels) > 1:
+            ax.xaxis.label.set_visible(False)  # the lower panel names what they share
+        some = f"{self.networks} network{'s' * (self.networks > 1)}"
+        ax.set_title(f"{some}, {self.points[0].dimension.confidence:.0%} intervals", fontsize=10)
         return ax
 
 
@@ -230,15 +247,28 @@ def sweep(
     )
     place = np.log(tried) if parameter in ("v_th", "tau_m") else np.array(tried)
     usable = np.isfinite(table).all(axis=(0, 2, 3))
-    effects = tuple(
-        _effect(name, place[usable], table[:, usable, k], confidence)
-        for k, name in enumerate(("d_eff", "R"))
-    )
+
+    def effects(kept: NDArray[np.bool_]) -> tuple[Effect, ...]:
+        return tuple(
+            _effect(name, place[kept], table[:, kept, k], confidence)
+            for k, name in enumerate(("d_eff", "R"))
+        )
+
     notes = [
         f"{parameter} = {value:g}: a network fell silent; the slope leaves this value out"
         for value, known in zip(tried, usable, strict=True)
         if not known
     ]
+    quiet = usable & (mean_rate < _QUIET)
+    if quiet.any():
+        rest = effects(usable & ~quiet)
+        notes.append(
+            _quiet_note(parameter, [p for p, q in zip(points, quiet, strict=True) if q], rest)
+        )
+    if len(networks) == 1:
+        notes.append(
+            "Of this one network; --initialisations N (several networks in Python) covers others."
+        )
     return Sweep(
         parameter,
         networks[0].config.neuron,
@@ -248,7 +278,7 @@ def sweep(
         estimator,
         center,
         points,
-        effects,
+        effects(usable),
         tuple(notes),
     )
 
@@ -261,6 +291,17 @@ def _effect(name: str, place: Array, logs: Array, confidence: float) -> Effect:
     slopes = np.einsum("v,nvg->ng", weights / (weights @ weights), logs)
     steps = np.diff(logs[..., 0].mean(axis=0))
     return Effect(name, combined(slopes, confidence), bool((steps > 0).all() or (steps < 0).all()))
+
+
+def _quiet_note(parameter: str, points: Sequence[SweepPoint], rest: Sequence[Effect]) -> str:
+    """Which values hardly fire, and what the others say without them."""
+    values = ", ".join(f"{p.value:g}" for p in points)
+    rates = ", ".join(number(p.rate, 2) for p in points)
+    note = f"At {parameter} = {values} neurons nearly fall silent ({rates} spikes per step)"
+    if any(math.isnan(effect.slope.value) for effect in rest):
+        return f"{note}; too few other values for a slope without."
+    slopes = ", ".join(f"{effect.quantity} {effect.slope}" for effect in rest)
+    return f"{note}; slopes without: {slopes}."
 
 
 def _changes(neuron: LIFParams, parameter: str, value: float) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from spikedim.ntk.variants import (
     Membrane,
     Prepare,
     as_networks,
+    combined,
     estimators,
+    exponential,
     firing_rate,
     log_dimensions,
     membrane,
@@ -33,7 +35,7 @@ from spikedim.ntk.variants import (
     variant,
 )
 from spikedim.progress import task
-from spikedim.results import Result, Table, number
+from spikedim.results import Estimate, Result, Table, number
 from spikedim.theory.reduction import threshold_corrected
 
 #: Leaks and refractory periods tried after the network's own.
@@ -83,6 +85,8 @@ class Inversion(Result):
         most: largest value that so few samples can show at all, which is that of equal
             eigenvalues; infinite for R. A target that it misses by more than the tolerance is
             given up after the first leak and refractory period.
+        estimate: value of the neuron found with the interval for other samples of as many;
+            ``None`` without one. The search met the target on these samples only.
     """
 
     quantity: str
@@ -96,6 +100,7 @@ class Inversion(Result):
     guess: float
     trials: tuple[Trial, ...]
     most: float = math.inf
+    estimate: Estimate | None = None
 
     def value(self, trial: Trial) -> float:
         """What the target is about, of one trial."""
@@ -103,7 +108,7 @@ class Inversion(Result):
 
     @property
     def error(self) -> float:
-        """Relative error of the neuron found; NaN without one."""
+        """Relative error of the search, on its own samples; NaN where no neuron was found."""
         return math.nan if self.found is None else self.value(self.found) / self.target - 1
 
     def tables(self) -> list[Table]:
@@ -115,8 +120,8 @@ class Inversion(Result):
         ]
         if best is not None:
             rows += [
-                (f"measured {self.quantity}", self.value(best)),
-                ("error", f"{number(100 * self.error, 3)} %"),
+                (f"measured {self.quantity}", self.estimate or self.value(best)),
+                ("error of the search", f"{number(100 * self.error, 3)} %"),
                 ("v_th", best.threshold),
                 ("beta", best.beta),
                 ("t_ref, steps", best.refractory),
@@ -145,16 +150,28 @@ class Inversion(Result):
         if ax is None:
             import matplotlib.pyplot as plt
 
-            _, ax = plt.subplots(figsize=(5, 3.5), layout="constrained")
+            _, ax = plt.subplots(figsize=(6.5, 3.5), layout="constrained")
+        leaks = list(dict.fromkeys(t.beta for t in self.trials))
+        dead = list(dict.fromkeys(t.refractory for t in self.trials))
         for pair in dict.fromkeys((t.beta, t.refractory) for t in self.trials):
             some = [t for t in self.trials if (t.beta, t.refractory) == pair]
             label = f"beta {pair[0]:g}, t_ref {pair[1]}"
-            ax.plot([t.rate for t in some], [self.value(t) for t in some], "o", ms=4, label=label)
+            # A colour for each leak, a mark for each refractory period: all pairs differ.
+            mark, colour = "o^sv"[dead.index(pair[1]) % 4], f"C{leaks.index(pair[0])}"
+            found = [t.rate for t in some], [self.value(t) for t in some]
+            ax.plot(*found, mark, color=colour, ms=4, label=label)
+        e = self.estimate
+        if self.found is not None and e is not None and e.low is not None and e.high is not None:
+            reach = [[e.value - e.low], [e.high - e.value]]
+            style = {"fmt": "D", "mfc": "none", "color": "k", "capsize": 3}
+            label = f"found, {e.confidence:.0%} interval"
+            ax.errorbar([self.found.rate], [e.value], reach, label=label, **style)
         ends = (self.target * (1 - self.tolerance), self.target * (1 + self.tolerance))
-        ax.axhspan(*ends, color="#3d8b40", alpha=0.2, lw=0)
-        ax.axvspan(*self.window, color="0.8", alpha=0.4, lw=0)
+        ax.axhspan(*ends, color="#3d8b40", alpha=0.2, lw=0, label="target ± tolerance")
+        ax.axvspan(*self.window, color="0.8", alpha=0.4, lw=0, label="rate window")
         ax.set(xlabel="spikes per neuron and step", ylabel=self.quantity)
-        ax.legend(fontsize=7, frameon=False)
+        # Beside the axes: its marks would pass for measurements inside.
+        ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
         return ax
 
     def _rate(self, rate: float) -> str:
@@ -259,6 +276,7 @@ def invert(
         search.guess(pairs[0][0], target),
         tuple(search.trials),
         most,
+        None if best is None else search.estimate(best),
     )
 
 
@@ -279,13 +297,23 @@ class _Search:
         self._model, self._x, self._T, self._prepare = model, x, T, prepare
         self._items, self._center, self._method = estimators(estimator)[:1], center, method
         self._relative = relative
-        split(samples_of(x), 0)  # refuses too few samples
+        self._groups = split(samples_of(x), 0)  # refuses too few samples
         self.trials: list[Trial] = []
         self._guesses: dict[float, float] = {}
 
     def value(self, trial: Trial) -> float:
         """What the target is about."""
         return trial.dimension if trial.reduction is None else trial.reduction
+
+    def estimate(self, trial: Trial) -> Estimate:
+        """What the target is about, with the interval for other samples."""
+        logs = self._logs(self._changed(trial.threshold, trial.beta, trial.refractory))
+        if self._relative:  # both from the same samples, left out together
+            logs = logs - self._logs(self._continuous(trial.threshold, trial.beta))
+        found = combined(logs[None])
+        if math.isnan(found.value):  # silent without some of the samples
+            return Estimate(self.value(trial), method="no interval: silent without some samples")
+        return exponential(found)
 
     def most(self) -> float:
         """The largest d_eff that any kernel of these samples has."""
@@ -388,9 +416,18 @@ class _Search:
         network = variant(self._model, on, self._T, self._prepare, beta=beta)
         return pooled(membrane(network, self._x))
 
-    def _twin(self, threshold: float, beta: float) -> float:
+    def _continuous(self, threshold: float, beta: float) -> SpikingModel:
         changes = {"threshold": threshold, "beta": beta}
-        return self._dimension(variant(self._model, (), self._T, self._prepare, **changes))
+        return variant(self._model, (), self._T, self._prepare, **changes)
+
+    def _twin(self, threshold: float, beta: float) -> float:
+        return self._dimension(self._continuous(threshold, beta))
+
+    def _logs(self, network: SpikingModel) -> Array:
+        """Of the dimension, with all samples and without each group of them."""
+        kernel = trace_kernel(network, self._x, self._method)
+        size = parameters_of(network)
+        return log_dimensions(kernel, self._items, self._center, size, self._groups)[:, 0]
 
     def _dimension(self, network: SpikingModel) -> float:
         return self._d_eff(trace_kernel(network, self._x, self._method), network)

@@ -20,6 +20,7 @@ from torch import Tensor
 from spikedim.errors import ConfigError
 from spikedim.models.base import SpikingModel
 from spikedim.neurons import LIFParams
+from spikedim.ntk.ticks import readable_log
 from spikedim.ntk.variants import (
     NEEDS,
     Array,
@@ -213,7 +214,8 @@ class Reduction(Result):
         ax.axhline(1, color="0.6", lw=0.8)
         names = [f.label.replace(" (", "\n(") for f in self.factors]
         ax.set_xticks(range(len(names)), names, fontsize=8)
-        ax.set(ylabel="d_eff ratio", yscale="log")
+        ax.set_ylabel("d_eff ratio")
+        readable_log(ax.yaxis)
         ax.legend(fontsize=7, frameon=False)
         return ax
 
@@ -388,7 +390,10 @@ def _notes(values: dict[On, Array], neuron: LIFParams) -> list[str]:
         if (silent := int((~np.isfinite(found[:, 0, 0])).sum()))
     ]
     if not neuron.refractory:
-        notes.append("No refractory period: set_neurons(refractory=1) measures one.")
+        notes.append(
+            "No refractory period: --neuron refractory=1 on the command line, "
+            "set_neurons(refractory=1) in Python measures one."
+        )
     if neuron.reset == "soft":
         notes.append("A soft reset has no V_reset: the closed forms take 0.")
     return notes

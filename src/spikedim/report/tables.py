@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spikedim.report.wording import amount, coverage, full, or_nan
+from spikedim.report.wording import amount, coverage, full, or_nan, text
 from spikedim.results import number
 
 Data = Mapping[str, Any]
@@ -201,7 +201,10 @@ def inversion(plan: Data) -> Grid | None:
     if best := found["found"]:
         value = best["dimension"] if found["quantity"] == "d_eff" else best["reduction"]
         rows += [
-            [f"measured {found['quantity']}", number(value)],
+            [
+                f"measured {found['quantity']}",
+                text(found["estimate"]) if found.get("estimate") else number(value),
+            ],
             ["v_th", number(best["threshold"])],
             ["β", number(best["beta"])],
             ["t_ref, steps", number(best["refractory"])],
