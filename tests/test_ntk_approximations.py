@@ -7,7 +7,7 @@ from torch import nn
 
 from spikedim.errors import BudgetError, ConfigError, DataError, ModelError, StorageError
 from spikedim.models import calibrate_batchnorm, create_model
-from spikedim.ntk import Setup
+from spikedim.ntk import Setup, matrix_free
 from spikedim.ntk.capture import logits
 from spikedim.ntk.gram import jacobian_rows
 from spikedim.ntk.matrix_free import (
@@ -317,6 +317,28 @@ def test_products_with_the_kernel(few, outputs, center):
     vectors = np.random.default_rng(0).standard_normal((operator.size, 3))
     found = operator.apply(vectors)
     assert np.linalg.norm(found - exact @ vectors) < 1e-11 * np.linalg.norm(exact @ vectors)
+
+
+@pytest.mark.parametrize("held", [{"_GRADIENTS": 4}, {"_GRADIENT_BYTES": 1}, {}])
+def test_one_forward_serves_as_many_outputs_as_may_be_held(few, held, monkeypatch):
+    net, x, jac = few
+    for name, value in held.items():
+        monkeypatch.setattr(matrix_free, name, value)
+    backward = []  # outputs differentiated after each forward
+    pull = KernelOperator._pull
+
+    def counted(self, functions, vectors):
+        backward.append(len(functions))
+        return pull(self, functions, vectors)
+
+    monkeypatch.setattr(KernelOperator, "_pull", counted)
+    operator = KernelOperator(net, x, T=T, outputs="trace", center=False, batch=7)
+    vectors = np.random.default_rng(0).standard_normal((operator.size, 2))
+    exact = trace_kernel(jac) @ vectors
+    np.testing.assert_allclose(operator.apply(vectors), exact, rtol=1e-9)
+    assert backward == {"_GRADIENTS": [2, 1], "_GRADIENT_BYTES": [1, 1, 1]}.get(
+        next(iter(held), ""), [3]
+    )
 
 
 def test_products_of_networks_with_learned_leaks_and_frozen_parts(few):

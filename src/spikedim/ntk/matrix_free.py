@@ -8,6 +8,7 @@ and with them the participation ratio; the Lanczos iteration gives the spectrum.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -29,7 +30,8 @@ from spikedim.theory.statistics import normal_quantile
 
 Float = NDArray[np.float64]
 TRACE_METHODS = ("hutch++", "xtrace", "hutchinson")
-_AT_ONCE = 8  # vectors, and directions in the space of the parameters, held at once
+_AT_ONCE = 8  # vectors, and forward-mode passes of a batch, held at once
+_GRADIENTS, _GRADIENT_BYTES = 64, 2**30  # most gradients of several outputs held at once
 _DEPENDENT = 1.5  # how much wider the intervals of estimates that share their directions are
 
 
@@ -47,8 +49,9 @@ class Operator(Protocol):
 class KernelOperator:
     """Products with the neural tangent kernel of a network.
 
-    Up to eight vectors are multiplied at once, at the memory of as many gradients and of their
-    forward-mode passes through one batch.
+    Up to eight vectors are multiplied at once, at the memory of as many forward-mode passes
+    through one batch. With ``outputs="trace"`` one forward of a batch serves several outputs, whose
+    gradients, one per vector and output, are held: at most 64 or 1 GiB of them.
 
     Args:
         model: a network in eval mode; parameters that do not require gradients are left out.
@@ -105,9 +108,9 @@ class KernelOperator:
         right = self._centred(np.asarray(vectors, np.float64))
         out = np.zeros(right.shape)
         for start, stop in spans(right.shape[1], _AT_ONCE):
-            for function in self._functions:
-                moved = self._pull(function, right[:, start:stop])
-                out[:, start:stop] += self._push(function, moved)
+            for functions in self._groups(stop - start):
+                moved = self._pull(functions, right[:, start:stop])
+                out[:, start:stop] += self._push(functions, moved)
         return self._centred(out)
 
     def _centred(self, vectors: Float) -> Float:
@@ -116,22 +119,29 @@ class KernelOperator:
     def _batches(self) -> list[tuple[int, int]]:
         return list(spans(self._setup.count(self._x), self._batch))
 
-    def _pull(self, function: Tensor, vectors: Float) -> dict[str, Tensor]:
-        """Jᵀ·vectors by parameter, [k, ...]."""
-        weights = torch.as_tensor(vectors.T.copy()).to(function)
-        weights = weights.unflatten(1, (-1, len(function))) @ function  # [k, n, O]
-        k = len(weights)
-        total = {name: p.new_zeros(k, *p.shape) for name, p in self._moving.items()}
+    def _groups(self, vectors: int) -> Iterator[list[Tensor]]:
+        """The functions, as many at once as may have their gradients held."""
+        gradient = sum(p.numel() * p.element_size() for p in self._moving.values())
+        held = min(_GRADIENTS, _GRADIENT_BYTES // max(gradient, 1))
+        step = max(held // max(vectors, 1), 1)
+        for start, stop in spans(len(self._functions), step):
+            yield self._functions[start:stop]
+
+    def _pull(self, functions: list[Tensor], vectors: Float) -> dict[str, Tensor]:
+        """Jᵀ·vectors of every function by parameter, [functions·k, ...]."""
+        right = torch.as_tensor(vectors.T.copy()).to(functions[0])
+        weights = torch.cat([right.unflatten(1, (-1, len(f))) @ f for f in functions])
+        total = {name: p.new_zeros(len(weights), *p.shape) for name, p in self._moving.items()}
         for start, stop in self._batches():
             x = self._setup.batch(self._x, start, stop)
             with torch.enable_grad():
                 y = self._setup.readout(self._setup.model, x, self._setup.T)
-            for index in range(k):
+            for index, weight in enumerate(weights):  # each [n, O]
                 found = torch.autograd.grad(
                     y,
                     list(self._moving.values()),
-                    weights[index, start:stop],
-                    retain_graph=index < k - 1,
+                    weight[start:stop],
+                    retain_graph=index < len(weights) - 1,
                     allow_unused=True,
                 )
                 for name, gradient in zip(self._moving, found, strict=True):
@@ -139,8 +149,8 @@ class KernelOperator:
                         total[name][index] += gradient
         return total
 
-    def _push(self, function: Tensor, directions: dict[str, Tensor]) -> Float:
-        """J·directions [size, k]."""
+    def _push(self, functions: list[Tensor], directions: dict[str, Tensor]) -> Float:
+        """J·directions [size, k], each function's of its own directions, added up."""
         model = ReadoutModule(self._setup)
         buffers = {f"model.{n}": b for n, b in self._setup.model.named_buffers()}
         fixed = {
@@ -149,6 +159,7 @@ class KernelOperator:
             if n not in self._moving
         }
         values = {n: p.detach() for n, p in self._moving.items()}
+        readouts = torch.stack(functions)  # [functions, F, O]
         parts = []
         for start, stop in self._batches():
             x = self._setup.batch(self._x, start, stop)
@@ -162,9 +173,11 @@ class KernelOperator:
                 found: Tensor = torch.func.jvp(outputs, (values,), (direction,))[1]
                 return found
 
+            # a few directions at a time: all would hold as many batches of activations
             with torch.no_grad():
-                moved = torch.func.vmap(derivative)(directions)
-            parts.append((moved @ function.T).flatten(1))  # [k, B·F]
+                moved = torch.func.vmap(derivative, chunk_size=_AT_ONCE)(directions)
+            moved = moved.unflatten(0, (len(functions), -1))  # [functions, k, B, O]
+            parts.append((moved @ readouts.mT[:, None]).sum(0).flatten(1))  # [k, B·F]
         return np.asarray(torch.cat(parts, 1).T.double().cpu().numpy())
 
 
