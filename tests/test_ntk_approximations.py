@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from spikedim import progress
 from spikedim.errors import BudgetError, ConfigError, DataError, ModelError, StorageError
 from spikedim.models import calibrate_batchnorm, create_model
-from spikedim.ntk import Setup, gram
+from spikedim.ntk import Setup, gram, matrix_free
 from spikedim.ntk.capture import logits
 from spikedim.ntk.gram import jacobian_rows
 from spikedim.ntk.matrix_free import (
@@ -327,6 +328,28 @@ def test_products_with_the_kernel(few, outputs, center):
     assert np.linalg.norm(found - exact @ vectors) < 1e-11 * np.linalg.norm(exact @ vectors)
 
 
+@pytest.mark.parametrize("held", [{"_GRADIENTS": 4}, {"_GRADIENT_BYTES": 1}, {}])
+def test_one_forward_serves_as_many_outputs_as_may_be_held(few, held, monkeypatch):
+    net, x, jac = few
+    for name, value in held.items():
+        monkeypatch.setattr(matrix_free, name, value)
+    backward = []  # outputs differentiated after each forward
+    pull = KernelOperator._pull
+
+    def counted(self, functions, vectors):
+        backward.append(len(functions))
+        return pull(self, functions, vectors)
+
+    monkeypatch.setattr(KernelOperator, "_pull", counted)
+    operator = KernelOperator(net, x, T=T, outputs="trace", center=False, batch=7)
+    vectors = np.random.default_rng(0).standard_normal((operator.size, 2))
+    exact = trace_kernel(jac) @ vectors
+    np.testing.assert_allclose(operator.apply(vectors), exact, rtol=1e-9)
+    assert backward == {"_GRADIENTS": [2, 1], "_GRADIENT_BYTES": [1, 1, 1]}.get(
+        next(iter(held), ""), [3]
+    )
+
+
 def test_products_of_networks_with_learned_leaks_and_frozen_parts(few):
     net, x, jac = few
     net = create_model("spikformer_nano", seed=0, num_classes=3, input_shape=(3, 16, 16)).double()
@@ -447,6 +470,126 @@ def test_lanczos_ends_where_the_krylov_space_ends():
     found = kernel_spectrum(Dense(np.diag([3.0, 3.0, 1.0, 1.0])), count=4, steps=9, starts=2)
     np.testing.assert_allclose(sorted(found.eigenvalues), [1, 3])
     assert found.trace_of(lambda v: v).value == pytest.approx(8, rel=0.5)
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_results_say_whether_the_kernel_was_centred(few, center):
+    net, x, jac = few
+    operator = KernelOperator(net, x, T=T, outputs=1, center=center)
+    exact = full_kernel(jac[1:2])
+    exact = centred(exact) if center else exact
+    traces = kernel_traces(operator, products=2 * operator.size)
+    assert traces.trace.value == pytest.approx(np.trace(exact))
+    labels = [row[0] for row in traces.tables()[0].rows]
+    kernel, kind = ("HKH", "centred") if center else ("K", "uncentred")
+    assert labels[:3] == [f"tr {kernel}", f"‖{kernel}‖²_F", f"participation ratio, {kind}"]
+    spectrum = kernel_spectrum(operator, count=2, steps=3, starts=2)
+    assert spectrum.tables()[0].title == f"Leading eigenvalues of {N}, {kind}"
+    title = spectrum.plot().get_title(loc="left")
+    assert title == f"Spectrum of the {kind} NTK, {N} rows"
+    assert traces.to_dict()["centred"] is spectrum.to_dict()["centred"] is center
+    assert not kernel_traces(Dense(exact), products=2 * N).centred
+
+
+def test_errors_are_no_smaller_than_the_rounding_of_the_products(few):
+    net = create_model("spikformer_nano", seed=0, num_classes=3, input_shape=(3, 16, 16)).double()
+    net.load_state_dict(few[0].state_dict())
+    net.eval()
+    assert KernelOperator(net, few[1], T=T).precision == np.finfo(np.float64).eps
+    net.float()
+    operator = KernelOperator(net, few[1].float(), T=T)
+    eps = float(np.finfo(np.float32).eps)
+    assert operator.precision == eps
+    found = kernel_spectrum(operator, count=3, steps=operator.size, starts=2)
+    assert (found.errors >= eps * found.eigenvalues[0]).all()
+    image = operator.apply(np.eye(operator.size))
+    exact = np.linalg.eigvalsh((image + image.T) / 2)
+    for value, error in zip(found.eigenvalues, found.errors, strict=True):
+        assert np.abs(exact - value).min() <= error
+    explicit = kernel_spectrum(Dense(np.diag([4.0, 2.0, 1.0])), count=3, steps=3, starts=2)
+    assert (explicit.errors >= 4 * np.finfo(np.float64).eps * (1 - 1e-9)).all()
+
+
+def drawn(axes):
+    """Points and curve of a plotted spectrum."""
+    lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+    if axes.get_legend() is not None:
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == list(lines)
+    return lines.pop("found one by one", None), lines.pop("estimated density", None), lines
+
+
+def test_spectra_show_the_leading_eigenvalues_at_their_rank():
+    values = np.concatenate([[40.0, 20.0, 10.0], np.linspace(0.1, 2, 97)])
+    found = kernel_spectrum(Dense(with_spectrum(values)), count=12, steps=30, starts=6)
+    points, curve, others = drawn(found.plot())
+    known = len(points)
+    assert 3 <= known < 12  # those inside the bulk are not resolved
+    assert not others
+    np.testing.assert_allclose(points[:3], [[40, 1], [20, 2], [10, 3]], rtol=1e-9)
+    np.testing.assert_array_equal(curve[0], points[-1])
+    assert (np.diff(curve[:, 0]) < 0).all()
+    assert (np.diff(curve[:, 1]) >= 0).all()
+    assert curve[-1, 1] == pytest.approx(100)
+    for value in (0.5, 1.0, 1.5):
+        estimated = curve[curve[:, 0] >= value][-1, 1]
+        assert estimated == pytest.approx((values >= value).sum(), abs=12)
+
+
+def test_spectra_of_small_and_empty_kernels():
+    one = kernel_spectrum(Dense(with_spectrum(np.array([5.0] + [0.0] * 9))), count=3, steps=5)
+    points, curve, _ = drawn(one.plot())
+    np.testing.assert_allclose(points, [[5, 1]])
+    assert curve is None
+    pair = kernel_spectrum(Dense(with_spectrum(np.array([3.0, 1.0]))), count=2, steps=2)
+    points, curve, _ = drawn(pair.plot())
+    np.testing.assert_allclose(points, [[3, 1], [1, 2]])
+    assert curve is None
+    single = kernel_spectrum(Dense(np.full((1, 1), 2.0)), count=1, steps=1)
+    np.testing.assert_allclose(drawn(single.plot())[0], [[2, 1]])
+    axes = kernel_spectrum(Dense(np.zeros((6, 6))), count=3, steps=5).plot()
+    assert drawn(axes) == (None, None, {})
+    assert [text.get_text() for text in axes.texts] == ["no eigenvalue above 0"]
+    axes.figure.canvas.draw()
+
+
+@pytest.mark.parametrize("outputs", ["full", "trace"])
+def test_products_report_to_one_bar(few, outputs, monkeypatch, capsys):
+    net, x, _ = few
+    bars = []
+
+    class Bar(progress.Task):
+        def __init__(self, label, total):
+            assert all(bar.closed for bar in bars)
+            super().__init__(label, total)
+            self.closed, self.calls = False, 0
+            bars.append(self)
+
+        def advance(self, steps=1, detail=""):
+            self.calls += 1
+            super().advance(steps, detail)
+
+        def close(self):
+            self.closed = True
+            super().close()
+
+    monkeypatch.setattr(progress, "Task", Bar)
+    operator = KernelOperator(net, x, T=T, outputs=outputs, batch=5)
+    each = 6 * (3 if outputs == "trace" else 1)  # batches of 5, 5 and 2, both ways
+    with progress.showing():
+        for method in TRACE_METHODS:
+            kernel_traces(operator, method=method, products=7)
+        kernel_spectrum(operator, count=1, steps=2, starts=2)
+        operator.apply(np.ones((operator.size, 2)))
+        kernel_traces(Dense(np.eye(30)), products=6)
+    products = [7, 6, 7, 4, 2]  # pairs for xtrace
+    assert [bar.total for bar in bars] == [*(each * count for count in products), 6]
+    assert all(bar.done == bar.total and bar.closed and bar.calls > 1 for bar in bars)
+    said = capsys.readouterr().err.splitlines()
+    rows, over = (36, "3 outputs") if outputs == "full" else (12, "summed over 3 outputs")
+    first = f"7 products with a kernel of {rows} rows (12 samples, {over}): {7 * each} passes"
+    assert said[0] == f"{first} through a batch"
+    assert said[-1] == "6 products with a kernel of 30 rows"
+    assert len(said) == 5
 
 
 def test_unusable_options_are_named(few):

@@ -8,6 +8,8 @@ and with them the participation ratio; the Lanczos iteration gives the spectrum.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,16 +22,20 @@ from torch import Tensor, nn
 from spikedim.dimension.arrays import spans
 from spikedim.errors import ConfigError
 from spikedim.neurons import Surrogate
-from spikedim.ntk.capture import Readout, check_evaluating, logits
-from spikedim.ntk.gram import ReadoutModule, Setup
-from spikedim.ntk.kernel import has_events, output_sums, with_named_surrogate
-from spikedim.progress import track
+from spikedim.ntk.capture import Readout
+from spikedim.ntk.gram import ReadoutModule
+from spikedim.ntk.kernel import output_sums, prepared
+from spikedim.progress import Task, note, task
 from spikedim.results import Estimate, Result, Table
 from spikedim.theory.statistics import normal_quantile
 
 Float = NDArray[np.float64]
 TRACE_METHODS = ("hutch++", "xtrace", "hutchinson")
-_AT_ONCE = 8  # vectors, and directions in the space of the parameters, held at once
+_AT_ONCE = 8  # vectors, and forward-mode passes of a batch, held at once
+_GRADIENTS, _GRADIENT_BYTES = 64, 2**30  # most gradients of several outputs held at once
+_KNOWN = 0.01  # relative error of an eigenvalue whose rank is believed
+_TINY = float(np.finfo(np.float64).tiny)
+_EPS = float(np.finfo(np.float64).eps)
 _DEPENDENT = 1.5  # how much wider the intervals of estimates that share their directions are
 
 
@@ -47,8 +53,9 @@ class Operator(Protocol):
 class KernelOperator:
     """Products with the neural tangent kernel of a network.
 
-    Up to eight vectors are multiplied at once, at the memory of as many gradients and of their
-    forward-mode passes through one batch.
+    Up to eight vectors are multiplied at once, at the memory of as many forward-mode passes
+    through one batch. With ``outputs="trace"`` one forward of a batch serves several outputs, whose
+    gradients, one per vector and output, are held: at most 64 or 1 GiB of them.
 
     Args:
         model: a network in eval mode; parameters that do not require gradients are left out.
@@ -90,24 +97,43 @@ class KernelOperator:
     ) -> None:
         if batch < 1:
             raise ConfigError(f"batch={batch}; expected at least 1")
-        check_evaluating(model)
-        network = with_named_surrogate(model, surrogate, width)
-        self._setup = Setup(network, T, readout or logits, has_events(model, x))
+        self._setup = prepared(model, x, T, readout, surrogate, width)
         self._x, self._batch, self.center = x, batch, center
         cotangents = output_sums(self._setup, x, outputs)
         functions = list(cotangents.split(1)) if outputs == "trace" else [cotangents]
         self._functions = functions  # each [F, O]; the kernels of all are added up
         self.size = self._setup.count(x) * len(functions[0])
-        self._moving = {n: p for n, p in network.named_parameters() if p.requires_grad}
+        self._moving = {n: p for n, p in self._setup.model.named_parameters() if p.requires_grad}
+        self._bar: Task | None = None
+
+    @property
+    def precision(self) -> float:
+        """Relative rounding of the products: the coarsest of the parameters' number formats."""
+        kinds = {p.dtype for p in self._setup.model.parameters() if p.dtype.is_floating_point}
+        return max((float(torch.finfo(kind).eps) for kind in kinds), default=_EPS)
+
+    @property
+    def _shape(self) -> tuple[int, int, bool]:
+        """Samples, outputs, and whether the kernels of the outputs are added up."""
+        outputs = sum(len(functions) for functions in self._functions)
+        return self._setup.count(self._x), outputs, len(self._functions) > 1
+
+    @property
+    def passes(self) -> int:
+        """Passes through a batch, in reverse and in forward mode, that one product takes."""
+        return 2 * len(self._functions) * len(self._batches())
 
     def apply(self, vectors: Float) -> Float:
         """K·vectors or HKH·vectors for ``vectors`` [size, k], float64 [size, k]."""
         right = self._centred(np.asarray(vectors, np.float64))
+        if self._bar is None:
+            with _reporting(self, "products", right.shape[1]):
+                return self.apply(vectors)
         out = np.zeros(right.shape)
         for start, stop in spans(right.shape[1], _AT_ONCE):
-            for function in self._functions:
-                moved = self._pull(function, right[:, start:stop])
-                out[:, start:stop] += self._push(function, moved)
+            for functions in self._groups(stop - start):
+                moved = self._pull(functions, right[:, start:stop])
+                out[:, start:stop] += self._push(functions, moved)
         return self._centred(out)
 
     def _centred(self, vectors: Float) -> Float:
@@ -116,31 +142,43 @@ class KernelOperator:
     def _batches(self) -> list[tuple[int, int]]:
         return list(spans(self._setup.count(self._x), self._batch))
 
-    def _pull(self, function: Tensor, vectors: Float) -> dict[str, Tensor]:
-        """Jᵀ·vectors by parameter, [k, ...]."""
-        weights = torch.as_tensor(vectors.T.copy()).to(function)
-        weights = weights.unflatten(1, (-1, len(function))) @ function  # [k, n, O]
-        k = len(weights)
-        total = {name: p.new_zeros(k, *p.shape) for name, p in self._moving.items()}
+    def _advance(self, passes: int) -> None:
+        if self._bar is not None:
+            self._bar.advance(passes)
+
+    def _groups(self, vectors: int) -> Iterator[list[Tensor]]:
+        """The functions, as many at once as may have their gradients held."""
+        gradient = sum(p.numel() * p.element_size() for p in self._moving.values())
+        held = min(_GRADIENTS, _GRADIENT_BYTES // max(gradient, 1))
+        step = max(held // max(vectors, 1), 1)
+        for start, stop in spans(len(self._functions), step):
+            yield self._functions[start:stop]
+
+    def _pull(self, functions: list[Tensor], vectors: Float) -> dict[str, Tensor]:
+        """Jᵀ·vectors of every function by parameter, [functions·k, ...]."""
+        right = torch.as_tensor(vectors.T.copy()).to(functions[0])
+        weights = torch.cat([right.unflatten(1, (-1, len(f))) @ f for f in functions])
+        total = {name: p.new_zeros(len(weights), *p.shape) for name, p in self._moving.items()}
         for start, stop in self._batches():
             x = self._setup.batch(self._x, start, stop)
             with torch.enable_grad():
                 y = self._setup.readout(self._setup.model, x, self._setup.T)
-            for index in range(k):
+            for index, weight in enumerate(weights):  # each [n, O]
                 found = torch.autograd.grad(
                     y,
                     list(self._moving.values()),
-                    weights[index, start:stop],
-                    retain_graph=index < k - 1,
+                    weight[start:stop],
+                    retain_graph=index < len(weights) - 1,
                     allow_unused=True,
                 )
                 for name, gradient in zip(self._moving, found, strict=True):
                     if gradient is not None:
                         total[name][index] += gradient
+                self._advance(1)
         return total
 
-    def _push(self, function: Tensor, directions: dict[str, Tensor]) -> Float:
-        """J·directions [size, k]."""
+    def _push(self, functions: list[Tensor], directions: dict[str, Tensor]) -> Float:
+        """J·directions [size, k], each function's of its own directions, added up."""
         model = ReadoutModule(self._setup)
         buffers = {f"model.{n}": b for n, b in self._setup.model.named_buffers()}
         fixed = {
@@ -149,6 +187,7 @@ class KernelOperator:
             if n not in self._moving
         }
         values = {n: p.detach() for n, p in self._moving.items()}
+        readouts = torch.stack(functions)  # [functions, F, O]
         parts = []
         for start, stop in self._batches():
             x = self._setup.batch(self._x, start, stop)
@@ -162,15 +201,62 @@ class KernelOperator:
                 found: Tensor = torch.func.jvp(outputs, (values,), (direction,))[1]
                 return found
 
+            # a few directions at a time: all would hold as many batches of activations
             with torch.no_grad():
-                moved = torch.func.vmap(derivative)(directions)
-            parts.append((moved @ function.T).flatten(1))  # [k, B·F]
+                moved = torch.func.vmap(derivative, chunk_size=_AT_ONCE)(directions)
+            self._advance(len(moved))
+            moved = moved.unflatten(0, (len(functions), -1))  # [functions, k, B, O]
+            parts.append((moved @ readouts.mT[:, None]).sum(0).flatten(1))  # [k, B·F]
         return np.asarray(torch.cat(parts, 1).T.double().cpu().numpy())
+
+
+class _Counted:
+    """Any other operator, its products counted by ``bar``."""
+
+    def __init__(self, operator: Operator, bar: Task) -> None:
+        self._operator, self._bar, self.size = operator, bar, operator.size
+
+    def apply(self, vectors: Float) -> Float:
+        image = self._operator.apply(vectors)
+        self._bar.advance(vectors.shape[1])
+        return image
+
+
+@contextmanager
+def _reporting(operator: Operator, label: str, products: int) -> Iterator[Operator]:
+    """The operator, with one bar for all ``products`` with it inside the block."""
+    if not isinstance(operator, KernelOperator):
+        with task(label, products) as bar:
+            yield _Counted(operator, bar)
+        return
+    # a product can take minutes, so that what is counted is its passes
+    with task(f"{label} (passes)", products * operator.passes) as bar:
+        operator._bar = bar
+        try:
+            yield operator
+        finally:
+            operator._bar = None
+
+
+def _announce(operator: Operator, products: int) -> None:
+    text = f"{products:,} products with a kernel of {operator.size:,} rows"
+    if isinstance(operator, KernelOperator):
+        samples, outputs, summed = operator._shape
+        over = "summed over " if summed else ""
+        text += f" ({samples:,} samples, {over}{outputs:,} output{'s' * (outputs != 1)}): "
+        text += f"{products * operator.passes:,} passes through a batch"
+    note(text)
+
+
+def _is_centred(operator: Operator) -> bool:
+    return bool(getattr(operator, "center", False))
 
 
 @dataclass(frozen=True)
 class KernelTraces(Result):
     """tr K, ‖K‖²_F and the participation ratio (tr K)²/‖K‖²_F from products with vectors.
+
+    All three are of HKH, H = 1 − 11ᵀ/size, where the operator is centred.
 
     Args:
         trace, square, ratio: the three numbers with intervals.
@@ -179,6 +265,7 @@ class KernelTraces(Result):
         products: vectors multiplied with the kernel.
         seed: of the vectors.
         seconds: wall time.
+        centred: whether they are of HKH.
     """
 
     trace: Estimate
@@ -189,13 +276,15 @@ class KernelTraces(Result):
     products: int
     seed: int
     seconds: float
+    centred: bool = False
 
     def tables(self) -> list[Table]:
         """The three numbers and what they took."""
+        kernel, kind = ("HKH", "centred") if self.centred else ("K", "uncentred")
         rows: list[tuple[str, Any]] = [
-            ("tr K", self.trace),
-            ("‖K‖²_F", self.square),
-            ("participation ratio", self.ratio),
+            (f"tr {kernel}", self.trace),
+            (f"‖{kernel}‖²_F", self.square),
+            (f"participation ratio, {kind}", self.ratio),
             ("confidence", f"{100 * self.ratio.confidence:g} %"),
             ("rows of the kernel", self.size),
             ("method", f"{self.method}, {self.products} products"),
@@ -243,19 +332,22 @@ def kernel_traces(
     normal_quantile(confidence)
     rng = np.random.default_rng(seed)
     n = operator.size
-    if method != "hutchinson" and products >= 2 * n:
-        image = operator.apply(np.eye(n))
-        traces, squares, used = np.full(2, np.trace(image)), np.full(2, (image**2).sum()), n
-    elif method == "hutchinson":
-        (traces, squares), used = _plain(operator, _signs(rng, n, products)), products
-    elif method == "hutch++":
-        third = products // 3
-        basis = linalg.qr(operator.apply(_signs(rng, n, third)), mode="economic")[0]
-        traces, squares = _deflated(operator, basis, _signs(rng, n, products - 2 * third))
-        used = products
-    else:
-        half = products // 2
-        (traces, squares), used = _exchangeable(operator, _signs(rng, n, half)), 2 * half
+    exact = method != "hutchinson" and products >= 2 * n
+    used = n if exact else products - products % 2 if method == "xtrace" else products
+    _announce(operator, used)
+    centred = _is_centred(operator)
+    with _reporting(operator, "products", used) as operator:
+        if exact:
+            image = operator.apply(np.eye(n))
+            traces, squares = np.full(2, np.trace(image)), np.full(2, (image**2).sum())
+        elif method == "hutchinson":
+            traces, squares = _plain(operator, _signs(rng, n, products))
+        elif method == "hutch++":
+            third = products // 3
+            basis = linalg.qr(operator.apply(_signs(rng, n, third)), mode="economic")[0]
+            traces, squares = _deflated(operator, basis, _signs(rng, n, products - 2 * third))
+        else:
+            traces, squares = _exchangeable(operator, _signs(rng, n, products // 2))
     trace, square = float(traces.mean()), float(squares.mean())
     note = f"{method}, {used} products, Student"
 
@@ -279,7 +371,7 @@ def kernel_traces(
         for v, all_ in ((trace, traces), (square, squares))
     ]
     seconds = time.monotonic() - started
-    return KernelTraces(sides[0], sides[1], found, n, method, used, seed, seconds)
+    return KernelTraces(sides[0], sides[1], found, n, method, used, seed, seconds, centred)
 
 
 def _signs(rng: np.random.Generator, n: int, count: int) -> Float:
@@ -325,18 +417,20 @@ def _exchangeable(operator: Operator, probes: Float) -> tuple[Float, Float]:
 
 @dataclass(frozen=True)
 class KernelSpectrum(Result):
-    """Spectrum of an implicit kernel from the Lanczos iteration.
+    """Spectrum of an implicit kernel, of HKH where it is centred, from the Lanczos iteration.
 
     Args:
         eigenvalues: leading eigenvalues, descending: each lies within its entry of ``errors`` of
             an eigenvalue of the kernel.
-        errors: residual norms of them.
+        errors: residual norms of them, at least the rounding of the products.
         nodes, weights: a measure with the moments of the spectral density, weights adding up to
             1: the mean of f(eigenvalue) is about Σ weights·f(nodes).
         size: rows of the kernel.
         starts: random start vectors behind the measure.
         seed: of them.
         seconds: wall time.
+        centred: whether they are eigenvalues of HKH, H = 1 − 11ᵀ/size.
+        precision: rounding of the products, relative to the largest eigenvalue.
     """
 
     eigenvalues: Float
@@ -347,6 +441,8 @@ class KernelSpectrum(Result):
     starts: int
     seed: int
     seconds: float
+    centred: bool = False
+    precision: float = _EPS
     _by_start: tuple[tuple[Float, Float], ...] = field(default=(), repr=False)
 
     def trace_of(self, function: Any, confidence: float = 0.95) -> Estimate:
@@ -369,20 +465,54 @@ class KernelSpectrum(Result):
             (i + 1, float(v), float(e))
             for i, (v, e) in enumerate(zip(self.eigenvalues, self.errors, strict=True))
         ]
-        title = f"Leading eigenvalues of {self.size:,}"
+        kind = "centred" if self.centred else "uncentred"
+        title = f"Leading eigenvalues of {self.size:,}, {kind}"
         return [Table(title, ("rank", "eigenvalue", "error at most"), rows)]
 
     def plot(self, ax: Any = None) -> Any:
-        """Share of eigenvalues above each value; returns the matplotlib axes."""
+        """Number of eigenvalues above each value; returns the matplotlib axes.
+
+        Leading eigenvalues known to a hundredth of their value are points at their rank, where
+        equal ones count once; the density below the last of them is estimated.
+        """
         import matplotlib.pyplot as plt
 
         ax = plt.subplots(figsize=(5, 3.5), layout="constrained")[1] if ax is None else ax
-        order = np.argsort(self.nodes)[::-1]
-        kept = order[self.nodes[order] > 1e-12 * self.nodes.max()]
-        ax.step(self.nodes[kept], self.size * np.cumsum(self.weights[kept]), where="post")
-        ax.set(xscale="log", yscale="log", xlabel="eigenvalue", ylabel="eigenvalues above it")
-        ax.set_title(f"NTK spectrum of {self.size:,} rows", loc="left", fontsize=9)
+        kind = "centred" if self.centred else "uncentred"
+        ax.set(xscale="log", yscale="log", xlabel="eigenvalue λ", ylabel="eigenvalues ≥ λ")
+        ax.set_ylim(0.8, 1.25 * self.size)
+        title = f"Spectrum of the {kind} NTK, {self.size:,} rows"
+        ax.set_title(title, loc="left", fontsize=9)
+        known = self._known()
+        values, counts = self._rest(known)
+        if known:
+            found = self.eigenvalues[:known]
+            ax.plot(found, 1 + np.arange(known), "o", ms=4, label="found one by one", zorder=3)
+            values, counts = np.append(found[-1], values), np.append(known, counts)
+        if len(values) > 1:
+            ax.step(values, counts, where="post", color="C1", label="estimated density")
+        if known or len(values) > 1:
+            ax.legend(frameon=False, fontsize=8)
+        else:
+            ax.text(0.5, 0.5, "no eigenvalue above 0", ha="center", transform=ax.transAxes)
         return ax
+
+    def _known(self) -> int:
+        """Leading eigenvalues known to a hundredth of their value."""
+        sure = self.errors < _KNOWN * self.eigenvalues
+        return len(sure) if sure.all() else int(np.argmin(sure))
+
+    def _rest(self, known: int) -> tuple[Float, Float]:
+        """Values below the ``known`` leading eigenvalues and how many are estimated above each."""
+        # every start has its own picture of the leading ones: left out by rank, not by value
+        values = np.concatenate([np.sort(n)[::-1][known:] for n, _ in self._by_start])
+        shares = np.concatenate([w[np.argsort(n)[::-1]][known:] for n, w in self._by_start])
+        order = np.argsort(values)[::-1]
+        values, shares = values[order], shares[order]
+        # the rest has this many eigenvalues whatever the starts' shares in the leading ones
+        counts = known + (self.size - known) * np.cumsum(shares) / max(shares.sum(), _TINY)
+        above = values > self.precision * self.nodes.max()
+        return values[above], counts[above]
 
 
 def kernel_spectrum(
@@ -394,7 +524,8 @@ def kernel_spectrum(
     together. Takes steps·starts products.
 
     Args:
-        operator: the kernel, e.g. a :class:`KernelOperator`.
+        operator: the kernel, e.g. a :class:`KernelOperator`. Its ``precision``, float64's if it has
+            none, is the least error reported, relative to the largest eigenvalue.
         count: leading eigenvalues reported, from the start that resolves them best.
         steps: of each iteration; cut to the size of the kernel.
         starts: random start vectors, at least 2.
@@ -415,26 +546,31 @@ def kernel_spectrum(
     bases = np.zeros((starts, n, steps))
     diagonal, beside = np.zeros((starts, steps)), np.zeros((starts, steps))
     lengths = np.full(starts, steps)
-    for step in track(range(steps), "Lanczos", steps):
-        bases[:, :, step] = current.T
-        image = operator.apply(current)
-        diagonal[:, step] = (current * image).sum(0)
-        for s in range(starts):
-            kept = bases[s, :, : step + 1]
-            for _ in range(2):  # once loses orthogonality to rounding
-                image[:, s] -= kept @ (kept.T @ image[:, s])
-        beside[:, step] = np.linalg.norm(image, axis=0)
-        ended = beside[:, step] <= 1e-12 * np.abs(diagonal).max()
-        lengths = np.where(ended & (lengths > step + 1), step + 1, lengths)
-        current = np.where(ended, 0.0, image / np.where(ended, 1.0, beside[:, step]))
-        if ended.all():
-            break
+    precision = max(float(getattr(operator, "precision", _EPS)), _EPS)
+    centred = _is_centred(operator)
+    _announce(operator, steps * starts)
+    with _reporting(operator, "Lanczos", steps * starts) as operator:
+        for step in range(steps):
+            bases[:, :, step] = current.T
+            image = operator.apply(current)
+            diagonal[:, step] = (current * image).sum(0)
+            for s in range(starts):
+                kept = bases[s, :, : step + 1]
+                for _ in range(2):  # once loses orthogonality to rounding
+                    image[:, s] -= kept @ (kept.T @ image[:, s])
+            beside[:, step] = np.linalg.norm(image, axis=0)
+            ended = beside[:, step] <= max(1e-12, precision) * np.abs(diagonal).max()
+            lengths = np.where(ended & (lengths > step + 1), step + 1, lengths)
+            current = np.where(ended, 0.0, image / np.where(ended, 1.0, beside[:, step]))
+            if ended.all():
+                break
     measures, found = [], []
     for s, length in enumerate(lengths):
         values, vectors = linalg.eigh_tridiagonal(diagonal[s, :length], beside[s, : length - 1])
         measures.append((np.maximum(values, 0.0), vectors[0] ** 2))
         residuals = np.abs(beside[s, length - 1] * vectors[-1])
-        found.append((values[::-1][:count], residuals[::-1][:count]))
+        least = precision * max(float(values[-1]), 0.0)  # no product is more exact
+        found.append((values[::-1][:count], np.maximum(residuals, least)[::-1][:count]))
     best = min(found, key=lambda pair: (-len(pair[0]), pair[1].sum()))
     return KernelSpectrum(
         best[0],
@@ -445,5 +581,7 @@ def kernel_spectrum(
         starts,
         seed,
         time.monotonic() - started,
+        centred,
+        precision,
         tuple(measures),
     )
