@@ -312,7 +312,7 @@ def kernel_traces(
     estimates of ``xtrace`` are not independent: its intervals are half as wide again. Measured on
     flat, power-law, exponential and dominated spectra, nominal 95 % intervals of the ratio by 12 or
     32 products cover in 88 to 98 % (``hutch++``, ``xtrace``); ``hutchinson`` in 86 to 96 %. With
-    products ≥ 2·size the kernel is formed, without error.
+    products ≥ size the kernel is formed, without error.
 
     Args:
         operator: the kernel, e.g. a :class:`KernelOperator`.
