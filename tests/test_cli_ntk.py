@@ -165,6 +165,10 @@ def test_a_folder_belongs_to_one_question(capsys, tmp_path):
         assert f"holds a run with other settings ({changed})" in line
     assert (tmp_path / "ntk.json").read_bytes() == before
     assert run("--out", tmp_path, "--memory", 1) == 0
+    swept = ("--out", tmp_path / "swept", "--values", "0.5,1")
+    assert run(*swept, "--sweep", "v_th") == 0
+    capsys.readouterr()
+    assert "(question)" in fails(capsys, *swept, "--sweep", "v_reset")
 
 
 @pytest.mark.parametrize("method", ["auto", "sketch"])

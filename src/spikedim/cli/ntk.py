@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CALIBRATION = 128
 APPROXIMATE = ("sketch", "matrix-free")
-PRODUCTS = 32
+PROBES, SIZE, PRODUCTS = 8, 1021, 32
 EIGENVALUES, STEPS, STARTS = 10, 20, 2  # of the Lanczos iteration: 40 products
 
 
@@ -336,7 +336,7 @@ def ntk(
         "neuron": neuron,
         "per timestep": per_timestep,
         "initialisations": initialisations,
-        "question": modes,
+        "question": [*modes, sweep],
         "values": values,
         "target": [target_d_eff, target_reduction, rate, dt],
         "seed": seed,
@@ -385,40 +385,41 @@ def ntk(
                 **shared,
             )
         else:
-            wanted = int(outputs) if outputs.isdecimal() else outputs
-            given = {"probes": probes, "size": size}
+            subject = _Subject(
+                (model, dataset.name, timesteps),
+                x,
+                labels,
+                int(outputs) if outputs.isdecimal() else outputs,
+                seed,
+            )
+            how: dict[str, Any] = {
+                "sketch": {
+                    "memory": memory,
+                    "probes": PROBES if probes is None else probes,
+                    "size": SIZE if size is None else size,
+                },
+                "matrix-free": {"products": PRODUCTS if probes is None else probes},
+            }
+            exact = {"method": method, "engine": engine, "address": address, "workers": workers}
             reports: list[KernelReport | ApproximateReport] = []
-            for place_in_line, network in enumerate(networks):
+            for index, network in enumerate(networks):
                 if checkpoint is None:
                     calibrate_batchnorm(network, batches, timesteps)
-                fresh = seed + place_in_line if checkpoint is None else None
-                named = (model, dataset.name, timesteps)
-                about_network = (network, named, x, labels, seed, fresh, wanted)
-                folder = None if out is None else out
-                if folder is not None and place_in_line:
-                    folder = folder / f"seed-{fresh}"
+                fresh = seed + index if checkpoint is None else None
+                folder = out / f"seed-{fresh}" if out is not None and index else out
                 if method == "sketch":
-                    how: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-                    how |= {"memory": memory, "directory": folder and folder / "sketch"}
-                    reports.append(_sketched(*about_network, how))
+                    reports.append(_sketched(network, subject, fresh, folder, **how[method]))
                 elif method == "matrix-free":
-                    products = PRODUCTS if probes is None else probes
-                    reports.append(_matrix_free(*about_network, products))
+                    reports.append(_matrix_free(network, subject, fresh, **how[method]))
                 else:
-                    how = {
-                        "method": method,
-                        "engine": engine,
-                        "address": address,
-                        "workers": workers,
-                        "memory": memory,
-                        "directory": folder and folder / "tiles",
-                    }
-                    steps_too = per_timestep and not place_in_line
-                    reports.append(_kernel(*about_network, steps_too, how))
+                    steps_too = per_timestep and not index
+                    reports.append(
+                        _kernel(network, subject, fresh, folder, steps_too, memory, **exact)
+                    )
             result = reports[0]
             if len(reports) > 1:
                 each = tuple(report.headline for report in reports)
-                seeds = tuple(seed + i for i in range(len(reports)))
+                seeds = tuple(range(seed, seed + len(reports)))
                 mean = over_networks([e.value for e in each])
                 result = replace(result, over=Initialisations(seeds, each, mean))
         if out is not None:
@@ -426,33 +427,52 @@ def ntk(
     emit(result, as_json)
 
 
+@dataclass(frozen=True)
+class _Subject:
+    """What a kernel is of: a network, data set and T by name, samples, classes and outputs."""
+
+    names: tuple[str, str, int]
+    x: Any
+    labels: Any
+    outputs: str | int
+    seed: int
+
+    @property
+    def T(self) -> int:
+        return self.names[2]
+
+
 def _kernel(
     network: SpikingModel,
-    named: tuple[str, str, int],
-    x: Any,
-    labels: Any,
-    seed: int,
+    subject: _Subject,
     initialisation: int | None,
-    outputs: str | int,
+    folder: Path | None,
     per_timestep: bool,
-    how: dict[str, Any],
+    memory: float | None,
+    **how: Any,
 ) -> KernelReport:
-    """The kernel of one network; ``how`` are options of :func:`spikedim.ntk.gram`."""
+    """The exact kernel; ``how`` are options of :func:`spikedim.ntk.gram`."""
     from spikedim.ntk import by_timestep, gram
 
-    name, dataset, T = named
-    kernel = gram(network, x, T=T, outputs=outputs, **how)
+    directory = None if folder is None else folder / "tiles"
+    kernel = gram(
+        network,
+        subject.x,
+        T=subject.T,
+        outputs=subject.outputs,
+        memory=memory,
+        directory=directory,
+        **how,
+    )
     supervised = kernel.outputs != "full"
     regression, steps = None, None
     if supervised:
         with suppress(DataError):  # too few samples of every class to hold any out
-            regression = kernel.regression(labels, seed=seed)
+            regression = kernel.regression(subject.labels, seed=subject.seed)
     if per_timestep:
-        steps = by_timestep(network, x, T=T, outputs=kernel.outputs, memory=how["memory"])
+        steps = by_timestep(network, subject.x, T=subject.T, outputs=kernel.outputs, memory=memory)
     return KernelReport(
-        name,
-        dataset,
-        T,
+        *subject.names,
         kernel.samples,
         kernel.parameters,
         kernel.outputs,
@@ -460,9 +480,9 @@ def _kernel(
         kernel.method,
         kernel.dtype,
         kernel.seconds,
-        kernel.dimension(center=True, seed=seed),
-        kernel.dimension(center=False, seed=seed),
-        kernel.alignment(labels) if supervised else None,
+        kernel.dimension(center=True, seed=subject.seed),
+        kernel.dimension(center=False, seed=subject.seed),
+        kernel.alignment(subject.labels) if supervised else None,
         regression,
         kernel.contributions(),
         None if steps is None else steps.to_dict(),
@@ -474,42 +494,46 @@ def _kernel(
 
 def _sketched(
     network: SpikingModel,
-    named: tuple[str, str, int],
-    x: Any,
-    labels: Any,
-    seed: int,
+    subject: _Subject,
     initialisation: int | None,
-    outputs: str | int,
-    how: dict[str, Any],
+    folder: Path | None,
+    **how: Any,
 ) -> ApproximateReport:
     """``how`` are options of :func:`spikedim.ntk.sketched_gram`."""
     from spikedim.ntk import sketched_gram
 
-    kernel = sketched_gram(network, x, T=named[2], outputs=outputs, seed=seed, **how)
+    directory = None if folder is None else folder / "sketch"
+    kernel = sketched_gram(
+        network,
+        subject.x,
+        T=subject.T,
+        outputs=subject.outputs,
+        seed=subject.seed,
+        directory=directory,
+        **how,
+    )
     aligned = None
     with suppress(DataError):  # labels of one class
-        aligned = kernel.alignment(labels)
-    size = kernel.samples
-    return ApproximateReport(*named, size, "sketch", kernel, aligned, None, initialisation)
+        aligned = kernel.alignment(subject.labels)
+    about = (*subject.names, kernel.samples, "sketch")
+    return ApproximateReport(*about, kernel, aligned, None, initialisation)
 
 
 def _matrix_free(
-    network: SpikingModel,
-    named: tuple[str, str, int],
-    x: Any,
-    labels: Any,
-    seed: int,
-    initialisation: int | None,
-    outputs: str | int,
-    products: int,
+    network: SpikingModel, subject: _Subject, initialisation: int | None, products: int
 ) -> ApproximateReport:
     from spikedim.ntk import KernelOperator, kernel_spectrum, kernel_traces
 
-    operator = KernelOperator(network, x, T=named[2], outputs=outputs)
-    traces = kernel_traces(operator, products=products, seed=seed)
-    count, steps = min(EIGENVALUES, operator.size), min(STEPS, operator.size)
-    spectrum = kernel_spectrum(operator, count=count, steps=steps, starts=STARTS, seed=seed)
-    about = (*named, len(labels), "matrix-free")
+    operator = KernelOperator(network, subject.x, T=subject.T, outputs=subject.outputs)
+    traces = kernel_traces(operator, products=products, seed=subject.seed)
+    spectrum = kernel_spectrum(
+        operator,
+        count=min(EIGENVALUES, operator.size),
+        steps=min(STEPS, operator.size),
+        starts=STARTS,
+        seed=subject.seed,
+    )
+    about = (*subject.names, len(subject.labels), "matrix-free")
     return ApproximateReport(*about, traces, None, spectrum, initialisation)
 
 
