@@ -420,7 +420,7 @@ def ntk(
             if len(reports) > 1:
                 each = tuple(report.headline for report in reports)
                 seeds = tuple(range(seed, seed + len(reports)))
-                mean = over_networks([e.value for e in each])
+                mean = over_networks([e.value for e in each]).within(1.0, len(labels) - 1)
                 result = replace(result, over=Initialisations(seeds, each, mean))
         if out is not None:
             _write(result, out)
