@@ -332,7 +332,7 @@ def kernel_traces(
     normal_quantile(confidence)
     rng = np.random.default_rng(seed)
     n = operator.size
-    exact = method != "hutchinson" and products >= 2 * n
+    exact = method != "hutchinson" and products >= n
     used = n if exact else products - products % 2 if method == "xtrace" else products
     _announce(operator, used)
     centred = _is_centred(operator)
@@ -349,10 +349,10 @@ def kernel_traces(
         else:
             traces, squares = _exchangeable(operator, _signs(rng, n, products // 2))
     trace, square = float(traces.mean()), float(squares.mean())
-    note = f"{method}, {used} products, Student"
+    how = f"{method}, {used} products, Student"
 
     def estimate(value: float, low: float, high: float) -> Estimate:
-        return Estimate(value, low, high, n, "", confidence, note)
+        return Estimate(value, low, high, n, "", confidence, how)
 
     quantile = float(stats.t.ppf(0.5 + confidence / 2, len(traces) - 1))
     quantile *= _DEPENDENT if method == "xtrace" else 1.0
