@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CALIBRATION = 128
 APPROXIMATE = ("sketch", "matrix-free")
-PROBES, SIZE, PRODUCTS = 8, 1021, 32
+PRODUCTS = 32
 EIGENVALUES, STEPS, STARTS = 10, 20, 2  # of the Lanczos iteration: 40 products
 
 
@@ -95,15 +95,11 @@ class KernelReport(Result):
         rows = [
             (key, e, self.uncentred[key], e.method) for key, e in self.centred.estimates.items()
         ]
-        title = (
-            f"d_eff of the tangent kernel: {self.network} on {self.dataset}, T={self.T}, "
-            f"{self.samples} samples"
-        )
         about = [("alignment with labels", self.alignment), ("held-out accuracy", self.regression)]
         labels = Table("Kernel and labels", ("quantity", "value"), about)
         columns = ("estimator", "centred", "uncentred", "interval")
         return [
-            Table(title, columns, rows, (*self.centred.warnings, *_untrained(self))),
+            Table(_title(self), columns, rows, (*self.centred.warnings, *_untrained(self))),
             *([self.over.table()] if self.over is not None else []),
             *([labels] if self.alignment is not None else []),
             *self._kernel.tables(),
@@ -150,22 +146,25 @@ class ApproximateReport(Result):
     def tables(self) -> list[Table]:
         """What was estimated, and of which network; then its details."""
         first, *rest = self.kernel.tables()
-        title = (
-            f"d_eff of the tangent kernel: {self.network} on {self.dataset}, T={self.T}, "
-            f"{self.samples} samples"
-        )
         aligned = [] if self.alignment is None else [("alignment with labels", self.alignment)]
         if self.spectrum is not None:
             rest += self.spectrum.tables()
         if self.over is not None:
             rest.insert(0, self.over.table())
         rows, notes = [*first.rows, *aligned], (*first.notes, *_untrained(self))
-        return [replace(first, title=title, rows=rows, notes=notes), *rest]
+        return [replace(first, title=_title(self), rows=rows, notes=notes), *rest]
 
     def plot(self, ax: Any = None) -> Any:
         """Dimension by samples of a sketch, or spectrum; returns the matplotlib axes."""
         drawn: Any = self.kernel if self.spectrum is None else self.spectrum
         return drawn.plot(ax)
+
+
+def _title(report: KernelReport | ApproximateReport) -> str:
+    return (
+        f"d_eff of the tangent kernel: {report.network} on {report.dataset}, T={report.T}, "
+        f"{report.samples} samples"
+    )
 
 
 def _untrained(report: KernelReport | ApproximateReport) -> tuple[str, ...]:
@@ -392,15 +391,12 @@ def ntk(
                 int(outputs) if outputs.isdecimal() else outputs,
                 seed,
             )
-            how: dict[str, Any] = {
-                "sketch": {
-                    "memory": memory,
-                    "probes": PROBES if probes is None else probes,
-                    "size": SIZE if size is None else size,
-                },
-                "matrix-free": {"products": PRODUCTS if probes is None else probes},
-            }
-            exact = {"method": method, "engine": engine, "address": address, "workers": workers}
+            how: dict[str, Any] = {"memory": memory}
+            if method == "sketch":
+                given = {"probes": probes, "size": size}
+                how |= {name: value for name, value in given.items() if value is not None}
+            else:
+                how |= {"method": method, "engine": engine, "address": address, "workers": workers}
             reports: list[KernelReport | ApproximateReport] = []
             for index, network in enumerate(networks):
                 if checkpoint is None:
@@ -408,14 +404,12 @@ def ntk(
                 fresh = seed + index if checkpoint is None else None
                 folder = out / f"seed-{fresh}" if out is not None and index else out
                 if method == "sketch":
-                    reports.append(_sketched(network, subject, fresh, folder, **how[method]))
+                    reports.append(_sketched(network, subject, fresh, folder, how))
                 elif method == "matrix-free":
-                    reports.append(_matrix_free(network, subject, fresh, **how[method]))
+                    reports.append(_matrix_free(network, subject, fresh, probes or PRODUCTS))
                 else:
                     steps_too = per_timestep and not index
-                    reports.append(
-                        _kernel(network, subject, fresh, folder, steps_too, memory, **exact)
-                    )
+                    reports.append(_kernel(network, subject, fresh, folder, steps_too, how))
             result = reports[0]
             if len(reports) > 1:
                 each = tuple(report.headline for report in reports)
@@ -438,8 +432,9 @@ class _Subject:
     seed: int
 
     @property
-    def T(self) -> int:
-        return self.names[2]
+    def asked(self) -> dict[str, Any]:
+        """The options that every way of computing it shares."""
+        return {"T": self.names[2], "outputs": self.outputs}
 
 
 def _kernel(
@@ -448,29 +443,20 @@ def _kernel(
     initialisation: int | None,
     folder: Path | None,
     per_timestep: bool,
-    memory: float | None,
-    **how: Any,
+    how: dict[str, Any],
 ) -> KernelReport:
     """The exact kernel; ``how`` are options of :func:`spikedim.ntk.gram`."""
     from spikedim.ntk import by_timestep, gram
 
     directory = None if folder is None else folder / "tiles"
-    kernel = gram(
-        network,
-        subject.x,
-        T=subject.T,
-        outputs=subject.outputs,
-        memory=memory,
-        directory=directory,
-        **how,
-    )
+    kernel = gram(network, subject.x, **subject.asked, directory=directory, **how)
     supervised = kernel.outputs != "full"
     regression, steps = None, None
     if supervised:
         with suppress(DataError):  # too few samples of every class to hold any out
             regression = kernel.regression(subject.labels, seed=subject.seed)
     if per_timestep:
-        steps = by_timestep(network, subject.x, T=subject.T, outputs=kernel.outputs, memory=memory)
+        steps = by_timestep(network, subject.x, **subject.asked, memory=how["memory"])
     return KernelReport(
         *subject.names,
         kernel.samples,
@@ -497,21 +483,14 @@ def _sketched(
     subject: _Subject,
     initialisation: int | None,
     folder: Path | None,
-    **how: Any,
+    how: dict[str, Any],
 ) -> ApproximateReport:
     """``how`` are options of :func:`spikedim.ntk.sketched_gram`."""
     from spikedim.ntk import sketched_gram
 
     directory = None if folder is None else folder / "sketch"
-    kernel = sketched_gram(
-        network,
-        subject.x,
-        T=subject.T,
-        outputs=subject.outputs,
-        seed=subject.seed,
-        directory=directory,
-        **how,
-    )
+    how = how | {"seed": subject.seed, "directory": directory}
+    kernel = sketched_gram(network, subject.x, **subject.asked, **how)
     aligned = None
     with suppress(DataError):  # labels of one class
         aligned = kernel.alignment(subject.labels)
@@ -524,7 +503,7 @@ def _matrix_free(
 ) -> ApproximateReport:
     from spikedim.ntk import KernelOperator, kernel_spectrum, kernel_traces
 
-    operator = KernelOperator(network, subject.x, T=subject.T, outputs=subject.outputs)
+    operator = KernelOperator(network, subject.x, **subject.asked)
     traces = kernel_traces(operator, products=products, seed=subject.seed)
     spectrum = kernel_spectrum(
         operator,
