@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+import ntk_networks as families
+from ntk_networks import FAMILIES
 from spikedim import progress
 from spikedim.errors import BudgetError, ConfigError, DataError, ModelError, StorageError
 from spikedim.models import calibrate_batchnorm, create_model
@@ -17,7 +19,8 @@ from spikedim.ntk.matrix_free import (
     kernel_spectrum,
     kernel_traces,
 )
-from spikedim.ntk.sketch import _moments, _Sketch, sketched_gram
+from spikedim.ntk.sketch import _Fold, _moments, sketched_gram
+from spikedim.ntk.stream import Stream
 from spikedim.storage import write_arrays
 
 N, T = 12, 2
@@ -98,13 +101,12 @@ def test_signed_folding_is_a_linear_map_with_orthonormal_mean(few):
     total = np.zeros((N, N))
     draws, size = 300, 211
     flat = torch.from_numpy(jac[0])
-    sizes = [p.numel() for p in net.parameters()]
-    places = [id(p) for p in net.parameters()]
+    sizes = {name: p.numel() for name, p in net.named_parameters()}
     for seed in range(draws):
-        sketch = _Sketch(setup, seed)
+        fold = _Fold(setup, seed, random_sums=False)
         row = torch.zeros(1, N, size, dtype=torch.float64)
-        for key, part in zip(places, flat.split(sizes, 1), strict=True):
-            sketch._fold(part.clone(), key, 0, row)
+        for name, part in zip(sizes, flat.split(list(sizes.values()), 1), strict=True):
+            fold(part.clone(), name, 0, row)
         total += (row[0] @ row[0].T).numpy()
     exact = jac[0] @ jac[0].T
     assert np.linalg.norm(total / draws - exact) < 0.03 * np.linalg.norm(exact)
@@ -216,7 +218,7 @@ def test_a_killed_sketch_resumes(many, tmp_path, monkeypatch):
         sketched_gram(net, x, directory=tmp_path, **options)
     calls.clear()
     found = sketched_gram(net, x, directory=tmp_path, **options)
-    assert sorted(calls) == [1, 2, 5]  # the probe, and the pieces that were missing
+    assert sorted(calls) == [1, 2, 2, 5]  # check, probe, and the pieces that were missing
     np.testing.assert_allclose(found.sketches, whole.sketches, rtol=1e-9, atol=1e-12)
     with pytest.raises(StorageError, match=r"other settings \(samples\)"):
         sketched_gram(net, x + 1, directory=tmp_path, **options)
@@ -322,32 +324,81 @@ def test_products_with_the_kernel(few, outputs, center):
         outputs, lambda j: full_kernel(j[2:3])
     )(jac)
     exact = centred(exact) if center else exact
-    operator = KernelOperator(net, x, T=T, outputs=outputs, center=center, batch=5)
+    operator = KernelOperator(net, x, T=T, outputs=outputs, center=center)
     vectors = np.random.default_rng(0).standard_normal((operator.size, 3))
     found = operator.apply(vectors)
     assert np.linalg.norm(found - exact @ vectors) < 1e-11 * np.linalg.norm(exact @ vectors)
 
 
-@pytest.mark.parametrize("held", [{"_GRADIENTS": 4}, {"_GRADIENT_BYTES": 1}, {}])
-def test_one_forward_serves_as_many_outputs_as_may_be_held(few, held, monkeypatch):
+@pytest.mark.parametrize("outputs", ["full", "trace"])
+@pytest.mark.parametrize("most", [1, 2, 4, None])
+def test_products_are_the_same_in_any_memory(few, outputs, most, monkeypatch):
     net, x, jac = few
-    for name, value in held.items():
-        monkeypatch.setattr(matrix_free, name, value)
-    backward = []  # outputs differentiated after each forward
-    pull = KernelOperator._pull
+    if most is not None:
+        monkeypatch.setattr(matrix_free, "_MOST", most)
+    forwards = []
+    capture = Setup.capture
 
-    def counted(self, functions, vectors):
-        backward.append(len(functions))
-        return pull(self, functions, vectors)
+    def counted(self, x, without=()):
+        forwards.append(len(x))
+        return capture(self, x, without)
 
-    monkeypatch.setattr(KernelOperator, "_pull", counted)
-    operator = KernelOperator(net, x, T=T, outputs="trace", center=False, batch=7)
-    vectors = np.random.default_rng(0).standard_normal((operator.size, 2))
-    exact = trace_kernel(jac) @ vectors
-    np.testing.assert_allclose(operator.apply(vectors), exact, rtol=1e-9)
-    assert backward == {"_GRADIENTS": [2, 1], "_GRADIENT_BYTES": [1, 1, 1]}.get(
-        next(iter(held), ""), [3]
-    )
+    operator = KernelOperator(net, x, T=T, outputs=outputs, center=False)
+    vectors = np.random.default_rng(0).standard_normal((operator.size, 3))
+    monkeypatch.setattr(Setup, "capture", counted)
+    found = operator.apply(vectors)
+    exact = (full_kernel if outputs == "full" else trace_kernel)(jac) @ vectors
+    np.testing.assert_allclose(found, exact, rtol=1e-9, atol=1e-11 * exact.max())
+    assert sum(forwards) == N  # kept for all passes
+    rounds = {1: 3, 2: 2}.get(most, 1)
+    assert operator.passes(3) == rounds * operator.passes(1)
+
+
+def test_products_keep_to_a_budget(few):
+    net, x, jac = few
+    stream = Stream(Setup(net, T, logits, False), x)
+    gradient = sum(p.numel() * p.element_size() for p in net.parameters())
+    need = 3 * stream.need(1) + gradient
+    operator = KernelOperator(net, x, T=T, center=False, memory=need / 2**30)
+    assert operator.passes(1) == 2 * 3 * N  # one sample at a time
+    vectors = np.random.default_rng(0).standard_normal((operator.size, 3))
+    exact = full_kernel(jac) @ vectors
+    np.testing.assert_allclose(operator.apply(vectors), exact, rtol=1e-9, atol=1e-11 * exact.max())
+    with pytest.raises(BudgetError, match="hold no gradient"):
+        KernelOperator(net, x, T=T, memory=(stream.need(1) + gradient / 2) / 2**30)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_streams_its_gradients(name):
+    net, x, more = families.network(name, 3, **FAMILIES[name])
+    exact = gram(net, x, **more).values
+    operator = KernelOperator(net, x, outputs="trace", center=False, **more)
+    assert families.distance(operator.apply(np.eye(3)), exact) < 1e-10
+    size = sum(p.numel() for p in net.parameters())
+    sketch = sketched_gram(net, x, outputs=1, probes=3, size=size, **more)
+    assert families.distance(sketch.values, gram(net, x, outputs=1, **more).values) < 1e-10
+
+
+def test_streams_check_what_they_read():
+    net, x, _ = families.network("spikegpt_nano", 2, num_classes=7, embed_dim=16)
+    for estimate in (sketched_gram, KernelOperator):
+        with pytest.raises(ModelError, match=r"time_decay of TimeMix .*fallback=True"):
+            estimate(net, x, readout=families.last_token)
+
+    class Shared(nn.Module):
+        """A linear layer on something that all samples share."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+            self.register_buffer("fixed", torch.randn(4, 3))
+
+        def forward(self, x):
+            return self.head(torch.tanh(x * self.inner(self.fixed).mean(0)))
+
+    for estimate in (sketched_gram, KernelOperator):
+        with pytest.raises(ModelError, match="not told apart by sample"):
+            estimate(Shared().eval(), torch.randn(5, 3))
 
 
 def test_products_of_networks_with_learned_leaks_and_frozen_parts(few):
@@ -445,9 +496,9 @@ def test_traces_of_kernels_of_low_rank(method, rank):
         assert found.ratio.value == pytest.approx(values.sum() ** 2 / (values**2).sum(), rel=1e-6)
 
 
-def test_lanczos_finds_the_leading_eigenvalues_and_the_density():
+def test_a_spectrum_has_the_leading_eigenvalues_and_the_density():
     values = np.concatenate([[40.0, 20.0, 10.0], np.linspace(0.01, 2, 97)])
-    found = kernel_spectrum(Dense(with_spectrum(values)), count=3, steps=30, starts=6)
+    found = kernel_spectrum(Dense(with_spectrum(values)), count=3, steps=8, starts=6)
     np.testing.assert_allclose(found.eigenvalues, [40, 20, 10], rtol=1e-9)
     assert (found.errors < 1e-5).all()
     assert found.weights.sum() == pytest.approx(1)
@@ -455,7 +506,7 @@ def test_lanczos_finds_the_leading_eigenvalues_and_the_density():
     assert covers(found.trace_of(lambda v: v), values.sum())
 
 
-def test_lanczos_of_a_network(few):
+def test_the_spectrum_of_a_network(few):
     net, x, jac = few
     exact = np.linalg.eigvalsh(centred(full_kernel(jac)))[::-1]
     operator = KernelOperator(net, x, T=T)
@@ -467,10 +518,35 @@ def test_lanczos_of_a_network(few):
     assert found.plot() is not None
 
 
-def test_lanczos_ends_where_the_krylov_space_ends():
-    found = kernel_spectrum(Dense(np.diag([3.0, 3.0, 1.0, 1.0])), count=4, steps=9, starts=2)
-    np.testing.assert_allclose(sorted(found.eigenvalues), [1, 3])
-    assert found.trace_of(lambda v: v).value == pytest.approx(8, rel=0.5)
+def test_the_iteration_ends_where_the_krylov_space_ends():
+    operator = Dense(np.diag([3.0] * 20 + [1.0] * 20))
+    found = kernel_spectrum(operator, count=6, steps=9, starts=2)
+    np.testing.assert_allclose(found.eigenvalues, [3, 3, 1, 1])  # once for each start
+    assert operator.products == 4
+    assert found.trace_of(lambda v: v).value == pytest.approx(80, rel=0.3)
+
+
+def test_a_spectrum_of_no_more_rows_than_products_is_exact():
+    values = np.sort(np.random.default_rng(0).exponential(size=30))[::-1]
+    found = kernel_spectrum(Dense(with_spectrum(values)), count=40, steps=4, starts=10)
+    np.testing.assert_allclose(found.eigenvalues, values, rtol=1e-9)
+    entropy = found.trace_of(lambda v: v / (v + 0.3))
+    exact = (values / (values + 0.3)).sum()
+    np.testing.assert_allclose([entropy.low, entropy.value, entropy.high], exact, rtol=1e-9)
+
+
+def test_quadrature_intervals_cover_in_ninety_of_a_hundred_seeds():
+    values = 1 / np.arange(1, 201.0)
+    operator = Dense(with_spectrum(values))
+    for function in (lambda v: v, lambda v: v / (v + 0.02), lambda v: np.log1p(v)):
+        hits = sum(
+            covers(
+                kernel_spectrum(operator, count=1, steps=6, starts=8, seed=seed).trace_of(function),
+                function(values).sum(),
+            )
+            for seed in range(100)
+        )
+        assert hits >= 90
 
 
 @pytest.mark.parametrize("center", [True, False])
@@ -521,7 +597,7 @@ def drawn(axes):
 
 def test_spectra_show_the_leading_eigenvalues_at_their_rank():
     values = np.concatenate([[40.0, 20.0, 10.0], np.linspace(0.1, 2, 97)])
-    found = kernel_spectrum(Dense(with_spectrum(values)), count=12, steps=30, starts=6)
+    found = kernel_spectrum(Dense(with_spectrum(values)), count=12, steps=8, starts=6)
     points, curve, others = drawn(found.plot())
     known = len(points)
     assert 3 <= known < 12  # those inside the bulk are not resolved
@@ -574,21 +650,21 @@ def test_products_report_to_one_bar(few, outputs, monkeypatch, capsys):
             super().close()
 
     monkeypatch.setattr(progress, "Task", Bar)
-    operator = KernelOperator(net, x, T=T, outputs=outputs, batch=5)
-    each = 6 * (3 if outputs == "trace" else 1)  # batches of 5, 5 and 2, both ways
+    operator = KernelOperator(net, x, T=T, outputs=outputs)
+    each = 2 * 3 * len(operator._batches)  # both ways, three outputs
     with progress.showing():
         for method in TRACE_METHODS:
             kernel_traces(operator, method=method, products=7)
         kernel_spectrum(operator, count=1, steps=2, starts=2)
         operator.apply(np.ones((operator.size, 2)))
         kernel_traces(Dense(np.eye(30)), products=6)
-    products = [7, 6, 7, 4, 2]  # pairs for xtrace
-    assert [bar.total for bar in bars] == [*(each * count for count in products), 6]
+    rounds = [2, 2, 1, 2, 1]  # hutch++ and xtrace have two, a spectrum one per step
+    assert [bar.total for bar in bars] == [*(each * count for count in rounds), 6]
     assert all(bar.done == bar.total and bar.closed and bar.calls > 1 for bar in bars)
     said = capsys.readouterr().err.splitlines()
     rows, over = (36, "3 outputs") if outputs == "full" else (12, "summed over 3 outputs")
-    first = f"7 products with a kernel of {rows} rows (12 samples, {over}): {7 * each} passes"
-    assert said[0] == f"{first} through a batch"
+    first = f"7 products with a kernel of {rows} rows (12 samples, {over}): {2 * each} backward"
+    assert said[0] == f"{first} passes through a batch"
     assert said[-1] == "6 products with a kernel of 30 rows"
     assert len(said) == 5
 
@@ -601,10 +677,10 @@ def test_unusable_options_are_named(few):
         (lambda: sketched_gram(net, x, T=T, outputs=3), "outputs=3"),
         (lambda: sketched_gram(net, x, T=T, outputs="full"), "outputs='full'"),
         (lambda: sketched_gram(net, x, T=T, confidence=1.5), "confidence=1.5"),
-        (lambda: KernelOperator(net, x, T=T, batch=0), "batch=0"),
         (lambda: kernel_traces(Dense(np.eye(3)), method="guess"), "method='guess'"),
         (lambda: kernel_traces(Dense(np.eye(3)), products=2), "products=2"),
-        (lambda: kernel_spectrum(Dense(np.eye(3)), count=9, steps=3), "count=9"),
+        (lambda: kernel_spectrum(Dense(np.eye(3)), count=9, steps=2, starts=4), "count=9"),
+        (lambda: kernel_spectrum(Dense(np.eye(3)), starts=1), "starts=1"),
     ):
         with pytest.raises(ConfigError, match=match):
             call()

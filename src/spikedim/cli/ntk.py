@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CALIBRATION = 128
 APPROXIMATE = ("sketch", "matrix-free")
 PRODUCTS = 32
-EIGENVALUES, STEPS, STARTS = 10, 20, 2  # of the Lanczos iteration: 40 products
+EIGENVALUES = 10
 
 
 @dataclass(frozen=True)
@@ -406,7 +406,9 @@ def ntk(
                 if method == "sketch":
                     reports.append(_sketched(network, subject, fresh, folder, how))
                 elif method == "matrix-free":
-                    reports.append(_matrix_free(network, subject, fresh, probes or PRODUCTS))
+                    reports.append(
+                        _matrix_free(network, subject, fresh, probes or PRODUCTS, memory)
+                    )
                 else:
                     steps_too = per_timestep and not index
                     reports.append(_kernel(network, subject, fresh, folder, steps_too, how))
@@ -499,19 +501,17 @@ def _sketched(
 
 
 def _matrix_free(
-    network: SpikingModel, subject: _Subject, initialisation: int | None, products: int
+    network: SpikingModel,
+    subject: _Subject,
+    initialisation: int | None,
+    products: int,
+    memory: float | None,
 ) -> ApproximateReport:
     from spikedim.ntk import KernelOperator, kernel_spectrum, kernel_traces
 
-    operator = KernelOperator(network, subject.x, **subject.asked)
+    operator = KernelOperator(network, subject.x, **subject.asked, memory=memory)
     traces = kernel_traces(operator, products=products, seed=subject.seed)
-    spectrum = kernel_spectrum(
-        operator,
-        count=min(EIGENVALUES, operator.size),
-        steps=min(STEPS, operator.size),
-        starts=STARTS,
-        seed=subject.seed,
-    )
+    spectrum = kernel_spectrum(operator, count=EIGENVALUES, seed=subject.seed)
     about = (*subject.names, len(subject.labels), "matrix-free")
     return ApproximateReport(*about, traces, None, spectrum, initialisation)
 

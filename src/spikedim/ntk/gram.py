@@ -176,7 +176,7 @@ class _Side:
         for start, stop in self._batches:
             for sample in range(start, stop):
                 x = self._setup.batch(self._x, sample, sample + 1)
-                found = _loop_row(self._setup, x, piece, list(self._plan.alone))
+                found = loop_row(self._setup, x, piece, list(self._plan.alone))
                 for name, value in zip(self._plan.alone, found, strict=True):
                     for index in range(len(piece)):
                         place = len(piece), index, start, stop
@@ -252,7 +252,7 @@ def jacobian_rows(
     names = [n for n, p in setup.model.named_parameters() if p.requires_grad]
     count = setup.count(x)
     if method == "loop":
-        rows = [_loop_row(setup, setup.batch(x, i, i + 1), cotangents, names) for i in range(count)]
+        rows = [loop_row(setup, setup.batch(x, i, i + 1), cotangents, names) for i in range(count)]
         for index, name in enumerate(names):
             yield name, torch.stack([row[index] for row in rows], 1)
         return
@@ -288,7 +288,8 @@ class ReadoutModule(nn.Module):
         return self._setup.readout(self.model, x, self._setup.T)
 
 
-def _loop_row(setup: Setup, x: Tensor, cotangents: Tensor, names: list[str]) -> list[Tensor]:
+def loop_row(setup: Setup, x: Tensor, cotangents: Tensor, names: list[str]) -> list[Tensor]:
+    """Gradients [F, P] of the named parameters, of one sample, by autograd."""
     parameters = dict(setup.model.named_parameters())
     with torch.enable_grad():
         y = cotangents @ setup.readout(setup.model, x, setup.T)[0]

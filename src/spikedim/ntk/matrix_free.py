@@ -1,14 +1,15 @@
 """The kernel as products with vectors, never formed: traces, participation ratio, spectrum.
 
-K v = J(Jᵀv): reverse mode gives Jᵀv for a whole batch at once and forward mode J u, so that
-neither the kernel nor a per-sample gradient is ever held. Random vectors then give tr K, ‖K‖²_F
-and with them the participation ratio; the Lanczos iteration gives the spectrum.
+K v = J(Jᵀv): one pass over all samples adds up Jᵀv from their gradients, a second one multiplies
+them with it, so that neither the kernel nor more than a batch's gradients of one layer are ever
+held. Random vectors then give tr K, ‖K‖²_F and with them the participation ratio; a block
+Krylov space gives the spectrum.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,19 +21,20 @@ from scipy import linalg, stats
 from torch import Tensor, nn
 
 from spikedim.dimension.arrays import spans
-from spikedim.errors import ConfigError
+from spikedim.errors import BudgetError, ConfigError
 from spikedim.neurons import Surrogate
 from spikedim.ntk.capture import Readout
-from spikedim.ntk.gram import ReadoutModule
+from spikedim.ntk.gram import batches
 from spikedim.ntk.kernel import output_sums, prepared
+from spikedim.ntk.plan import budget_of
+from spikedim.ntk.stream import Stream
 from spikedim.progress import Task, note, task
 from spikedim.results import Estimate, Result, Table
 from spikedim.theory.statistics import normal_quantile
 
 Float = NDArray[np.float64]
 TRACE_METHODS = ("hutch++", "xtrace", "hutchinson")
-_AT_ONCE = 8  # vectors, and forward-mode passes of a batch, held at once
-_GRADIENTS, _GRADIENT_BYTES = 64, 2**30  # most gradients of several outputs held at once
+_MOST = 1 << 12  # gradients of all parameters held at once
 _KNOWN = 0.01  # relative error of an eigenvalue whose rank is believed
 _TINY = float(np.finfo(np.float64).tiny)
 _EPS = float(np.finfo(np.float64).eps)
@@ -53,25 +55,27 @@ class Operator(Protocol):
 class KernelOperator:
     """Products with the neural tangent kernel of a network.
 
-    Up to eight vectors are multiplied at once, at the memory of as many forward-mode passes
-    through one batch. With ``outputs="trace"`` one forward of a batch serves several outputs, whose
-    gradients, one per vector and output, are held: at most 64 or 1 GiB of them.
+    A round multiplies as many vectors as fit the memory: two passes of every sample through the
+    network, each a backward per output, whatever the number of vectors.
 
     Args:
         model: a network in eval mode; parameters that do not require gradients are left out.
         x: samples, as the network takes them.
         T: timesteps of a static input.
         outputs: ``"full"`` for every pair of outputs, [n·O, n·O] with the output running fastest;
-            ``"trace"`` for their sum, [n, n], at O times the cost; a whole number for one output.
+            ``"trace"`` for their sum, [n, n]; a whole number for one output.
         center: multiply with HKH, H = 1 − 11ᵀ/size, rather than K.
         surrogate, width: surrogate of every neuron in place of the network's own; a width alone
             changes their widths.
         readout: what is differentiated, a function of (model, x, T) that returns [B, outputs].
-        batch: samples per pass.
+        memory: GiB the products may take beside network, samples and vectors; half of the free
+            memory by default.
+        fallback: differentiate parameters without a rule by autograd, sample by sample.
 
     Raises:
-        ModelError: the network is in training mode.
+        ModelError: the network is in training mode or a parameter has no rule.
         ConfigError: an unknown or unusable option.
+        BudgetError: ``memory`` holds not even one gradient beside one sample's pass.
 
     Example:
         >>> import torch
@@ -93,121 +97,94 @@ class KernelOperator:
         surrogate: str | Surrogate | None = None,
         width: float | None = None,
         readout: Readout | None = None,
-        batch: int = 32,
+        memory: float | None = None,
+        fallback: bool = False,
     ) -> None:
-        if batch < 1:
-            raise ConfigError(f"batch={batch}; expected at least 1")
-        self._setup = prepared(model, x, T, readout, surrogate, width)
-        self._x, self._batch, self.center = x, batch, center
-        cotangents = output_sums(self._setup, x, outputs)
-        functions = list(cotangents.split(1)) if outputs == "trace" else [cotangents]
-        self._functions = functions  # each [F, O]; the kernels of all are added up
-        self.size = self._setup.count(x) * len(functions[0])
-        self._moving = {n: p for n, p in self._setup.model.named_parameters() if p.requires_grad}
+        setup = prepared(model, x, T, readout, surrogate, width)
+        cotangents = output_sums(setup, x, outputs)
+        # the kernels of all functions, each of [F, O] sums of outputs, are added up
+        self._functions = cotangents[:, None] if outputs == "trace" else cotangents[None]
+        self._stream = Stream(setup, x, fallback)
+        self.center = center
+        self._samples = setup.count(x)
+        self.size = self._samples * self._functions.shape[1]
+        moving = [p for p in setup.model.parameters() if p.requires_grad]
+        self._gradient = sum(p.numel() * p.element_size() for p in moving)
+        kinds = {p.dtype for p in setup.model.parameters() if p.dtype.is_floating_point}
+        self._precision = max((float(torch.finfo(kind).eps) for kind in kinds), default=_EPS)
+        self._plan(budget_of(memory))
         self._bar: Task | None = None
 
     @property
     def precision(self) -> float:
         """Relative rounding of the products: the coarsest of the parameters' number formats."""
-        kinds = {p.dtype for p in self._setup.model.parameters() if p.dtype.is_floating_point}
-        return max((float(torch.finfo(kind).eps) for kind in kinds), default=_EPS)
+        return self._precision
 
-    @property
-    def _shape(self) -> tuple[int, int, bool]:
-        """Samples, outputs, and whether the kernels of the outputs are added up."""
-        outputs = sum(len(functions) for functions in self._functions)
-        return self._setup.count(self._x), outputs, len(self._functions) > 1
-
-    @property
-    def passes(self) -> int:
-        """Passes through a batch, in reverse and in forward mode, that one product takes."""
-        return 2 * len(self._functions) * len(self._batches())
+    def passes(self, vectors: int) -> int:
+        """Backward passes through a batch that a product with so many vectors takes."""
+        outputs = len(self._functions) * self._functions.shape[1]
+        return 2 * outputs * len(self._batches) * -(-vectors // self._held)
 
     def apply(self, vectors: Float) -> Float:
         """K·vectors or HKH·vectors for ``vectors`` [size, k], float64 [size, k]."""
         right = self._centred(np.asarray(vectors, np.float64))
         if self._bar is None:
-            with _reporting(self, "products", right.shape[1]):
+            with _reporting(self, "products", [right.shape[1]]):
                 return self.apply(vectors)
         out = np.zeros(right.shape)
-        for start, stop in spans(right.shape[1], _AT_ONCE):
-            for functions in self._groups(stop - start):
-                moved = self._pull(functions, right[:, start:stop])
-                out[:, start:stop] += self._push(functions, moved)
+        for start, stop in spans(right.shape[1], self._held):
+            together = max(1, self._held // (stop - start))
+            for functions in self._functions.split(together):
+                out[:, start:stop] += self._round(functions, right[:, start:stop])
         return self._centred(out)
+
+    def _plan(self, budget: float) -> None:
+        """Share the memory between a batch, directions Jᵀv and forwards that are kept."""
+        found, batch = self._stream.probe, self._stream.batch
+        while batch > 1 and self._stream.need(batch) > budget / 3:
+            batch //= 2
+        room = budget - self._stream.need(batch)
+        if room < self._gradient:
+            raise BudgetError(
+                f"{budget / 2**30:.2g} GiB hold no gradient ({self._gradient / 2**30:.2g} GiB) "
+                f"beside the pass of a sample ({self._stream.need(batch) / 2**30:.2g} GiB); give "
+                "more memory"
+            )
+        forwards = self._samples * found.saved
+        self._keep = forwards <= min(room / 2, room - self._gradient)
+        room -= forwards if self._keep else 0
+        self._held = int(min(room // max(self._gradient, 1), _MOST))
+        self._batches = batches(self._samples, batch, self._keep and not found.accelerator)
 
     def _centred(self, vectors: Float) -> Float:
         return vectors - vectors.mean(0) if self.center else vectors
 
-    def _batches(self) -> list[tuple[int, int]]:
-        return list(spans(self._setup.count(self._x), self._batch))
+    def _round(self, functions: Tensor, vectors: Float) -> Float:
+        """Σ J(Jᵀ·vectors) [size, k] over ``functions`` [f, F, O]."""
+        each = functions.shape[1]
+        weights = torch.as_tensor(vectors.T.copy()).to(functions).unflatten(1, (-1, each))
+        image = torch.zeros(
+            self._samples, each, len(weights), dtype=torch.float64, device=weights.device
+        )
+        moved: dict[str, Tensor] = {}  # by parameter, [f, k, P]
 
-    def _advance(self, passes: int) -> None:
-        if self._bar is not None:
-            self._bar.advance(passes)
+        def pull(index: int, part: slice, name: str, rows: Tensor) -> None:
+            function, place = divmod(index, each)
+            if name not in moved:
+                moved[name] = rows.new_zeros(len(functions), len(weights), rows.shape[1])
+            moved[name][function].addmm_(weights[:, part, place], rows)
 
-    def _groups(self, vectors: int) -> Iterator[list[Tensor]]:
-        """The functions, as many at once as may have their gradients held."""
-        gradient = sum(p.numel() * p.element_size() for p in self._moving.values())
-        held = min(_GRADIENTS, _GRADIENT_BYTES // max(gradient, 1))
-        step = max(held // max(vectors, 1), 1)
-        for start, stop in spans(len(self._functions), step):
-            yield self._functions[start:stop]
+        def push(index: int, part: slice, name: str, rows: Tensor) -> None:
+            function, place = divmod(index, each)
+            image[part, place] += rows @ moved[name][function].mT
 
-    def _pull(self, functions: list[Tensor], vectors: Float) -> dict[str, Tensor]:
-        """Jᵀ·vectors of every function by parameter, [functions·k, ...]."""
-        right = torch.as_tensor(vectors.T.copy()).to(functions[0])
-        weights = torch.cat([right.unflatten(1, (-1, len(f))) @ f for f in functions])
-        total = {name: p.new_zeros(len(weights), *p.shape) for name, p in self._moving.items()}
-        for start, stop in self._batches():
-            x = self._setup.batch(self._x, start, stop)
-            with torch.enable_grad():
-                y = self._setup.readout(self._setup.model, x, self._setup.T)
-            for index, weight in enumerate(weights):  # each [n, O]
-                found = torch.autograd.grad(
-                    y,
-                    list(self._moving.values()),
-                    weight[start:stop],
-                    retain_graph=index < len(weights) - 1,
-                    allow_unused=True,
-                )
-                for name, gradient in zip(self._moving, found, strict=True):
-                    if gradient is not None:
-                        total[name][index] += gradient
-                self._advance(1)
-        return total
-
-    def _push(self, functions: list[Tensor], directions: dict[str, Tensor]) -> Float:
-        """J·directions [size, k], each function's of its own directions, added up."""
-        model = ReadoutModule(self._setup)
-        buffers = {f"model.{n}": b for n, b in self._setup.model.named_buffers()}
-        fixed = {
-            f"model.{n}": p.detach()
-            for n, p in self._setup.model.named_parameters()
-            if n not in self._moving
-        }
-        values = {n: p.detach() for n, p in self._moving.items()}
-        readouts = torch.stack(functions)  # [functions, F, O]
-        parts = []
-        for start, stop in self._batches():
-            x = self._setup.batch(self._x, start, stop)
-
-            def outputs(moving: dict[str, Tensor], x: Tensor = x) -> Tensor:
-                named = {f"model.{n}": p for n, p in moving.items()}
-                found: Tensor = torch.func.functional_call(model, {**fixed, **buffers, **named}, x)
-                return found
-
-            def derivative(direction: dict[str, Tensor], outputs: Any = outputs) -> Tensor:
-                found: Tensor = torch.func.jvp(outputs, (values,), (direction,))[1]
-                return found
-
-            # a few directions at a time: all would hold as many batches of activations
-            with torch.no_grad():
-                moved = torch.func.vmap(derivative, chunk_size=_AT_ONCE)(directions)
-            self._advance(len(moved))
-            moved = moved.unflatten(0, (len(functions), -1))  # [functions, k, B, O]
-            parts.append((moved @ readouts.mT[:, None]).sum(0).flatten(1))  # [k, B·F]
-        return np.asarray(torch.cat(parts, 1).T.double().cpu().numpy())
+        sums = functions.flatten(0, 1)
+        assert self._bar is not None
+        advance = self._bar.advance
+        for use in (pull, push):
+            done = lambda _: advance(len(sums))  # noqa: E731
+            self._stream.run(self._batches, sums, use, done, self._keep)
+        return image.flatten(0, 1).cpu().numpy()
 
 
 class _Counted:
@@ -223,28 +200,34 @@ class _Counted:
 
 
 @contextmanager
-def _reporting(operator: Operator, label: str, products: int) -> Iterator[Operator]:
-    """The operator, with one bar for all ``products`` with it inside the block."""
+def _reporting(operator: Operator, label: str, rounds: Sequence[int]) -> Iterator[Operator]:
+    """The operator, with one bar for all products with it inside the block.
+
+    Args:
+        rounds: vectors of each of them.
+    """
     if not isinstance(operator, KernelOperator):
-        with task(label, products) as bar:
+        with task(label, sum(rounds)) as bar:
             yield _Counted(operator, bar)
         return
     # a product can take minutes, so that what is counted is its passes
-    with task(f"{label} (passes)", products * operator.passes) as bar:
+    with task(f"{label} (passes)", sum(map(operator.passes, rounds))) as bar:
         operator._bar = bar
         try:
             yield operator
         finally:
             operator._bar = None
+            operator._stream.forget()
 
 
-def _announce(operator: Operator, products: int) -> None:
-    text = f"{products:,} products with a kernel of {operator.size:,} rows"
+def _announce(operator: Operator, rounds: Sequence[int]) -> None:
+    text = f"{sum(rounds):,} products with a kernel of {operator.size:,} rows"
     if isinstance(operator, KernelOperator):
-        samples, outputs, summed = operator._shape
-        over = "summed over " if summed else ""
-        text += f" ({samples:,} samples, {over}{outputs:,} output{'s' * (outputs != 1)}): "
-        text += f"{products * operator.passes:,} passes through a batch"
+        functions, each = operator._functions.shape[:2]
+        over = "summed over " if functions > 1 else ""
+        count = functions * each
+        text += f" ({operator._samples:,} samples, {over}{count:,} output{'s' * (count != 1)}): "
+        text += f"{sum(map(operator.passes, rounds)):,} backward passes through a batch"
     note(text)
 
 
@@ -333,21 +316,27 @@ def kernel_traces(
     rng = np.random.default_rng(seed)
     n = operator.size
     exact = method != "hutchinson" and products >= n
-    used = n if exact else products - products % 2 if method == "xtrace" else products
-    _announce(operator, used)
+    third, half = products // 3, products // 2
+    if exact:
+        rounds = [n]
+    elif method == "hutchinson":
+        rounds = [products]
+    else:
+        rounds = [third, products - third] if method == "hutch++" else [half, half]
+    used = sum(rounds)
+    _announce(operator, rounds)
     centred = _is_centred(operator)
-    with _reporting(operator, "products", used) as operator:
+    with _reporting(operator, "products", rounds) as operator:
         if exact:
             image = operator.apply(np.eye(n))
             traces, squares = np.full(2, np.trace(image)), np.full(2, (image**2).sum())
         elif method == "hutchinson":
             traces, squares = _plain(operator, _signs(rng, n, products))
         elif method == "hutch++":
-            third = products // 3
             basis = linalg.qr(operator.apply(_signs(rng, n, third)), mode="economic")[0]
             traces, squares = _deflated(operator, basis, _signs(rng, n, products - 2 * third))
         else:
-            traces, squares = _exchangeable(operator, _signs(rng, n, products // 2))
+            traces, squares = _exchangeable(operator, _signs(rng, n, half))
     trace, square = float(traces.mean()), float(squares.mean())
     how = f"{method}, {used} products, Student"
 
@@ -417,14 +406,15 @@ def _exchangeable(operator: Operator, probes: Float) -> tuple[Float, Float]:
 
 @dataclass(frozen=True)
 class KernelSpectrum(Result):
-    """Spectrum of an implicit kernel, of HKH where it is centred, from the Lanczos iteration.
+    """Spectrum of an implicit kernel, of HKH where it is centred, from a block Krylov space.
 
     Args:
         eigenvalues: leading eigenvalues, descending: each lies within its entry of ``errors`` of
             an eigenvalue of the kernel.
         errors: residual norms of them, at least the rounding of the products.
         nodes, weights: a measure with the moments of the spectral density, weights adding up to
-            1: the mean of f(eigenvalue) is about Σ weights·f(nodes).
+            1: the mean of f(eigenvalue) is about Σ weights·f(nodes), and is it where the kernel
+            was formed.
         size: rows of the kernel.
         starts: random start vectors behind the measure.
         seed: of them.
@@ -443,20 +433,20 @@ class KernelSpectrum(Result):
     seconds: float
     centred: bool = False
     precision: float = _EPS
-    _by_start: tuple[tuple[Float, Float], ...] = field(default=(), repr=False)
+    _by_start: Float = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
 
     def trace_of(self, function: Any, confidence: float = 0.95) -> Estimate:
-        """Tr f(K) = Σ f(λ) by stochastic Lanczos quadrature, e.g. λ/(λ + ridge).
+        """Tr f(K) = Σ f(λ) by stochastic quadrature, e.g. λ/(λ + ridge).
 
         Args:
             function: f, applied to an array of eigenvalues.
             confidence: coverage of Student's interval over the start vectors.
         """
-        found = self.size * np.array([weights @ function(n) for n, weights in self._by_start])
+        found = self.size * self._by_start @ function(self.nodes)
         quantile = stats.t.ppf(0.5 + confidence / 2, len(found) - 1)
         reach = float(quantile * found.std(ddof=1) / np.sqrt(len(found)))
         value = float(found.mean())
-        method = f"Lanczos quadrature, {len(found)} starts, Student"
+        method = f"Krylov quadrature, {len(found)} starts, Student"
         return Estimate(value, value - reach, value + reach, self.size, "", confidence, method)
 
     def tables(self) -> list[Table]:
@@ -473,7 +463,7 @@ class KernelSpectrum(Result):
         """Number of eigenvalues above each value; returns the matplotlib axes.
 
         Leading eigenvalues known to a hundredth of their value are points at their rank, where
-        equal ones count once; the density below the last of them is estimated.
+        equal ones count as often as there were starts at most; the density below is estimated.
         """
         import matplotlib.pyplot as plt
 
@@ -504,11 +494,8 @@ class KernelSpectrum(Result):
 
     def _rest(self, known: int) -> tuple[Float, Float]:
         """Values below the ``known`` leading eigenvalues and how many are estimated above each."""
-        # every start has its own picture of the leading ones: left out by rank, not by value
-        values = np.concatenate([np.sort(n)[::-1][known:] for n, _ in self._by_start])
-        shares = np.concatenate([w[np.argsort(n)[::-1]][known:] for n, w in self._by_start])
-        order = np.argsort(values)[::-1]
-        values, shares = values[order], shares[order]
+        order = np.argsort(self.nodes)[::-1][known:]
+        values, shares = self.nodes[order], self.weights[order]
         # the rest has this many eigenvalues whatever the starts' shares in the leading ones
         counts = known + (self.size - known) * np.cumsum(shares) / max(shares.sum(), _TINY)
         above = values > self.precision * self.nodes.max()
@@ -516,18 +503,20 @@ class KernelSpectrum(Result):
 
 
 def kernel_spectrum(
-    operator: Operator, *, count: int = 10, steps: int = 40, starts: int = 4, seed: int = 0
+    operator: Operator, *, count: int = 10, steps: int = 6, starts: int = 16, seed: int = 0
 ) -> KernelSpectrum:
     """Leading eigenvalues and spectral density of an implicit kernel.
 
-    One Krylov space per random start, kept orthogonal to rounding; the starts are multiplied
-    together. Takes steps·starts products.
+    Rayleigh-Ritz in the block Krylov space of random signs Ω [size, starts], the span of Ω, KΩ, …,
+    K^(steps − 1)Ω, kept orthogonal to rounding. A step multiplies all starts at once, so that it
+    takes one round of a :class:`KernelOperator`. With steps·starts ≥ size the kernel is formed and
+    the spectrum is exact.
 
     Args:
         operator: the kernel, e.g. a :class:`KernelOperator`. Its ``precision``, float64's if it has
             none, is the least error reported, relative to the largest eigenvalue.
-        count: leading eigenvalues reported, from the start that resolves them best.
-        steps: of each iteration; cut to the size of the kernel.
+        count: leading eigenvalues reported.
+        steps: of the iteration.
         starts: random start vectors, at least 2.
         seed: of them.
 
@@ -535,53 +524,64 @@ def kernel_spectrum(
         ConfigError: an unusable option.
     """
     started = time.monotonic()
-    if not 1 <= count <= steps or starts < 2:
+    if steps < 1 or starts < 2 or not 1 <= count <= steps * starts:
         raise ConfigError(
-            f"count={count}, steps={steps}, starts={starts}; expected 1 <= count <= steps and at "
-            "least 2 starts"
+            f"count={count}, steps={steps}, starts={starts}; expected at least 1 step and 2 "
+            "starts, and 1 <= count <= steps * starts"
         )
     n = operator.size
-    steps = min(steps, n)
-    current = _signs(np.random.default_rng(seed), n, starts) / np.sqrt(n)
-    bases = np.zeros((starts, n, steps))
-    diagonal, beside = np.zeros((starts, steps)), np.zeros((starts, steps))
-    lengths = np.full(starts, steps)
     precision = max(float(getattr(operator, "precision", _EPS)), _EPS)
     centred = _is_centred(operator)
-    _announce(operator, steps * starts)
-    with _reporting(operator, "Lanczos", steps * starts) as operator:
-        for step in range(steps):
-            bases[:, :, step] = current.T
-            image = operator.apply(current)
-            diagonal[:, step] = (current * image).sum(0)
-            for s in range(starts):
-                kept = bases[s, :, : step + 1]
-                for _ in range(2):  # once loses orthogonality to rounding
-                    image[:, s] -= kept @ (kept.T @ image[:, s])
-            beside[:, step] = np.linalg.norm(image, axis=0)
-            ended = beside[:, step] <= max(1e-12, precision) * np.abs(diagonal).max()
-            lengths = np.where(ended & (lengths > step + 1), step + 1, lengths)
-            current = np.where(ended, 0.0, image / np.where(ended, 1.0, beside[:, step]))
-            if ended.all():
-                break
-    measures, found = [], []
-    for s, length in enumerate(lengths):
-        values, vectors = linalg.eigh_tridiagonal(diagonal[s, :length], beside[s, : length - 1])
-        measures.append((np.maximum(values, 0.0), vectors[0] ** 2))
-        residuals = np.abs(beside[s, length - 1] * vectors[-1])
-        least = precision * max(float(values[-1]), 0.0)  # no product is more exact
-        found.append((values[::-1][:count], np.maximum(residuals, least)[::-1][:count]))
-    best = min(found, key=lambda pair: (-len(pair[0]), pair[1].sum()))
+    exact = steps * starts >= n
+    rounds = [n] if exact else [starts] * steps
+    draws = _signs(np.random.default_rng(seed), n, starts)
+    _announce(operator, rounds)
+    with _reporting(operator, "spectrum", rounds) as operator:
+        if exact:
+            basis = np.eye(n)
+            images = operator.apply(basis)
+        else:
+            basis, images = _krylov(operator, draws, steps, precision)
+    small = basis.T @ images
+    values, vectors = linalg.eigh((small + small.T) / 2)
+    found = np.maximum(values[::-1][:count], 0.0)
+    leading = vectors[:, ::-1][:, :count]
+    residuals = np.linalg.norm(images @ leading - basis @ (leading * found), axis=0)
+    least = precision * max(float(values[-1]), 0.0)  # no product is more exact
+    nodes = np.maximum(values, 0.0)
+    # of ωᵀf(K)ω/n for each start ω; the mean over all ω is the trace, which is known if exact
+    each = ((vectors.T @ (basis.T @ draws)) ** 2 / n).T
+    weights = np.full((starts, len(nodes)), 1 / n) if exact else each
     return KernelSpectrum(
-        best[0],
-        best[1],
-        np.concatenate([nodes for nodes, _ in measures]),
-        np.concatenate([weights for _, weights in measures]) / starts,
+        found,
+        np.maximum(residuals, least),
+        nodes,
+        weights.mean(0),
         n,
         starts,
         seed,
         time.monotonic() - started,
         centred,
         precision,
-        tuple(measures),
+        weights,
     )
+
+
+def _krylov(operator: Operator, block: Float, steps: int, precision: float) -> tuple[Float, Float]:
+    """An orthonormal basis of the space, and the operator's products with it."""
+    basis, images = np.zeros((len(block), 0)), np.zeros((len(block), 0))
+    largest = float(np.linalg.norm(block, 2))
+    for _ in range(steps):
+        scale = largest
+        for _ in range(2):  # once loses orthogonality to rounding
+            block = block - basis @ (basis.T @ block)
+            block, triangle, _ = linalg.qr(block, mode="economic", pivoting=True)
+            new = np.abs(np.diagonal(triangle)) > max(1e-12, precision) * scale
+            block, scale = block[:, new], 1.0
+        if not block.shape[1]:
+            break
+        image = operator.apply(block)
+        basis, images = np.hstack([basis, block]), np.hstack([images, image])
+        largest = float(np.linalg.norm(images, 2))
+        block = image
+    return basis, images

@@ -19,7 +19,7 @@ from spikedim.ntk.passes import Call
 _CACHE = 1 << 24  # bytes of the largest tensor of one batch, so that most stay in cache
 _DEVICE = 1 << 29  # the same on an accelerator, where launches cost more than memory
 _TOLERANCE = 1e-2  # of a gradient: far above rounding, far below a mistake
-_LIVE = 6  # tensors of the largest size alive at once in a backward pass
+LIVE = 6  # tensors of the largest size alive at once in a backward pass
 
 
 @dataclass
@@ -204,11 +204,11 @@ def plans(
     batch = in_flight(found, samples)
 
     def passing(count: int) -> float:
-        return count * (found.saved + _LIVE * found.largest)
+        return count * (found.saved + LIVE * found.largest)
 
     column = samples * found.itemsize * (functions if full else 1)
     whole = column * found.columns
-    kept = samples * found.saved + batch * _LIVE * found.largest + whole
+    kept = samples * found.saved + batch * LIVE * found.largest + whole
     if kept <= budget:
         flight = functions if full else 1
         return [Plan(batch, flight, True, None, without, without)], kept

@@ -24,20 +24,18 @@ from torch import Tensor, nn
 from spikedim.dimension.arrays import spans
 from spikedim.errors import BudgetError, ConfigError, DataError, StorageError
 from spikedim.neurons import Surrogate
-from spikedim.ntk.capture import Capture, Readout, neurons_of
-from spikedim.ntk.deposit import deposit
+from spikedim.ntk.capture import Readout, neurons_of
 from spikedim.ntk.gram import Setup
 from spikedim.ntk.identity import identity
 from spikedim.ntk.kernel import output_sums, prepared
-from spikedim.ntk.passes import Call
-from spikedim.ntk.plan import Probe, budget_of, in_flight, probe
+from spikedim.ntk.plan import budget_of
+from spikedim.ntk.stream import Stream
 from spikedim.progress import Task, note, task
 from spikedim.results import Estimate, Result, Table, number, plain
 from spikedim.storage import Run, read_arrays, write_arrays
 from spikedim.theory.statistics import normal_quantile
 
 Float = NDArray[np.float64]
-_LIVE = 6  # tensors of the largest size alive at once in a backward pass
 _BLOCK = 1 << 26  # bytes of one block of all kernels, in single and in double precision
 _PIECE = 64  # samples whose sketches are stored at once
 _LEAST = 16  # samples of the smallest subset
@@ -223,6 +221,7 @@ def sketched_gram(
     confidence: float = 0.95,
     seed: int = 0,
     directory: str | Path | None = None,
+    fallback: bool = False,
 ) -> SketchedKernel:
     """Estimate a kernel and its participation ratios with intervals (claim SNTK).
 
@@ -248,6 +247,7 @@ def sketched_gram(
         confidence: coverage of the intervals.
         seed: of all signs.
         directory: folder for finished sketches; the same call resumes there.
+        fallback: differentiate parameters without a rule by autograd, sample by sample.
 
     Raises:
         ModelError: the network is in training mode or a parameter has no rule.
@@ -276,20 +276,28 @@ def sketched_gram(
         cotangents = torch.as_tensor(draws).to(every)
     else:
         cotangents = every.sum(0, keepdim=True) if outputs == "sum" else every
-    found = probe(setup, x)
+    stream = Stream(setup, x, fallback)
     n = setup.count(x)
     vectors = len(cotangents) * (1 if random_sums else probes)
-    batch, need = _batch(found, n, probes * size, vectors, budget_of(memory))
+    batch, need = _batch(stream, n, probes * size, vectors, budget_of(memory))
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     note(
         f"sketched NTK of {n:,} samples and {parameters:,} parameters: {len(cotangents)} passes "
         f"in batches of {batch}, about {need / 2**30:.2g} GiB"
     )
     sketches = every.new_zeros(probes, n, size)
-    sketch = _Sketch(setup, seed, random_sums)
+    fold = _Fold(setup, seed, random_sums)
+
+    def draw(start: int, stop: int, rows: Tensor, bar: Task) -> None:
+        def use(function: int, samples: slice, name: str, full: Tensor) -> None:
+            fold(full, name, function, rows[:, samples.start - start : samples.stop - start])
+
+        pieces = ((start + a, start + b) for a, b in spans(stop - start, batch))
+        stream.run(pieces, cotangents, use, bar.advance)
+
     if directory is None:
         with task("sketched kernel", n) as bar:
-            sketch.draw(x, 0, batch, cotangents, sketches, bar)
+            draw(0, n, sketches, bar)
     else:
         about = {"probes": probes, "size": size, "seed": seed}
         about |= identity(setup, samples=x, outputs=cotangents)
@@ -298,7 +306,7 @@ def sketched_gram(
                 rows = sketches[:, start:stop]
                 path = folder.file("sketches", f"{start}.npz")
                 if (stored := read_arrays(path)) is None:
-                    sketch.draw(x, start, batch, cotangents, rows, bar)
+                    draw(start, stop, rows, bar)
                     write_arrays(path, {"rows": rows.cpu().numpy()})
                 elif "rows" not in stored or stored["rows"].shape != rows.shape:
                     raise StorageError(f"{path} holds other arrays; remove it and run again")
@@ -348,60 +356,25 @@ def _method(probes: int, random_sums: bool) -> str:
     return f"jackknife over {probes} {about}, Student"
 
 
-class _Sketch:
+class _Fold:
     """Folds per-sample gradients, as they come, to rows of k numbers."""
 
-    def __init__(self, setup: Setup, seed: int, random_sums: bool = False) -> None:
-        self._setup, self._seed, self._random_sums = setup, seed, random_sums
-        names = [(id(p), p.numel()) for p in setup.model.parameters() if p.requires_grad]
-        ends = np.cumsum([0, *(size for _, size in names)])
-        self._place = {key: (i, int(ends[i])) for i, (key, _) in enumerate(names)}
+    def __init__(self, setup: Setup, seed: int, random_sums: bool) -> None:
+        self._seed, self._random_sums = seed, random_sums
+        sizes = {n: p.numel() for n, p in setup.model.named_parameters() if p.requires_grad}
+        ends = np.cumsum([0, *sizes.values()])
+        self._place = {name: (i, int(ends[i])) for i, name in enumerate(sizes)}
         self._length = int(ends[-1])
-        self._leaks = {name: id(p) for name, p in setup.model.named_parameters()}
         self._kept: dict[tuple[int, int], Tensor] = {}
 
-    def draw(
-        self, x: Tensor, first: int, batch: int, cotangents: Tensor, rows: Tensor, bar: Task
-    ) -> None:
-        """Fill ``rows`` [m, B, k] with the sketches of samples ``first`` to ``first + B``."""
-        for start, stop in spans(rows.shape[1], batch):
-            capture = self._setup.capture(self._setup.batch(x, first + start, first + stop))
-            for index, weights in enumerate(cotangents):
-                mine = rows[index : index + 1] if self._random_sums else rows
-                last = index == len(cotangents) - 1
-                self.add(capture, weights, index, mine[:, start:stop], last)
-            bar.advance(stop - start)
-
-    def add(
-        self, capture: Capture, weights: Tensor, function: int, rows: Tensor, last: bool
-    ) -> None:
-        """Add the gradients of one sum of outputs to ``rows`` [independent sketches, B, k]."""
-
-        def receive(call: Call, gradient: Tensor) -> None:
-            made: list[tuple[int, Tensor]] = []
-
-            def room(
-                module: nn.Module, layer: str, name: str, shape: tuple[int, ...]
-            ) -> tuple[Tensor, bool]:
-                made.append((id(getattr(module, name)), gradient.new_empty(shape).flatten(1)))
-                return made[-1][1], True
-
-            deposit(call, gradient, capture.samples, capture.steps, slice(None), room)
-            for key, full in made:
-                self._fold(full, key, function, rows)
-
-        with torch.no_grad():
-            leaks = capture.run(weights, receive, leaks=list(capture.leaks), keep=not last)
-            for name, gradient in leaks.items():
-                self._fold(gradient[:, None].clone(), self._leaks[name], function, rows)
-
-    def _fold(self, full: Tensor, key: int, function: int, rows: Tensor) -> None:
-        """Fold gradients [B, P] of a parameter, which are overwritten.
+    def __call__(self, full: Tensor, name: str, function: int, rows: Tensor) -> None:
+        """Add gradients [B, P] of a parameter, which are overwritten, to sketches [m, B, k].
 
         All parameters of all sums lie side by side and are folded as one vector. The signs of the
         second sketch are those of the first times new ones, which makes them as independent.
         """
-        index, start = self._place[key]
+        rows = rows[function : function + 1] if self._random_sums else rows
+        index, start = self._place[name]
         start += function * self._length
         draw = np.random.default_rng((self._seed, 1, function, index))
         count, k = full.shape[1], rows.shape[-1]
@@ -433,16 +406,15 @@ class _Sketch:
             yield kept
 
 
-def _batch(found: Probe, n: int, kept: int, vectors: int, budget: float) -> tuple[int, float]:
+def _batch(stream: Stream, n: int, kept: int, vectors: int, budget: float) -> tuple[int, float]:
     """Samples per batch, and bytes in all; an accelerator keeps ``vectors`` vectors of signs."""
-    widest = max((layer.columns for layer in found.layers.values()), default=0)
+    found = stream.probe
 
     def need(batch: int) -> float:
-        once = found.saved + _LIVE * found.largest + 2 * widest * found.itemsize
         signs = found.columns * (vectors if found.accelerator else 1)
-        return float(batch * once + 2 * n * kept * found.itemsize + signs)
+        return float(stream.need(batch) + 2 * n * kept * found.itemsize + signs)
 
-    batch = in_flight(found, n, widest * found.itemsize)
+    batch = stream.batch
     while batch > 1 and need(batch) > budget:
         batch //= 2
     if need(batch) > budget:

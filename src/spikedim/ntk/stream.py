@@ -1,0 +1,126 @@
+"""Gradients of single samples, one parameter at a time, as the backward passes make them.
+
+What needs every sample's gradient once but never all of them together, such as a sketch or a
+product with the kernel, takes them from here: no more than one batch's gradients of one layer
+exist at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from spikedim.ntk.capture import Capture
+from spikedim.ntk.deposit import deposit
+from spikedim.ntk.gram import Setup, loop_row
+from spikedim.ntk.passes import Call
+from spikedim.ntk.plan import LIVE, in_flight, probe, verify, without_rule
+
+Use = Callable[[int, slice, str, Tensor], None]
+
+
+class Stream:
+    """Gradients of the samples of one tensor.
+
+    Args:
+        setup: what is differentiated.
+        x: samples.
+        fallback: differentiate parameters without a rule by autograd, sample by sample.
+
+    Attributes:
+        probe: what one sample takes.
+
+    Raises:
+        ModelError: a parameter has no rule, or a layer's rows cannot be told apart by sample.
+    """
+
+    def __init__(self, setup: Setup, x: Tensor, fallback: bool = False) -> None:
+        self._setup, self._x = setup, x
+        self._alone = without_rule(setup, x) if fallback else ()
+        self._names = {id(p): name for name, p in setup.model.named_parameters()}
+        self._kept: dict[tuple[int, int], Capture] = {}
+        verify(setup, x, self._alone)
+        self.probe = probe(setup, x, self._alone)
+
+    @property
+    def batch(self) -> int:
+        """Samples of one forward whose tensors stay in cache."""
+        return in_flight(self.probe, self._setup.count(self._x), self._widest)
+
+    def need(self, batch: int) -> int:
+        """Bytes of one pass through a batch: activations, and gradients of the widest layer."""
+        return batch * (self.probe.saved + LIVE * self.probe.largest + 2 * self._widest)
+
+    @property
+    def _widest(self) -> int:
+        columns = (layer.columns for layer in self.probe.layers.values())
+        return max(columns, default=0) * self.probe.itemsize
+
+    def run(
+        self,
+        batches: Iterable[tuple[int, int]],
+        cotangents: Tensor,
+        use: Use,
+        done: Callable[[int], None],
+        keep: bool = False,
+    ) -> None:
+        """Differentiate sums of outputs of some samples.
+
+        Args:
+            batches: first sample and the one behind the last, of each forward.
+            cotangents: [F, outputs], the sums.
+            use: gets (index of the sum, samples, parameter, gradients [b, P]) of all of them, in no
+                certain order. Of a parameter that is used several times come as many parts, which
+                add up; the gradients may be overwritten.
+            done: gets the samples of each batch that is through.
+            keep: whether the forwards are kept for further runs, until :meth:`forget`.
+        """
+        for start, stop in batches:
+            capture = self._kept.get((start, stop))
+            if capture is None:
+                x = self._setup.batch(self._x, start, stop)
+                capture = self._setup.capture(x, self._alone)
+            if keep:
+                self._kept[start, stop] = capture
+            for index, weights in enumerate(cotangents):
+                last = not keep and index == len(cotangents) - 1
+                self._differentiate(capture, weights, index, slice(start, stop), use, last)
+            if self._alone:
+                self._differentiate_alone(cotangents, range(start, stop), use)
+            done(stop - start)
+
+    def forget(self) -> None:
+        """Let go of the forwards."""
+        self._kept.clear()
+
+    def _differentiate(
+        self, capture: Capture, weights: Tensor, index: int, part: slice, use: Use, last: bool
+    ) -> None:
+        def receive(call: Call, gradient: Tensor) -> None:
+            made: list[tuple[str, Tensor]] = []
+
+            def room(
+                module: nn.Module, layer: str, name: str, shape: tuple[int, ...]
+            ) -> tuple[Tensor, bool]:
+                full = gradient.new_empty(shape).flatten(1)
+                made.append((self._names[id(getattr(module, name))], full))
+                return full, True
+
+            deposit(call, gradient, capture.samples, capture.steps, slice(None), room)
+            for name, full in made:
+                use(index, part, name, full)
+
+        with torch.no_grad():
+            leaks = capture.run(weights, receive, leaks=list(capture.leaks), keep=not last)
+            for name, gradient in leaks.items():
+                use(index, part, name, gradient[:, None].clone())
+
+    def _differentiate_alone(self, cotangents: Tensor, samples: range, use: Use) -> None:
+        for sample in samples:
+            x = self._setup.batch(self._x, sample, sample + 1)
+            found = loop_row(self._setup, x, cotangents, list(self._alone))
+            for name, rows in zip(self._alone, found, strict=True):
+                for index, row in enumerate(rows):
+                    use(index, slice(sample, sample + 1), name, row[None])
