@@ -242,7 +242,7 @@ def test_more_samples_than_there_are(capsys):
         (("--method", "sketch", "--outputs", "full"), "does not go with --outputs full"),
         (("--method", "sketch", "--per-timestep"), "does not go with --per-timestep"),
         (("--method", "matrix-free", "--engine", "ray"), "does not go with --engine ray"),
-        (("--method", "matrix-free", "--memory", "1"), "does not go with --memory"),
+        (("--method", "matrix-free", "--memory", "1e-4"), "hold no gradient"),
         (("--method", "matrix-free", "--size", "99"), "does not go with --size"),
         (("--method", "matrix-free", "--probes", "5"), "needs 6 or more"),
     ],

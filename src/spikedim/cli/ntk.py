@@ -319,7 +319,7 @@ def ntk(
     modes = [name for name, on in asked.items() if on]
     _check(modes, outputs, values, target_d_eff, target_reduction, dt, initialisations, checkpoint)
     _check_plain(modes, outputs, per_timestep, engine, address, workers)
-    _check_approximate(modes, method, outputs, per_timestep, engine, memory, probes, size)
+    _check_approximate(modes, method, outputs, per_timestep, engine, probes, size)
     about = {
         "data": data,
         "model": model,
@@ -588,7 +588,6 @@ def _check_approximate(
     outputs: str,
     per_timestep: bool,
     engine: str,
-    memory: float | None,
     probes: int | None,
     size: int | None,
 ) -> None:
@@ -606,7 +605,6 @@ def _check_approximate(
     if method == "sketch" and outputs == "full":
         extra.append("--outputs full")
     if method == "matrix-free":
-        extra += ["--memory"] if memory is not None else []
         extra += ["--size"] if size is not None else []
         if probes is not None and probes < 6:
             raise ConfigError(f"--probes {probes}: --method matrix-free needs 6 or more products")
