@@ -583,6 +583,11 @@ def test_errors_are_no_smaller_than_the_rounding_of_the_products(few):
     exact = np.linalg.eigvalsh((image + image.T) / 2)
     for value, error in zip(found.eigenvalues, found.errors, strict=True):
         assert np.abs(exact - value).min() <= error
+    net.bfloat16()
+    coarse = KernelOperator(net, few[1].bfloat16(), T=T, outputs="trace", center=False)
+    values = gram(net, few[1].bfloat16(), T=T).values
+    distance = families.distance(coarse.apply(np.eye(N)), values)
+    assert 0 < distance < coarse.precision == torch.finfo(torch.bfloat16).eps
     explicit = kernel_spectrum(Dense(np.diag([4.0, 2.0, 1.0])), count=3, steps=3, starts=2)
     assert (explicit.errors >= 4 * np.finfo(np.float64).eps * (1 - 1e-9)).all()
 

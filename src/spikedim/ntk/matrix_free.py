@@ -109,7 +109,7 @@ class KernelOperator:
         self._samples = setup.count(x)
         self.size = self._samples * self._functions.shape[1]
         moving = [p for p in setup.model.parameters() if p.requires_grad]
-        self._gradient = sum(p.numel() * p.element_size() for p in moving)
+        self._gradient = sum(p.numel() * max(p.element_size(), 4) for p in moving)
         kinds = {p.dtype for p in setup.model.parameters() if p.dtype.is_floating_point}
         self._precision = max((float(torch.finfo(kind).eps) for kind in kinds), default=_EPS)
         self._plan(budget_of(memory))
@@ -162,7 +162,9 @@ class KernelOperator:
     def _round(self, functions: Tensor, vectors: Float) -> Float:
         """Σ J(Jᵀ·vectors) [size, k] over ``functions`` [f, F, O]."""
         each = functions.shape[1]
-        weights = torch.as_tensor(vectors.T.copy()).to(functions).unflatten(1, (-1, each))
+        wide = torch.promote_types(functions.dtype, torch.float32)
+        weights = torch.as_tensor(vectors.T.copy()).to(functions.device, wide)
+        weights = weights.unflatten(1, (-1, each))
         image = torch.zeros(
             self._samples, each, len(weights), dtype=torch.float64, device=weights.device
         )
@@ -171,18 +173,20 @@ class KernelOperator:
         def pull(index: int, part: slice, name: str, rows: Tensor) -> None:
             function, place = divmod(index, each)
             if name not in moved:
-                moved[name] = rows.new_zeros(len(functions), len(weights), rows.shape[1])
-            moved[name][function].addmm_(weights[:, part, place], rows)
+                shape = len(functions), len(weights), rows.shape[1]
+                moved[name] = weights.new_zeros(shape)
+            moved[name][function].addmm_(weights[:, part, place], rows.to(wide))
 
         def push(index: int, part: slice, name: str, rows: Tensor) -> None:
             function, place = divmod(index, each)
-            image[part, place] += rows @ moved[name][function].mT
+            image[part, place] += rows.to(wide) @ moved[name][function].mT
+
+        def done(samples: int) -> None:
+            assert self._bar is not None
+            self._bar.advance(len(sums))
 
         sums = functions.flatten(0, 1)
-        assert self._bar is not None
-        advance = self._bar.advance
         for use in (pull, push):
-            done = lambda _: advance(len(sums))  # noqa: E731
             self._stream.run(self._batches, sums, use, done, self._keep)
         return image.flatten(0, 1).cpu().numpy()
 

@@ -18,7 +18,8 @@ from spikedim.ntk.passes import Call
 
 _CACHE = 1 << 24  # bytes of the largest tensor of one batch, so that most stay in cache
 _DEVICE = 1 << 29  # the same on an accelerator, where launches cost more than memory
-_TOLERANCE = 1e-2  # of a gradient: far above rounding, far below a mistake
+_TOLERANCE = 1e-2  # of a gradient: far above rounding in single precision, far below a mistake
+_ROUNDINGS = 32  # of a gradient in a coarser one
 LIVE = 6  # tensors of the largest size alive at once in a backward pass
 
 
@@ -144,6 +145,7 @@ def verify(setup: Setup, x: Tensor, without: tuple[str, ...] = ()) -> None:
         total.sum(), list(moving.values()), allow_unused=True, materialize_grads=True
     )
     scale = sum(float(g.norm()) ** 2 for g in true) ** 0.5
+    tolerance = max(_TOLERANCE, _ROUNDINGS * torch.finfo(weights.dtype).eps)
     frozen = next((name for name in gradients if name not in moving), None)
     assert frozen is None, f"a gradient of {frozen}, which is frozen"
     for (name, _), gradient in zip(moving.items(), true, strict=True):
@@ -151,7 +153,7 @@ def verify(setup: Setup, x: Tensor, without: tuple[str, ...] = ()) -> None:
             continue
         mine = gradients[name].dense()[0] if name in gradients else gradient.new_zeros(count, 1)
         error = float((mine[0] - gradient.flatten()).norm()) + float(mine[1:].norm())
-        if error > _TOLERANCE * (float(gradient.norm()) + 1e-3 * scale):
+        if error > tolerance * (float(gradient.norm()) + 1e-3 * scale):
             raise ModelError(
                 f"the gradient of {name} is not told apart by sample (off by "
                 f"{error / max(float(gradient.norm()), 1e-300):.2g}): a layer's input has no axis "
