@@ -102,7 +102,8 @@ def measure(
 ) -> None:
     """Measure the effective dimension of data, or of every layer of a network, with intervals.
 
-    Without --checkpoint the network is untrained, its batch norm calibrated on the data.
+    Without --checkpoint a network of ours is untrained, its batch norm calibrated on the data; one
+    of FILE.py:FUNCTION that brings batch-norm statistics is taken as it is.
 
     Example: spikedim measure --data digits --plot spectrum.png
 
@@ -259,7 +260,7 @@ def _of_network(
     T = network.timesteps
     dataset = load_dataset(data, root)
     x, _ = network_inputs(dataset, split, limit, T, how.seed)
-    model = ready_network(network.name, dataset, T, network.checkpoint, how.seed)
+    model, _ = ready_network(network.name, dataset, T, network.checkpoint, how.seed)
     common: dict[str, Any] = {"layers": network.layers, "tokens": axes.tokens, "time": axes.time}
     if how.whole:
         keys = how.keys or [how.pca if key == "pca95" else key for key in ESTIMATORS]

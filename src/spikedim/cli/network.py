@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +35,12 @@ def network_inputs(
     return dataset.tensors(split, limit, seed)
 
 
-def calibration_batches(dataset: Dataset, T: int, samples: int, seed: int) -> tuple[Tensor, ...]:
+def calibration_batches(dataset: Dataset, T: int, samples: int, seed: int) -> Iterator[Tensor]:
     """Training inputs that an untrained network takes its batch-norm statistics from."""
     from spikedim.models.features import batch_axis
 
     x, _ = network_inputs(dataset, "train", samples, T, seed)
-    return x.split(_BATCH, batch_axis(x))
+    yield from x.split(_BATCH, batch_axis(x))
 
 
 def shaped_network(
@@ -79,17 +80,24 @@ def ready_network(
     seed: int,
     samples: int = SAMPLES,
     **options: Any,
-) -> SpikingModel:
-    """:func:`shaped_network`; without checkpoint its batch norm is calibrated on the data.
+) -> tuple[SpikingModel, bool]:
+    """:func:`shaped_network` with batch-norm statistics, and whether it is a trained one.
+
+    Fresh batch norm is calibrated on the data. A checkpoint and a network that brings statistics
+    of its own are taken as they are.
 
     Args:
         T: timesteps that the statistics are taken over.
         samples: of the training split, for the statistics.
         name, dataset, checkpoint, seed, options: as there.
     """
-    from spikedim.models import calibrate_batchnorm
+    from spikedim.models import settle_batchnorm
+    from spikedim.progress import note
 
     network = shaped_network(name, dataset, checkpoint, seed, **options)
-    if checkpoint is None:
-        calibrate_batchnorm(network, calibration_batches(dataset, T, samples, seed), T)
-    return network
+    if checkpoint is not None:
+        return network, True
+    batches = calibration_batches(dataset, T, samples, seed)
+    trained, how = settle_batchnorm(network, batches, T)
+    note(f"{name}: {how}")
+    return network, trained

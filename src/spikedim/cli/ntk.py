@@ -293,12 +293,12 @@ def ntk(
     """Effective dimension of the neural tangent kernel, and which neuron gives the wanted one.
 
     Without --checkpoint the network is untrained, and the batch norm of every variant of it is
-    calibrated on the data; a trained one keeps its statistics.
+    calibrated on the data; a trained one, also of FILE.py:FUNCTION, keeps its statistics.
 
     Example: spikedim ntk --data digits --model spikformer_nano --reduction --neuron refractory=1
     """
     from spikedim.data import load_dataset
-    from spikedim.models import calibrate_batchnorm
+    from spikedim.models import settle_batchnorm
     from spikedim.ntk.effects import sweep as swept
     from spikedim.ntk.invert import invert as inverted
     from spikedim.ntk.one_sided import one_sided as compared
@@ -353,8 +353,18 @@ def ntk(
             network = shaped_network(model, dataset, checkpoint, seed + place_in_line)
             network.set_neurons(**_neuron(network, neuron, surrogate, width))
             network.to(place).eval()
+            trained = checkpoint is not None
+            if checkpoint is None:
+                trained, settled = settle_batchnorm(network, batches, timesteps)
+                note(f"{model}: {settled}", topic="batch norm")
             networks.append(network)
-        prepare = calibrated(*batches) if checkpoint is None else None
+            if trained and initialisations > 1:
+                raise ConfigError(
+                    f"--initialisations {initialisations} is for untrained networks; {model} "
+                    "brings batch-norm statistics of its own and is taken as it is: leave the "
+                    "option out"
+                )
+        prepare = None if trained else calibrated(*batches)
         shared: dict[str, Any] = {"T": timesteps, "prepare": prepare, "method": method}
         result: Any
         if reduction:
@@ -399,9 +409,7 @@ def ntk(
                 how |= {"method": method, "engine": engine, "address": address, "workers": workers}
             reports: list[KernelReport | ApproximateReport] = []
             for index, network in enumerate(networks):
-                if checkpoint is None:
-                    calibrate_batchnorm(network, batches, timesteps)
-                fresh = seed + index if checkpoint is None else None
+                fresh = None if trained else seed + index
                 folder = out / f"seed-{fresh}" if out is not None and index else out
                 if method == "sketch":
                     reports.append(_sketched(network, subject, fresh, folder, how))

@@ -183,7 +183,7 @@ def _recorded(
 
     dataset = load_dataset(data, root)
     x, _ = network_inputs(dataset, "train", limit, T, seed)
-    network = ready_network(name, dataset, T, checkpoint, seed)
+    network, _ = ready_network(name, dataset, T, checkpoint, seed)
     found = network_variables(network, x, T, what, units, layers, time)
     return replace(found, source=f"{found.source} of {name} on {dataset.name}")
 

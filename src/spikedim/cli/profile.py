@@ -52,8 +52,9 @@ def profile(
 ) -> None:
     """Count spikes and operations layer by layer and charge them by named energy conventions.
 
-    Without --checkpoint the network is untrained, its batch norm calibrated on the data, and no
-    cost per correct prediction is given.
+    Without --checkpoint a network of ours is untrained, its batch norm calibrated on the data, and
+    no cost per correct prediction is given; one of FILE.py:FUNCTION that brings batch-norm
+    statistics is taken as it is.
 
     Example: spikedim profile --data digits --model spikformer_nano --timesteps 4
     """
@@ -75,12 +76,15 @@ def profile(
         dataset = load_dataset(data, data_root)
         split = "train" if dataset.test is None else "test"
         x, y = network_inputs(dataset, split, samples, timesteps, seed)
-        network = ready_network(model, dataset, timesteps, checkpoint, seed)
+        network, trained = ready_network(model, dataset, timesteps, checkpoint, seed)
         place = resolve_device(device)
         network, x = network.to(place), x.to(place)
-        trained = checkpoint is not None or is_file(model)
         result = profiled(
-            network, x, timesteps, conventions=convention or None, labels=y if trained else None
+            network,
+            x,
+            timesteps,
+            conventions=convention or None,
+            labels=y if trained or is_file(model) else None,
         )
         if plot is not None or html is not None:
             seen = activity(network, x[:_ACTIVE] if x.ndim < 5 else x[:, :_ACTIVE], timesteps)

@@ -141,9 +141,10 @@ def _diagnosed(
         x = _byte_ids(dataset, split, limit, seed)
         steps = None if network.family == "spikegpt" else T
         network.eval()
+        trained = False
     else:
         x, steps = network_inputs(dataset, split, limit, T, seed)[0], T
-        network = ready_network(model, dataset, T, checkpoint, seed, CALIBRATION, **chosen)
+        network, trained = ready_network(model, dataset, T, checkpoint, seed, CALIBRATION, **chosen)
     return diagnose(
         network,
         x,
@@ -153,7 +154,7 @@ def _diagnosed(
         twin=twin,
         network=model,
         dataset=dataset.name,
-        trained=checkpoint is not None,
+        trained=trained,
         seed=seed,
     )
 

@@ -52,6 +52,8 @@ def find_neuron(
     weights: str | Path | None = None,
     seed: int = 0,
     betas: Sequence[float] | None = None,
+    *,
+    trained: bool = False,
 ) -> Inversion:
     """Search v_th, beta and t_ref whose measured d_eff meets a target, at T timesteps.
 
@@ -64,6 +66,7 @@ def find_neuron(
             norm calibrated for every neuron tried.
         seed: of the samples.
         betas: leaks to try, as for :func:`spikedim.ntk.invert`.
+        trained: the network is trained as it stands, without ``weights``.
 
     Raises:
         ConfigError: a target or window out of its domain.
@@ -82,7 +85,9 @@ def find_neuron(
         dt=target.dt,
         betas=betas,
         T=T,
-        prepare=calibrated(*torch.split(images.to(place), 64)) if weights is None else None,
+        prepare=None
+        if trained or weights is not None
+        else calibrated(*torch.split(images.to(place), 64)),
     )
 
 

@@ -27,7 +27,13 @@ from spikedim.design.plan import (
 from spikedim.design.verdict import agreement, verdict
 from spikedim.dimension import measure
 from spikedim.errors import ConfigError, DataError
-from spikedim.models import SpikingModel, calibrate_batchnorm, create_model, load_checkpoint
+from spikedim.models import (
+    SpikingModel,
+    brings_statistics,
+    create_model,
+    load_checkpoint,
+    settle_batchnorm,
+)
 from spikedim.models.features import layer_shapes
 from spikedim.neurons import LIFParams
 from spikedim.profiling import Profile, profile
@@ -85,7 +91,8 @@ def design(
     use. With ``verify`` it trains the network at each of ``timesteps``, measures T* (the smallest T
     within the target's tolerance of the accuracy plateau), spikes and energy at each T, and the
     effect of threshold, leak and refractory period at T*; without either, spikes and energy come
-    from ``checkpoint`` or from the untrained network with calibrated batch norm, and say so.
+    from ``checkpoint``, from a network that brings batch-norm statistics as it is, or from the
+    untrained network with calibrated batch norm, and say so.
 
     Args:
         dataset: images with labels.
@@ -140,6 +147,7 @@ def design(
     network = create_model(
         model, num_classes=dataset.num_classes, input_shape=dataset.input_shape, seed=seed
     )
+    brought = brings_statistics(network)
     sweep, neuron_sweep = None, None
     if trains:
         assert run is not None
@@ -163,6 +171,8 @@ def design(
     elif checkpoint is not None:
         load_checkpoint(network, checkpoint)
         state = f"weights of {Path(checkpoint).name}"
+    elif brought:
+        state = "weights and batch norm as the network brings them"
     else:
         state = f"untrained, batch norm calibrated on {_CALIBRATION_SAMPLES} samples"
 
@@ -179,7 +189,7 @@ def design(
         wanted = _around(int(said.best.timesteps.value), budget is not None)
         if checkpoint is None and not pilot:
             images, _ = dataset.tensors("train", limit=_CALIBRATION_SAMPLES)
-            calibrate_batchnorm(network, torch.split(images, 64), max(wanted))
+            settle_batchnorm(network, torch.split(images, 64), max(wanted))
         operating = tuple(_predicted(said, T, profile(network, x, T)) for T in wanted)
         recommended = next(p for p in operating if p.timesteps == int(said.best.timesteps.value))
     else:
@@ -239,7 +249,13 @@ def design(
         inversion=None
         if neuron is None
         else find_neuron(
-            network, dataset, neuron, recommended.timesteps, _weights(sweep, checkpoint), seed
+            network,
+            dataset,
+            neuron,
+            recommended.timesteps,
+            _weights(sweep, checkpoint),
+            seed,
+            trained=brought,
         ),
     )
     if run is not None:

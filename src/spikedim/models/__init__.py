@@ -9,7 +9,11 @@ from spikedim.models import spikingbert_variants as _spikingbert  # noqa: F401
 from spikedim.models import spikingresformer_variants as _spikingresformer  # noqa: F401
 from spikedim.models.attention import attention_maps
 from spikedim.models.base import Macs, SpikingModel
-from spikedim.models.calibration import calibrate_batchnorm
+from spikedim.models.calibration import (
+    brings_statistics,
+    calibrate_batchnorm,
+    settle_batchnorm,
+)
 from spikedim.models.checkpoint import LoadReport, load_checkpoint, load_model, save_checkpoint
 from spikedim.models.diagram import Diagram, Stage, diagram
 from spikedim.models.features import Axes, LayerShape, layer_shapes, representations, visit
@@ -70,6 +74,7 @@ __all__ = [
     "ViTConfig",
     "VisionTransformer",
     "attention_maps",
+    "brings_statistics",
     "build_model",
     "calibrate_batchnorm",
     "convert",
@@ -88,5 +93,6 @@ __all__ = [
     "representations",
     "save_checkpoint",
     "search_timesteps",
+    "settle_batchnorm",
     "visit",
 ]

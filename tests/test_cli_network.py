@@ -1,0 +1,135 @@
+"""Networks and data of the user's own on the command line."""
+
+import json
+
+import pytest
+import torch
+
+from spikedim.cli import main
+from spikedim.data import load_dataset
+from spikedim.models import brings_statistics, create_model, settle_batchnorm
+from spikedim.profiling import profile
+
+FILE = """
+import torch
+from torch import nn
+from spikedim.adapters import register_neuron, wrap
+from spikedim.neurons import LIFParams
+
+
+class Threshold(nn.Module):
+    def forward(self, x):
+        return (x >= 0.3).to(x)
+
+
+@register_neuron(Threshold)
+def convert(neuron):
+    return LIFParams(beta=0.5, threshold=0.3, reset="soft")
+
+
+class Folded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm = nn.Linear(64, 16), nn.BatchNorm1d(16)
+        self.spike, self.b = Threshold(), nn.Linear(16, 10)
+
+    def forward(self, x):  # [T, B, 1, 8, 8]
+        h = self.norm(self.a(x.flatten(2)).flatten(0, 1)).unflatten(0, x.shape[:2])
+        return self.b(self.spike(h))
+
+
+def fresh(input_shape, num_classes):
+    return Folded()
+
+
+def trained(input_shape, num_classes):
+    network = Folded()
+    network.norm.running_mean.fill_(0.4)
+    network.norm.running_var.fill_(3.0)
+    return network
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(capsys, *words, code=0):
+    """Standard output and error of a command."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(word) for word in words])
+    captured = capsys.readouterr()
+    assert caught.value.code == code, captured.err
+    return captured.out, captured.err
+
+
+# -- batch norm ---------------------------------------------------------------------------------
+
+
+def test_statistics_of_its_own_are_kept_and_fresh_ones_calibrated():
+    x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    network = create_model("spikformer_nano", input_shape=(1, 8, 8), seed=0)
+    assert not brings_statistics(network)
+    assert settle_batchnorm(network, [x], 2) == (False, "batch norm calibrated on 12 samples")
+    assert brings_statistics(network)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def unread():
+        raise AssertionError
+        yield
+
+    assert settle_batchnorm(network, unread(), 2) == (True, "batch norm as the network brings it")
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_firing_rates_are_statistics_too():
+    network = create_model("spikingresformer_nano", input_shape=(1, 8, 8), seed=0)
+    assert not brings_statistics(network)
+    settle_batchnorm(network, [torch.rand(8, 1, 8, 8)], 2)
+    assert brings_statistics(network)
+
+
+def test_profile_takes_a_trained_network_as_it_is(here, capsys):
+    words = ["profile", "--data", "digits", "-T", "2", "--samples", "16", "--json"]
+    out, err = run(capsys, *words, "--model", "own.py:trained")
+    assert "batch norm as the network brings it" in err
+    data = load_dataset("digits")
+    network = create_model("own.py:trained", num_classes=10, input_shape=(1, 8, 8), seed=0)
+    x, _ = data.tensors("test", 16, 0)
+    there = profile(network.eval(), x, 2).spikes_per_sample.value
+    assert json.loads(out)["spikes_per_sample"]["value"] == there
+    _, err = run(capsys, *words, "--model", "own.py:fresh")
+    assert "batch norm calibrated on 256 samples" in err
+
+
+def test_measure_takes_a_trained_network_as_it_is(here, capsys):
+    words = ["measure", "--data", "digits", "-T", "2", "--limit", "16", "--json"]
+    for name, said in (("trained", "as the network brings it"), ("fresh", "calibrated on 256")):
+        _, err = run(capsys, *words, "--model", f"own.py:{name}")
+        assert f"batch norm {said}" in err
+
+
+@pytest.mark.parametrize("mode", [[], ["--reduction"]])
+def test_a_kernel_of_a_trained_network_has_no_seed(mode, here, capsys):
+    words = ["ntk", "--data", "digits", "-T", "2", "--samples", "12", *mode]
+    _, err = run(capsys, *words, "--model", "own.py:trained")
+    assert "batch norm as the network brings it" in err
+    _, err = run(capsys, *words, "--model", "own.py:fresh")
+    assert "batch norm calibrated on 128 samples" in err
+    if not mode:
+        out, _ = run(capsys, *words, "--model", "own.py:trained", "--json")
+        assert json.loads(out)["initialisation"] is None
+    several = [*words, "--model", "own.py:trained", "--initialisations", "2", "--quiet"]
+    _, err = run(capsys, *several, code=2)
+    assert "--initialisations 2 is for untrained networks" in err
+
+
+def test_design_says_what_it_did_to_the_statistics(here, capsys):
+    words = ["design", "--data", "digits", "--json", "--quiet"]
+    out, _ = run(capsys, *words, "--model", "own.py:trained")
+    assert json.loads(out)["model"]["state"] == "weights and batch norm as the network brings them"
+    out, _ = run(capsys, *words, "--model", "own.py:fresh")
+    assert "batch norm calibrated on 256 samples" in json.loads(out)["model"]["state"]
