@@ -355,15 +355,59 @@ def test_bad_targets_are_refused_before_any_work(here, capsys, words):
     assert not Path("runs").exists() or not list(Path("runs").rglob("last.ckpt"))
 
 
-def test_interrupt_says_how_to_continue(capsys, monkeypatch):
-    from spikedim import cli
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--data", "digits", "--model", "spikformer_nano", "--epochs", "500"],
+        ["ntk", "--data", "digits", "--model", "spikformer_tiny", "--samples", "1000"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_interrupt_says_how_to_continue(words, here):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spikedim", *words, "--out", "run"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    first = process.stderr.readline()  # it has announced its work
+    wait_for(lambda: list(here.glob("run/*")), lambda: process.poll() is None)
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=600)
+    assert process.returncode == 130, first + rest
+    assert "interrupted: run the same command again" in rest
+    assert "Traceback" not in rest
 
-    def interrupted(*args, **kwargs):
+
+def test_a_training_that_goes_on_says_so(here, capsys, monkeypatch):
+    from spikedim.training.lightning_run import Keeper
+
+    words = ["train", "--data", "digits", "--model", "spikformer_nano", "-T", "1", "--out", "t"]
+    words += ["--epochs", "3", "--train-samples", "60"]
+    saved = Keeper.on_train_epoch_end
+
+    def interrupted(self, trainer, pl_module):
+        saved(self, trainer, pl_module)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupted)
-    assert run("info") == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "on_train_epoch_end", interrupted)
+        assert run(*words) == 130
     assert "same command" in capsys.readouterr().err
+    assert run(*words) == 0
+    assert "continuing after 1 of 3 epochs" in capsys.readouterr().err
+    assert run(*words) == 0
+    assert "finished already" in capsys.readouterr().err
+
+
+def test_code_in_a_message_keeps_its_lines(here, capsys):
+    Path("plain.py").write_text(
+        "from torch import nn\n\n\ndef make():\n    return nn.Linear(64, 10)\n"
+    )
+    assert run("profile", "--data", "digits", "--model", "plain.py:make", "--quiet") == 2
+    lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    at = next(i for i, line in enumerate(lines) if line.startswith("def convert"))
+    assert lines[at - 1].startswith("@")
+    assert lines[at + 1].startswith("return")
 
 
 def test_report_of_nothing(here, capsys):

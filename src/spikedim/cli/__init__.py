@@ -59,6 +59,13 @@ app.add_typer(data.app, name="data")
 app.command()(info.info)
 
 
+_INTERRUPTED = 130
+_GO_ON = (
+    "interrupted: run the same command again; train, sweep, design --verify or --pilot, validate "
+    "and ntk --out go on where they stopped, the others start anew"
+)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 a mistake the user can mend, 1 a fault of ours.
 
@@ -71,20 +78,23 @@ def main(arguments: list[str] | None = None) -> None:
     words = [word for word in words if word != "--debug"]
     code = 0
     try:
-        # Not standalone: usage errors and Ctrl-C come here instead of being printed by the parser.
+        # Not standalone: usage errors come here instead of being printed by the parser.
         code = app(words, prog_name="spikedim", standalone_mode=False) or 0
     except SpikedimError as error:
         _fail(f"error: {error}", 2, debug)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted: run the same command again to continue where it stopped", 130, debug)
+        code = _INTERRUPTED
     except OSError as error:
         _fail(f"error: {system_fault(error)}", 2, debug)
     except Exception as error:
         usage = getattr(error, "format_message", None)
         if usage is not None:
-            _fail(f"error: {usage()} (see spikedim {_verb(words)}--help)", 2, debug)
-        text = f"internal error: {type(error).__name__}: {error} (add --debug and report this)"
-        _fail(text, 1, debug)
+            text = " ".join(usage().split())
+            _fail(f"error: {text} (see spikedim {_verb(words)}--help)", 2, debug)
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        _fail(f"internal error: {text} (add --debug and report this)", 1, debug)
+    if code == _INTERRUPTED:  # typer turns Ctrl-C into this exit code
+        _fail(_GO_ON, code, debug)
     raise SystemExit(code)
 
 
@@ -95,5 +105,5 @@ def _verb(words: list[str]) -> str:
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    print(" ".join(message.split()), file=sys.stderr)
+    print(message, file=sys.stderr)  # with its line breaks: it may hold code to paste
     raise SystemExit(code)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from spikedim import progress
 from spikedim.data import Dataset
 from spikedim.errors import CheckpointError, ConfigError, DataError, StorageError
 from spikedim.models import SpikingModel, load_checkpoint, save_checkpoint
@@ -162,6 +163,8 @@ def fit(
             "provenance": plain(source),
         }
         write_json(record, stored)
+    else:
+        progress.note(f"{directory}: this training is finished already; its weights are read back")
     model.eval()
     return _result(stored, T, encoder, config, best)
 

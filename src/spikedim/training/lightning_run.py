@@ -249,7 +249,10 @@ class Bar(pl.Callback):
         self.bar, self.keeper = bar, keeper
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count the epochs of an earlier, interrupted process."""
+        """Count the epochs of an earlier, interrupted process, and say so."""
+        if trainer.current_epoch:
+            done = f"{trainer.current_epoch} of {trainer.max_epochs} epochs"
+            progress.note(f"{self.bar.label}: continuing after {done} of an earlier run")
         self.bar.advance(trainer.current_epoch * int(trainer.num_training_batches))
 
     def on_train_batch_end(
