@@ -1,7 +1,7 @@
 """One error type per kind of fault, all under :class:`SpikedimError`.
 
 A message names the offending thing, its value, what was expected and what to do.
-The command line prints it as one line and exits with code 2.
+The command line prints it without a traceback and exits with code 2.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from spikedim.errors import ConfigError, ModelError
+from spikedim.errors import ConfigError, DataError, ModelError
 from spikedim.neurons import LIF, LIFParams, activation_function
 from spikedim.neurons.continuous import Activation
 
@@ -193,6 +193,26 @@ def check_timesteps(T: Any) -> None:
     """Raise ConfigError unless ``T`` is ``None`` or a whole number >= 1."""
     if T is not None and (isinstance(T, bool) or not isinstance(T, Integral) or int(T) < 1):
         raise ConfigError(f"T={T!r}: the number of timesteps must be a whole number, 1 or more")
+
+
+def check_finite(x: Tensor, axis: int = 0, first: int = 0) -> None:
+    """Refuse NaN and infinite values: a neuron takes NaN for silence and would hide them.
+
+    Args:
+        x: inputs of a network.
+        axis: where its samples are.
+        first: number of its first sample, of a batch.
+
+    Raises:
+        DataError: names the first sample that has one.
+    """
+    bad = ~torch.isfinite(x)
+    if bad.any():
+        sample = int(bad.movedim(axis, 0).flatten(1).any(1).nonzero()[0])
+        value = x.select(axis, sample)[bad.select(axis, sample)].flatten()[0].item()
+        raise DataError(
+            f"sample {first + sample} of x holds {value}; remove or impute such values first"
+        )
 
 
 @contextmanager

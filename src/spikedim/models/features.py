@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedim.errors import ConfigError, ModelError
-from spikedim.models.base import SpikingModel, evaluating
+from spikedim.models.base import SpikingModel, check_finite, evaluating
 from spikedim.neurons import LIF
 from spikedim.progress import track
 
@@ -138,11 +138,13 @@ def visit(
     Raises:
         ConfigError: unknown ``what``, no layer of that name, or a bad batch size.
         ModelError: the input does not fit, a value is not finite or has no [T, B, ...] reading.
+        DataError: the input holds NaN or infinity.
     """
     modules = select_layers(model, what, layers)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"batch_size={batch_size!r}: expected a whole number, 1 or more")
     axis = batch_axis(x)
+    check_finite(x, axis)
     steps = _timesteps(model, x, T)
     images = {name for name, module in modules.items() if isinstance(module, _ON_IMAGES)}
     device = next(model.parameters()).device
@@ -170,6 +172,7 @@ def layer_shapes(
         found.append(LayerShape(name, len(value), tuple(value.shape[2:-1]), value.shape[-1]))
 
     axis = batch_axis(x)
+    check_finite(x, axis)
     visit(model, x.narrow(axis, 0, min(2, x.shape[axis])), T, note, what=what, layers=layers)
     if not found:
         names = ", ".join(select_layers(model, what, layers))

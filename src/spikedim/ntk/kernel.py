@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spikedim.dimension.arrays import spans
 from spikedim.dimension.sharded import ENGINES, connected, fetch
 from spikedim.errors import BudgetError, ConfigError, DataError, ModelError
-from spikedim.models.base import SpikingModel
+from spikedim.models.base import SpikingModel, check_finite
 from spikedim.neurons import Surrogate, surrogate
 from spikedim.ntk.capture import Readout, check_evaluating, logits, neurons_of
 from spikedim.ntk.directions import Basis, basis
@@ -116,6 +116,8 @@ def gram(
     if engine not in ENGINES:
         raise ConfigError(f"engine={engine!r}; expected one of {', '.join(ENGINES)}")
     setup = prepared(model, x, T, readout, surrogate, width)
+    if x2 is not None:
+        check_finite(x2, int(setup.events))
     method = "structured" if method == "auto" else method
     n, m = setup.count(x), setup.count(x if x2 is None else x2)
     cotangents = output_sums(setup, x, outputs)
@@ -164,13 +166,14 @@ def prepared(
     """What is differentiated, with another surrogate where one is given.
 
     Raises:
-        DataError: ``x`` is not a tensor.
+        DataError: ``x`` is not a tensor, or holds NaN or infinity.
         ModelError: the network is in training mode.
         ConfigError: an unknown surrogate.
     """
     if not isinstance(x, Tensor):
         raise DataError(f"x is a {type(x).__name__}; give a tensor, e.g. torch.as_tensor(x)")
     check_evaluating(model)
+    check_finite(x, int(has_events(model, x)))
     network = with_named_surrogate(model, surrogate, width)
     return Setup(network, T, readout or logits, has_events(model, x))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedim.errors import ConfigError, ModelError
-from spikedim.models.base import evaluating
+from spikedim.models.base import check_finite, evaluating
 from spikedim.neurons import LIF
 from spikedim.results import Result, Table
 
@@ -124,6 +124,7 @@ def activity(
 
     Raises:
         ConfigError: ``neurons`` is not positive.
+        DataError: the input holds NaN or infinity.
         ModelError: the network has no LIF layer, or none ran.
 
     Example:
@@ -136,6 +137,7 @@ def activity(
     """
     if neurons < 1:
         raise ConfigError(f"neurons={neurons}: a raster shows at least one neuron of a layer")
+    check_finite(x, int(x.ndim == 5))
     layers = {name: m for name, m in model.named_modules() if isinstance(m, LIF)}
     if not layers:
         raise ModelError(

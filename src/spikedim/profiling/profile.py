@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedim.errors import ConfigError, DataError, ModelError
-from spikedim.models.base import evaluating
+from spikedim.models.base import check_finite, evaluating
 from spikedim.profiling.assemble import assemble
 from spikedim.profiling.conventions import EnergyConvention, convention
 from spikedim.profiling.counter import Counter
@@ -66,7 +66,8 @@ def profile(
 
     Raises:
         ConfigError: ``T``, ``batch_size``, ``saturation`` or a convention is out of domain.
-        DataError: no samples, static frames and events mixed, or labels that do not fit.
+        DataError: no samples, NaN or infinite values, static frames and events mixed, or labels
+            that do not fit.
         ModelError: no spiking layer is found or runs, or the output is not finite.
 
     Example:
@@ -93,6 +94,7 @@ def profile(
             if static not in (None, x.ndim < 5):
                 raise DataError("inputs mix static frames and events; profile them apart")
             static = x.ndim < 5
+            check_finite(x, 0 if static else 1, counter.samples)
             x = x if parameter is None else x.to(parameter.device)
             with counter.batch(x.shape[0 if static else 1]):
                 output = run(model, x, T)
