@@ -267,7 +267,7 @@ def test_labels_that_do_not_match(here, images, capsys):
     assert "37" in line
 
 
-@pytest.mark.parametrize("verb", ["design", "train", "sweep", "profile"])
+@pytest.mark.parametrize("verb", ["design", "train", "sweep"])
 def test_missing_labels(here, images, capsys, verb):
     np.savez("bare.npz", x=images["x_train"])
     line = fails(capsys, verb, "--data", "bare.npz", "--model", "spikformer_nano", "--quiet")

@@ -2,12 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from spikedim.cli import main
 from spikedim.data import load_dataset
-from spikedim.models import brings_statistics, create_model, settle_batchnorm
+from spikedim.models import brings_statistics, create_model, save_checkpoint, settle_batchnorm
 from spikedim.profiling import profile
 
 FILE = """
@@ -133,3 +134,38 @@ def test_design_says_what_it_did_to_the_statistics(here, capsys):
     assert json.loads(out)["model"]["state"] == "weights and batch norm as the network brings them"
     out, _ = run(capsys, *words, "--model", "own.py:fresh")
     assert "batch norm calibrated on 256 samples" in json.loads(out)["model"]["state"]
+
+
+# -- data ---------------------------------------------------------------------------------------
+
+VERBS = {"profile": ["--samples", "12"], "measure": ["--limit", "20"], "ntk": ["--samples", "8"]}
+NANO = ["--model", "spikformer_nano", "-T", "2", "--json", "--quiet"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_recordings_in_a_file_are_event_data(verb, here, capsys):
+    x = np.random.default_rng(0).poisson(0.5, (24, 4, 2, 8, 8)).astype(np.uint8)
+    np.savez("own.npz", x=x, y=np.arange(24) % 3)
+    out, _ = run(capsys, verb, "--data", "own.npz", *VERBS[verb], *NANO)
+    assert json.loads(out)["T"] == 2
+    _, err = run(capsys, verb, "--data", "own.npz", *VERBS[verb], *NANO, "-T", "3", code=2)
+    assert "T = 1, 2, 4" in err
+
+
+def test_what_needs_no_labels_runs_without(here, capsys):
+    np.save("bare.npy", np.random.default_rng(0).random((30, 8, 8)).astype(np.float32))
+    words = ["--data", "bare.npy", *NANO]
+    network = create_model("spikformer_nano", input_shape=(1, 8, 8), seed=0)
+    settle_batchnorm(network, [torch.rand(8, 1, 8, 8)], 2)
+    save_checkpoint(network, "net.safetensors")
+    trained = ["--checkpoint", "net.safetensors", "--samples", "12"]
+    found = json.loads(run(capsys, "profile", *words, *trained)[0])
+    assert found["spikes_per_sample"]["value"] > 0
+    assert (found["accuracy"], found["per_correct"]) == (None, [])
+    found = json.loads(run(capsys, "ntk", *words, "--samples", "12")[0])
+    assert (found["alignment"], found["regression"]) == (None, None)
+    for method in ("sketch", "matrix-free"):
+        found = run(capsys, "ntk", *words, "--samples", "12", "--method", method)[0]
+        assert json.loads(found)["samples"] == 12
+    _, err = run(capsys, "train", "--data", "bare.npy", "--quiet", code=2)
+    assert "no labels" in err

@@ -242,7 +242,7 @@ class TestChecks:
             ((np.empty((0, 4, 4), np.uint8), np.empty(0, int)), "no samples"),
             ((np.zeros(5), None), r"shape \(5,\)"),
             ((np.array(3.0), None), "single number"),
-            ((np.zeros((5, 2, 2, 2, 2)), None), "expected features"),
+            ((np.zeros((5, 2, 2, 2, 2, 2)), None), "expected features"),
             ((np.zeros((5, 7, 7, 7)), None), "channels"),
             ((np.array([["a", "b"]]), None), "integers or floats"),
             ((np.zeros((3, 2)), [0, 1]), "3 samples but 2 labels"),

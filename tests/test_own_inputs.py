@@ -1,11 +1,13 @@
 """Inputs of the user's own in Python: values that are no numbers, torch's containers, layouts."""
 
+import numpy as np
 import pytest
 import torch
 
+from spikedim.data import make_dataset
 from spikedim.design.layers import layer_dimensions
 from spikedim.dimension import measure
-from spikedim.errors import DataError
+from spikedim.errors import ConfigError, DataError, ModelError
 from spikedim.models import create_model, representations, settle_batchnorm
 from spikedim.ntk import KernelOperator, gram, sketched_gram
 from spikedim.profiling import activity, profile
@@ -54,3 +56,35 @@ def test_the_sample_of_a_recording_is_on_its_second_axis(network):
             entry(network, x, 2)
     with pytest.raises(DataError, match="sample 6"):
         gram(network, x)
+
+
+# -- recordings ---------------------------------------------------------------------------------
+
+
+def recordings(n=12, steps=4):
+    return np.random.default_rng(0).poisson(0.5, (n, steps, 2, 8, 8)).astype(np.uint8)
+
+
+def test_recordings_as_frames_are_summed_to_the_steps_asked_for():
+    x = recordings()
+    data = make_dataset("own", (x, np.arange(12) % 3))
+    assert (data.kind, data.input_shape, data.num_classes) == ("events", (2, 8, 8), 3)
+    frames, y = data.frames(4)
+    assert torch.equal(frames, torch.from_numpy(x.swapaxes(0, 1).astype(np.float32)))
+    assert y.tolist() == [0, 1, 2] * 4
+    assert torch.equal(data.frames(2)[0], frames.unflatten(0, (2, 2)).sum(1))
+    assert np.array_equal(data.features(), x.sum(1).reshape(12, -1))
+    with pytest.raises(ConfigError, match=r"T=3.*4 frames.*T = 1, 2, 4"):
+        data.frames(3)
+    other = make_dataset("own", (recordings(steps=2), None))
+    assert other.fingerprint != data.fingerprint
+    assert len(data.with_test(0.25).test) == 3
+
+
+@pytest.mark.parametrize("entry", [gram, profile, layer_dimensions])
+def test_recordings_with_the_sample_first_are_told_their_layout(entry):
+    net = create_model("spikformer_nano", input_shape=(2, 8, 8), seed=0)
+    settle_batchnorm(net, [torch.rand(8, 2, 8, 8)], 2)
+    x = torch.from_numpy(recordings().astype(np.float32))
+    with pytest.raises(ModelError, match=r"\[T, B, C, H, W\].*x.transpose\(0, 1\)"):
+        entry(net, x, T=4)

@@ -20,19 +20,17 @@ _BATCH = 64
 
 def network_inputs(
     dataset: Dataset, split: str, limit: int, T: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Images [N, C, H, W] or event frames [T, N, 2, H, W], and the classes [N].
+) -> tuple[Tensor, Tensor | None]:
+    """Images [N, C, H, W] or event frames [T, N, C, H, W], and the classes [N] if there are any.
 
     Raises:
-        DataError: the data set holds neither images nor events, or no labels.
+        DataError: the data set holds neither images nor events.
     """
-    if dataset.kind == "events":
-        return dataset.frames(T, split, limit, seed)
-    if dataset.kind != "image":
+    if dataset.kind not in ("image", "events"):
         raise DataError(
             f"data set {dataset.name} holds {dataset.kind}; --model needs images or events"
         )
-    return dataset.tensors(split, limit, seed)
+    return dataset.network_input(T, split, limit, seed)
 
 
 def calibration_batches(dataset: Dataset, T: int, samples: int, seed: int) -> Iterator[Tensor]:

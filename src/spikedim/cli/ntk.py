@@ -55,7 +55,8 @@ class KernelReport(Result):
         network, dataset, T, samples, parameters: what it is of.
         outputs, surrogate, method, dtype, seconds: how it was made.
         centred, uncentred: effective dimensions of HKH and K.
-        alignment: kernel-target alignment with the labels, centred; ``None`` for all outputs.
+        alignment: kernel-target alignment with the labels, centred; ``None`` for all outputs or
+            without labels.
         regression: held-out accuracy of kernel ridge regression on the labels, percent; ``None``
             without labels or with too few samples per class.
         layers: share of each layer in the trace.
@@ -304,7 +305,7 @@ def ntk(
     from spikedim.ntk.one_sided import one_sided as compared
     from spikedim.ntk.reduction import reduction as reduced
     from spikedim.ntk.regimes import regimes as regimes_of
-    from spikedim.ntk.variants import calibrated, over_networks
+    from spikedim.ntk.variants import calibrated, over_networks, samples_of
     from spikedim.progress import note
     from spikedim.storage import Run
     from spikedim.training import resolve_device
@@ -344,8 +345,9 @@ def ntk(
         dataset = load_dataset(data, data_root)
         place = resolve_device(device)
         x, labels = network_inputs(dataset, "train", samples, timesteps, seed)
-        if len(labels) < samples:
-            note(f"--samples {samples:,}: {dataset.name} has {len(labels):,} for training")
+        count = samples_of(x)
+        if count < samples:
+            note(f"--samples {samples:,}: {dataset.name} has {count:,} for training")
         x = x.to(place)
         batches = [b.to(place) for b in calibration_batches(dataset, timesteps, CALIBRATION, seed)]
         networks = []
@@ -424,7 +426,7 @@ def ntk(
             if len(reports) > 1:
                 each = tuple(report.headline for report in reports)
                 seeds = tuple(range(seed, seed + len(reports)))
-                mean = over_networks([e.value for e in each]).within(1.0, len(labels) - 1)
+                mean = over_networks([e.value for e in each]).within(1.0, count - 1)
                 result = replace(result, over=Initialisations(seeds, each, mean))
         if out is not None:
             _write(result, out)
@@ -433,7 +435,7 @@ def ntk(
 
 @dataclass(frozen=True)
 class _Subject:
-    """What a kernel is of: a network, data set and T by name, samples, classes and outputs."""
+    """What a kernel is of: network, data set and T by name, samples, outputs; classes if any."""
 
     names: tuple[str, str, int]
     x: Any
@@ -460,7 +462,7 @@ def _kernel(
 
     directory = None if folder is None else folder / "tiles"
     kernel = gram(network, subject.x, **subject.asked, directory=directory, **how)
-    supervised = kernel.outputs != "full"
+    supervised = kernel.outputs != "full" and subject.labels is not None
     regression, steps = None, None
     if supervised:
         with suppress(DataError):  # too few samples of every class to hold any out
@@ -502,8 +504,9 @@ def _sketched(
     how = how | {"seed": subject.seed, "directory": directory}
     kernel = sketched_gram(network, subject.x, **subject.asked, **how)
     aligned = None
-    with suppress(DataError):  # labels of one class
-        aligned = kernel.alignment(subject.labels)
+    if subject.labels is not None:
+        with suppress(DataError):  # labels of one class
+            aligned = kernel.alignment(subject.labels)
     about = (*subject.names, kernel.samples, "sketch")
     return ApproximateReport(*about, kernel, aligned, None, initialisation)
 
@@ -516,11 +519,12 @@ def _matrix_free(
     memory: float | None,
 ) -> ApproximateReport:
     from spikedim.ntk import KernelOperator, kernel_spectrum, kernel_traces
+    from spikedim.ntk.variants import samples_of
 
     operator = KernelOperator(network, subject.x, **subject.asked, memory=memory)
     traces = kernel_traces(operator, products=products, seed=subject.seed)
     spectrum = kernel_spectrum(operator, count=EIGENVALUES, seed=subject.seed)
-    about = (*subject.names, len(subject.labels), "matrix-free")
+    about = (*subject.names, samples_of(subject.x), "matrix-free")
     return ApproximateReport(*about, traces, None, spectrum, initialisation)
 
 

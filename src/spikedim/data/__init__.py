@@ -5,7 +5,7 @@ from spikedim.data.catalog import Catalog, DatasetEntry, list_datasets, load_dat
 from spikedim.data.dataset import Dataset, DatasetSummary, Split
 from spikedim.data.download import PUBLIC_SETS, PublicSet, RemoteFile, download
 from spikedim.data.encoders import ENCODERS, encode
-from spikedim.data.events import Events
+from spikedim.data.events import Events, Frames
 from spikedim.data.formats import LAYOUTS, Layout
 from spikedim.data.representations import (
     Represented,
@@ -24,6 +24,7 @@ __all__ = [
     "DatasetEntry",
     "DatasetSummary",
     "Events",
+    "Frames",
     "Layout",
     "PublicSet",
     "RemoteFile",

@@ -9,7 +9,7 @@ import numpy as np
 
 from spikedim.data import arrays
 from spikedim.data.dataset import Dataset, Inputs, Kind, Split
-from spikedim.data.events import Events
+from spikedim.data.events import Events, Frames
 from spikedim.errors import DataError
 
 Pair = tuple[Any, Any]
@@ -30,7 +30,8 @@ def make_dataset(
 
     Two-dimensional arrays are features [N, d]; three-dimensional ones grey images [N, H, W];
     four-dimensional ones colour images, channels last ([N, H, W, C] with C of 1, 3 or 4) or first
-    (C of 1 to 4; brought to channels last as a view). Integers stay as stored.
+    (C of 1 to 4; brought to channels last as a view); five-dimensional ones recordings of an event
+    camera as frames [N, T, C, H, W]. Integers stay as stored.
 
     Labels without ``class_names`` are numbered by their sorted distinct values over both splits;
     with ``class_names`` they are positions in it.
@@ -85,7 +86,7 @@ def _inputs(raw: Any, what: str) -> tuple[Kind, Inputs]:
         raise DataError(f"{what}: a single number; expected an array of samples")
     if len(raw) == 0:
         raise DataError(f"{what}: no samples; expected at least one")
-    if isinstance(raw, Events):
+    if isinstance(raw, (Events, Frames)):
         return "events", raw
     if isinstance(raw, list):
         return "text", raw
@@ -94,14 +95,16 @@ def _inputs(raw: Any, what: str) -> tuple[Kind, Inputs]:
             f"{what}: inputs of type {raw.dtype}; expected integers or floats, "
             "convert them with .astype('float32')"
         )
-    if raw.ndim not in (2, 3, 4) or 0 in raw.shape:
+    if raw.ndim not in (2, 3, 4, 5) or 0 in raw.shape:
         raise DataError(
-            f"{what}: inputs of shape {raw.shape}; expected features [N, d] or images [N, H, W], "
-            "[N, H, W, C] or [N, C, H, W]"
+            f"{what}: inputs of shape {raw.shape}; expected features [N, d], images [N, H, W], "
+            "[N, H, W, C] or [N, C, H, W], or events as frames [N, T, C, H, W]"
         )
     if raw.ndim == 4:
         raw = _channels_last(raw, what)
     arrays.check_finite(raw, what)
+    if raw.ndim == 5:
+        return "events", Frames(raw)
     return ("features" if raw.ndim == 2 else "image"), raw
 
 
@@ -119,6 +122,8 @@ def _channels_last(images: np.ndarray, what: str) -> np.ndarray:
 def _shape(inputs: Inputs) -> tuple[int, ...]:
     if isinstance(inputs, np.ndarray):
         return inputs.shape[1:]
+    if isinstance(inputs, Frames):
+        return inputs.values.shape[1:]
     return (inputs.height, inputs.width) if isinstance(inputs, Events) else ()
 
 

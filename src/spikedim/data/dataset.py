@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from spikedim.data import arrays
-from spikedim.data.events import Events
+from spikedim.data.events import Events, Frames
 from spikedim.data.sampling import split_indices, subset
 from spikedim.errors import ConfigError, DataError
 from spikedim.results import Result, Table
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Kind = Literal["image", "text", "events", "features"]
-Inputs = np.ndarray | list[str] | Events
+Inputs = np.ndarray | list[str] | Events | Frames
+_RECORDINGS = (Events, Frames)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class Split:
 
     Args:
         inputs: images [N, H, W] or [N, H, W, C] and features [N, d] as stored (possibly
-            memory-mapped), a list of texts, or :class:`Events`.
+            memory-mapped), a list of texts, or recordings: :class:`Events` or :class:`Frames`.
         labels: int64 classes, shape [N], or ``None``.
     """
 
@@ -43,7 +44,7 @@ class Split:
     def take(self, indices: np.ndarray) -> Split:
         """The samples with these indices, in this order."""
         inputs: Inputs
-        if isinstance(self.inputs, Events):
+        if isinstance(self.inputs, _RECORDINGS):
             inputs = self.inputs.take(indices)
         elif isinstance(self.inputs, np.ndarray):
             inputs = self.inputs[indices]
@@ -121,14 +122,14 @@ class Dataset:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image, or (2, H, W) of event frames.
+        """(C, H, W) of an image or an event frame; C is 2 for events.
 
         Raises:
             DataError: the data set holds texts or feature vectors.
         """
         inputs = self.train.inputs
-        if isinstance(inputs, Events):
-            return (2, inputs.height, inputs.width)
+        if isinstance(inputs, _RECORDINGS):
+            return (inputs.channels, inputs.height, inputs.width)
         height, width, channels = self._pixels(self.train).shape[1:]
         return (channels, height, width)
 
@@ -237,14 +238,8 @@ class Dataset:
         Raises:
             DataError: not images, or no labels.
         """
-        import torch
-
         chosen = self.split(split).limited(limit, seed)
-        mean, std = self.channel_statistics
-        x = self._scaled(chosen)
-        x -= mean.astype(np.float32)[:, None, None]
-        x /= np.where(std > 0, std, 1.0).astype(np.float32)[:, None, None]
-        return torch.from_numpy(np.ascontiguousarray(x)), self._classes(chosen)
+        return self._standardised(chosen), self._classes(chosen)
 
     def frames(
         self,
@@ -257,17 +252,28 @@ class Dataset:
     ) -> tuple[Tensor, Tensor]:
         """Events as network input: counts float32 [T, N, 2, H, W] and classes int64 [N].
 
-        See :meth:`Events.frames` for the bins.
+        See :meth:`Events.frames` for the bins, :meth:`Frames.frames` for recordings that come as
+        frames.
 
         Raises:
             DataError: the data set holds no events, or no labels.
         """
-        import torch
-
         chosen = self.split(split).limited(limit, seed)
-        if not isinstance(chosen.inputs, Events):
-            raise DataError(f"data set {self.name} holds {self.kind}, not events; use tensors()")
-        return torch.from_numpy(chosen.inputs.frames(T, size, bins)), self._classes(chosen)
+        return self._recorded(chosen, T, size, bins), self._classes(chosen)
+
+    def network_input(
+        self, T: int, split: str = "train", limit: int | None = None, seed: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
+        """:meth:`tensors` of images, :meth:`frames` of events; labels may be absent (``None``).
+
+        Raises:
+            DataError: the data set holds neither images nor events.
+        """
+        chosen = self.split(split).limited(limit, seed)
+        labels = None if chosen.labels is None else self._classes(chosen)
+        if self.kind == "events":
+            return self._recorded(chosen, T, None, "time"), labels
+        return self._standardised(chosen), labels
 
     def limited(self, train: int | None = None, test: int | None = None, seed: int = 0) -> Dataset:
         """The same data set with at most ``train`` and ``test`` samples, stratified.
@@ -302,6 +308,9 @@ class Dataset:
         elif isinstance(inputs, Events):
             shape = f"{inputs.height} x {inputs.width} sensor"
             stored = f"{len(inputs.x):,} events"
+        elif isinstance(inputs, Frames):
+            shape = " x ".join(map(str, inputs.values.shape[2:]))
+            stored = f"{inputs.steps} frames of {inputs.values.dtype} per recording"
         else:
             shape, stored = "", "text"
         return DatasetSummary(
@@ -346,7 +355,7 @@ class Dataset:
                 f"data set {self.name} holds texts, which have no features; embed them with your "
                 "model and load the embeddings from a .npy file"
             )
-        if isinstance(chosen.inputs, Events):
+        if isinstance(chosen.inputs, _RECORDINGS):
             return chosen.inputs.frames(1)[0].reshape(len(chosen), -1)
         if self.kind == "features":
             vectors = np.asanyarray(chosen.inputs, dtype=np.float32)
@@ -362,6 +371,22 @@ class Dataset:
         if self.scale != 1.0:
             x /= np.float32(self.scale)
         return x
+
+    def _standardised(self, split: Split) -> Tensor:
+        import torch
+
+        mean, std = self.channel_statistics
+        x = self._scaled(split)
+        x -= mean.astype(np.float32)[:, None, None]
+        x /= np.where(std > 0, std, 1.0).astype(np.float32)[:, None, None]
+        return torch.from_numpy(np.ascontiguousarray(x))
+
+    def _recorded(self, split: Split, T: int, size: tuple[int, int] | None, bins: str) -> Tensor:
+        import torch
+
+        if not isinstance(split.inputs, _RECORDINGS):
+            raise DataError(f"data set {self.name} holds {self.kind}, not events; use tensors()")
+        return torch.from_numpy(split.inputs.frames(T, size, bins))
 
     def _classes(self, split: Split) -> Tensor:
         import torch
@@ -387,4 +412,6 @@ def _arrays(inputs: Inputs) -> list[np.ndarray]:
     if isinstance(inputs, Events):
         size = np.array([inputs.height, inputs.width], dtype=np.int64)
         return [inputs.x, inputs.y, inputs.p, inputs.t, inputs.offsets, size]
+    if isinstance(inputs, Frames):
+        return [inputs.values]
     return []

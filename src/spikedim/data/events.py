@@ -1,8 +1,9 @@
-"""Event-camera recordings as flat arrays, and their accumulation into frames."""
+"""Event-camera recordings as flat arrays or as frames, and their accumulation into frames."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -34,6 +35,7 @@ class Events:
     offsets: np.ndarray = field(repr=False)
     height: int
     width: int
+    channels: ClassVar[int] = 2  # polarities
 
     def __post_init__(self) -> None:
         total = len(self.x)
@@ -135,3 +137,71 @@ class Events:
             ends = np.repeat(self.offsets[1:], lengths) - 1
             return (time - time[starts]) * T // (time[ends] - time[starts] + 1)
         raise ConfigError(f"bins={bins!r}: expected 'time' or 'count'")
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """Recordings that come as frames already.
+
+    Args:
+        values: [N, T, C, H, W], as stored (possibly memory-mapped); counts of events or any other
+            numbers.
+    """
+
+    values: np.ndarray = field(repr=False)
+
+    @property
+    def steps(self) -> int:
+        """T, the frames of every recording."""
+        return int(self.values.shape[1])
+
+    @property
+    def channels(self) -> int:
+        """C, e.g. 2 polarities."""
+        return int(self.values.shape[2])
+
+    @property
+    def height(self) -> int:
+        """H, in pixels."""
+        return int(self.values.shape[3])
+
+    @property
+    def width(self) -> int:
+        """W, in pixels."""
+        return int(self.values.shape[4])
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, indices: np.ndarray) -> Frames:
+        """The recordings with these indices, in this order."""
+        return Frames(self.values[indices])
+
+    def frames(self, T: int, size: tuple[int, int] | None = None, bins: str = "time") -> np.ndarray:
+        """The recordings in ``T`` frames, each the sum of as many consecutive ones.
+
+        Args:
+            T: number of frames, which divides those stored.
+            size, bins: as for :meth:`Events.frames`; only their defaults are possible here.
+
+        Returns:
+            float32, shape [T, N, C, H, W].
+
+        Raises:
+            ConfigError: another T, size or bins.
+        """
+        if T < 1 or self.steps % T:
+            known = [str(k) for k in range(1, self.steps + 1) if self.steps % k == 0]
+            raise ConfigError(
+                f"T={T}: the recordings have {self.steps} frames each, which can be summed to "
+                f"T = {', '.join(known)}"
+            )
+        if size not in (None, (self.height, self.width)) or bins != "time":
+            raise ConfigError(
+                f"size={size}, bins={bins!r}: recordings that come as frames keep theirs; "
+                "give events for others"
+            )
+        summed = self.values.reshape(len(self), T, -1, *self.values.shape[2:]).sum(
+            2, dtype=np.float32
+        )
+        return np.ascontiguousarray(np.moveaxis(summed, 0, 1))

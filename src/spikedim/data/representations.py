@@ -17,7 +17,7 @@ import numpy as np
 
 from spikedim.data import words
 from spikedim.data.dataset import Dataset, Split
-from spikedim.data.events import Events
+from spikedim.data.events import Events, Frames
 from spikedim.errors import ConfigError, DataError
 
 Function = Callable[..., Any]
@@ -334,7 +334,8 @@ def event_counts(dataset: Dataset, chosen: Split, steps: int = 1, bins: str = "t
         steps: time bins T; the vector has T·2·H·W numbers.
         bins: ``"time"`` (equal durations) or ``"count"`` (equal numbers of events).
     """
-    frames = _events(chosen).frames(steps, bins=bins)  # [T, N, 2, H, W]
+    assert isinstance(chosen.inputs, (Events, Frames))
+    frames = chosen.inputs.frames(steps, bins=bins)  # [T, N, 2, H, W]
     return np.moveaxis(frames, 1, 0).reshape(len(chosen), -1)
 
 
@@ -350,10 +351,16 @@ def time_surface(dataset: Dataset, chosen: Split, tau: float = 50_000.0) -> np.n
 
     Raises:
         ConfigError: tau is not positive.
+        DataError: the recordings come as frames, without the time of each event.
     """
     if not tau > 0:
         raise ConfigError(f"tau={tau}; expected a positive time in microseconds")
-    events = _events(chosen)
+    events = chosen.inputs
+    if not isinstance(events, Events):
+        raise DataError(
+            f"data set {dataset.name} holds frames, which have lost the time of each event; use "
+            "the representation events"
+        )
     lengths = np.diff(events.offsets)
     recording = np.repeat(np.arange(len(events)), lengths)
     cell = (recording * 2 + events.p) * events.height + events.y.astype(np.int64)
@@ -376,9 +383,4 @@ def _vectors(dataset: Dataset, chosen: Split) -> np.ndarray:
 
 def _texts(split: Split) -> list[str]:
     assert isinstance(split.inputs, list)
-    return split.inputs
-
-
-def _events(split: Split) -> Events:
-    assert isinstance(split.inputs, Events)
     return split.inputs

@@ -183,8 +183,9 @@ class SpikingModel(nn.Module, ABC):
             return True, self.default_timesteps if T is None else int(T)
         if T is not None and len(x) != T:
             raise ModelError(
-                f"T={T}, but the event input has {len(x)} timesteps (shape {tuple(x.shape)}, "
-                "time first); leave T out or cut the input"
+                f"T={T}, but the event input has {len(x)} timesteps (shape {tuple(x.shape)}, read "
+                "as [T, B, C, H, W], time first); leave T out or cut the input, or give "
+                "x.transpose(0, 1) if it is [B, T, C, H, W]"
             )
         return False, len(x)
 

@@ -39,8 +39,9 @@ def read_archive(path: Path) -> Dataset:
 
     Inputs are called x, images, data, inputs or features, labels y, labels or targets (any case).
     A test split has the same names with ``test_`` before or ``_test`` after; the training names may
-    carry ``train`` alike. ``class_names`` is optional. Archives with x, y, p, t and offsets hold
-    events, see :func:`read_events`.
+    carry ``train`` alike. ``class_names`` is optional. Shapes are read as by
+    :func:`~spikedim.data.build.make_dataset`: [N, T, C, H, W] are recordings as frames. Archives
+    with x, y, p, t and offsets hold events, see :func:`read_events`.
 
     Raises:
         DataError: no inputs among the keys, or a corrupt archive.
