@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from spikedim.data import make_dataset
+from spikedim.design import design
 from spikedim.design.layers import layer_dimensions
 from spikedim.dimension import measure
 from spikedim.errors import ConfigError, DataError, ModelError
@@ -88,3 +90,75 @@ def test_recordings_with_the_sample_first_are_told_their_layout(entry):
     x = torch.from_numpy(recordings().astype(np.float32))
     with pytest.raises(ModelError, match=r"\[T, B, C, H, W\].*x.transpose\(0, 1\)"):
         entry(net, x, T=4)
+
+
+# -- torch's containers -------------------------------------------------------------------------
+
+
+class Own(Dataset):
+    """A map-style data set of whatever ``item`` makes."""
+
+    def __init__(self, item, n=9):
+        self.item, self.n = item, n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, index):
+        return self.item(index)
+
+
+def labels(n):
+    return torch.arange(n) % 3
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        (images(9), labels(9)),
+        (images(9).bfloat16().float(), labels(9).tolist()),
+        (images(9).numpy(), labels(9)),
+        TensorDataset(images(9), labels(9)),
+        Subset(TensorDataset(images(12), labels(12)), range(9)),
+        Own(lambda i: (images(9)[i].numpy(), i % 3)),
+        (Own(lambda i: images(9)[i]), labels(9)),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_torch_data_become_a_data_set(given):
+    data = make_dataset("own", given, given)
+    x, y = data.tensors("test")
+    assert x.shape == (9, 1, 8, 8)
+    assert y.tolist() == labels(9).tolist()
+
+
+def test_samples_without_labels_and_texts():
+    assert make_dataset("own", Own(lambda i: images(9)[i])).num_classes == 0
+    assert make_dataset("own", Own(lambda i: (f"text {i}", i % 2))).kind == "text"
+    found = measure(TensorDataset(images(30), labels(30)), ["pr"])
+    assert found["pr"] == measure(images(30), ["pr"])["pr"]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: make_dataset("own", images(9)), r"a Tensor; expected a pair"),
+        (lambda: make_dataset("own", DataLoader(TensorDataset(images(9)))), "a DataLoader"),
+        (lambda: make_dataset("own", ([[1, 2], [3, 4]], [0, 1])), "list with a list"),
+        (lambda: make_dataset("own", Own(lambda i: torch.rand(2, i + 1))), "sample 1 has shape"),
+        (lambda: make_dataset("own", Own(lambda i: (1, 2, 3))), r"expected \(x, y\) or x"),
+        (lambda: make_dataset("own", Own(lambda i: {"image": 1})), r"expected \(x, y\) or x"),
+        (lambda: make_dataset("own", Own(lambda i: i, 0)), "no samples"),
+        (lambda: measure(DataLoader(TensorDataset(images(9)))), "give its dataset"),
+        (lambda: measure(make_dataset("own", (images(9), None))), r"features\(\)"),
+        (lambda: measure(torch.nn.Linear(2, 2), images(9)), "layer_dimensions"),
+    ],
+)
+def test_what_holds_no_samples_is_said(make, words):
+    with pytest.raises(DataError, match=words):
+        make()
+
+
+def test_design_takes_a_torch_data_set():
+    plan = design(TensorDataset(images(40), labels(40)), "spikformer_nano")
+    assert (plan.data.name, plan.data.classes) == ("TensorDataset", 3)

@@ -1,6 +1,6 @@
 """Data sets: names and paths in, checked arrays out; encoders; downloads of public sets."""
 
-from spikedim.data.build import make_dataset
+from spikedim.data.build import as_dataset, make_dataset
 from spikedim.data.catalog import Catalog, DatasetEntry, list_datasets, load_dataset
 from spikedim.data.dataset import Dataset, DatasetSummary, Split
 from spikedim.data.download import PUBLIC_SETS, PublicSet, RemoteFile, download
@@ -30,6 +30,7 @@ __all__ = [
     "RemoteFile",
     "Represented",
     "Split",
+    "as_dataset",
     "download",
     "encode",
     "list_datasets",

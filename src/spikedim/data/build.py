@@ -11,14 +11,16 @@ from spikedim.data import arrays
 from spikedim.data.dataset import Dataset, Inputs, Kind, Split
 from spikedim.data.events import Events, Frames
 from spikedim.errors import DataError
+from spikedim.gather import as_array, gathered, is_map
 
 Pair = tuple[Any, Any]
+_PAIR = "a pair (inputs, labels), labels may be None, or a torch Dataset of (x, y) or x"
 
 
 def make_dataset(
     name: str,
-    train: Pair,
-    test: Pair | None = None,
+    train: Any,
+    test: Any = None,
     *,
     class_names: Sequence[str] = (),
     source: str = "arrays in memory",
@@ -38,7 +40,8 @@ def make_dataset(
 
     Args:
         name: name of the data set.
-        train, test: pairs of inputs and labels; labels may be ``None``.
+        train, test: pairs of inputs and labels, arrays or torch tensors; labels may be ``None``. Or
+            a torch ``Dataset`` that hands out (x, y) or x by index.
         class_names: names of the classes.
         source, terms, citation: see :class:`Dataset`.
         scale: stored pixel value meaning 1.0; ``None`` takes 255 for uint8, 65535 for uint16,
@@ -53,9 +56,11 @@ def make_dataset(
         >>> make_dataset("toy", (np.eye(4), [0, 1, 0, 1]))
         Dataset('toy', features, 4 train, no test split, 2 classes)
     """
+    train = _pair(train, f"{name} train")
     kind, inputs = _inputs(train[0], f"{name} train")
     others: Inputs | None = None
     if test is not None:
+        test = _pair(test, f"{name} test")
         other_kind, others = _inputs(test[0], f"{name} test")
         if other_kind != kind or _shape(others) != _shape(inputs):
             raise DataError(
@@ -81,6 +86,24 @@ def make_dataset(
     )
 
 
+def as_dataset(data: Any) -> Dataset:
+    """A :class:`Dataset` as it is; a torch ``Dataset`` or a pair of inputs and labels made one.
+
+    Raises:
+        DataError: as :func:`make_dataset`.
+    """
+    return data if isinstance(data, Dataset) else make_dataset(type(data).__name__, data)
+
+
+def _pair(given: Any, what: str) -> Pair:
+    if is_map(given):
+        return gathered(given, what)
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise DataError(f"{what}: a {type(given).__name__}; expected {_PAIR}")
+    inputs, labels = given
+    return gathered(inputs, what)[0] if is_map(inputs) else as_array(inputs), as_array(labels)
+
+
 def _inputs(raw: Any, what: str) -> tuple[Kind, Inputs]:
     if isinstance(raw, np.ndarray) and raw.ndim == 0:
         raise DataError(f"{what}: a single number; expected an array of samples")
@@ -89,6 +112,9 @@ def _inputs(raw: Any, what: str) -> tuple[Kind, Inputs]:
     if isinstance(raw, (Events, Frames)):
         return "events", raw
     if isinstance(raw, list):
+        other = next((type(text).__name__ for text in raw if not isinstance(text, str)), None)
+        if other is not None:
+            raise DataError(f"{what}: a list with a {other}; expected an array, or a list of texts")
         return "text", raw
     if raw.dtype.kind not in "biuf":
         raise DataError(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spikedim.data import Dataset
+from spikedim.data import Dataset, as_dataset
 from spikedim.design.bounds import lower_bounds
 from spikedim.design.budget import Budget, BudgetAnswer, invert
 from spikedim.design.cases import Case, reference_cases
@@ -95,7 +95,7 @@ def design(
     untrained network with calibrated batch norm, and say so.
 
     Args:
-        dataset: images with labels.
+        dataset: images with labels; a torch ``Dataset`` of (image, class) or a pair of arrays too.
         model: a name from :func:`spikedim.models.list_models`.
         target: ε of the rule and tolerated accuracy loss.
         verify: measure T* by training at every T.
@@ -124,6 +124,7 @@ def design(
         DataError: the data set has no images or labels.
     """
     target = target or Target()
+    dataset = as_dataset(dataset)
     if dataset.kind != "image" or dataset.train.labels is None:
         raise DataError(
             f"{dataset.name} ({dataset.kind}) cannot be designed for yet: give images with labels"

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spikedim.errors import DataError
+from spikedim.gather import as_array, gathered, is_map
 
 Float: TypeAlias = NDArray[np.floating[Any]]
 _BLOCK_BYTES = 64 << 20
@@ -106,7 +107,7 @@ def spans(total: int, step: int) -> Iterator[tuple[int, int]]:
 
 
 def as_samples(x: Any, least: int = 1) -> Samples:
-    """Read ``x`` as samples: array ``[n, d...]``, torch tensor, memory map or sparse matrix.
+    """Read ``x`` as samples: array ``[n, d...]``, torch tensor or data set, or sparse matrix.
 
     Args:
         x: real numbers of any integer, floating or boolean type.
@@ -130,14 +131,16 @@ def as_samples(x: Any, least: int = 1) -> Samples:
 
 
 def _dense(x: Any) -> Samples:
-    if hasattr(x, "detach"):
-        x = x.detach().cpu()
-        if str(x.dtype) == "torch.bfloat16":
-            x = x.float()
-        x = x.numpy()
+    if is_map(x):
+        x, _ = gathered(x)
+    x = as_array(x)
     array = x if isinstance(x, np.ndarray) else np.asarray(x)
     if array.dtype.kind not in "biuf":
-        raise DataError(f"x has type {array.dtype}; expected real numbers (bool, int or float)")
+        what = type(x).__name__ if array.ndim == 0 else str(array.dtype)
+        raise DataError(
+            f"x has type {what}; expected real numbers (bool, int or float) [samples, "
+            f"features...]{_instead(x)}"
+        )
     if array.ndim < 2:
         raise DataError(
             f"x has shape {array.shape}; expected [samples, features...]; "
@@ -149,6 +152,20 @@ def _dense(x: Any) -> Samples:
     integer = array.dtype.kind in "biu"
     single = array.dtype.itemsize <= (2 if integer else 4)
     return Samples(array, array.shape[0], d, single, integer, sparse=False)
+
+
+def _instead(x: Any) -> str:
+    """What to measure of things that hold samples or make them."""
+    if callable(getattr(x, "features", None)):
+        return "; of a data set measure its features()"
+    if hasattr(x, "dataset"):
+        return "; of a DataLoader give its dataset"
+    if hasattr(x, "forward"):
+        return (
+            "; of the layers of a network measure layer_dimensions(network, x, T) of "
+            "spikedim.design.layers"
+        )
+    return ""
 
 
 def _sparse(x: Any) -> Samples:

@@ -91,7 +91,8 @@ def measure(
     """Measure the effective dimension of samples by several estimators.
 
     Args:
-        x: samples ``[n, d...]``: array, memory map, torch tensor or sparse matrix.
+        x: samples ``[n, d...]``: array, memory map, torch tensor, torch ``Dataset`` of (x, y) or x,
+            or sparse matrix.
         estimators: keys of :func:`~spikedim.dimension.estimators.list_estimators`; all built-in
             ones by default, with ``pcaQQ`` at ``quantile``.
         center: subtract the mean (published protocol) or not.
@@ -122,9 +123,9 @@ def measure(
             raise ConfigError(f"{name}={value}; expected a fraction between 0 and 1")
     if interval not in INTERVALS:
         raise ConfigError(f"interval={interval!r}; expected one of {', '.join(INTERVALS)}")
+    samples = as_samples(x, 2 if center else 1)
     keys = list(estimators) if estimators is not None else _defaults(quantile)
     chosen = {key: get_estimator(key) for key in keys}
-    samples = as_samples(x, 2 if center else 1)
     check_memory(min(samples.n, samples.d), memory_limit)
     source = Resampler.of(samples, center)
     spec = source.spectrum()

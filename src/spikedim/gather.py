@@ -1,0 +1,73 @@
+"""Arrays out of what users hold: torch tensors, and data sets that hand out one sample a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from spikedim.errors import DataError
+from spikedim.progress import track
+
+
+def as_array(x: Any) -> Any:
+    """A torch tensor as a NumPy array (bfloat16 as float32); anything else as it is."""
+    if not hasattr(x, "detach"):
+        return x
+    x = x.detach().cpu()
+    return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()
+
+
+def is_map(x: Any) -> bool:
+    """Whether ``x`` hands out samples by index, as ``torch.utils.data.Dataset`` does."""
+    return (
+        hasattr(x, "__getitem__")
+        and hasattr(x, "__len__")
+        and not hasattr(x, "__array__")
+        and not hasattr(x, "tocsr")
+        and not isinstance(x, (Sequence, Mapping))
+    )
+
+
+def gathered(samples: Any, what: str = "x") -> tuple[Any, np.ndarray | None]:
+    """All samples of a data set of (x, y) or x: inputs [N, ...] or N texts, and labels if any.
+
+    Args:
+        samples: what :func:`is_map` accepts; every sample is asked for once.
+        what: its name in messages.
+
+    Raises:
+        DataError: no samples, samples of different shapes, or neither (x, y) nor x.
+    """
+    inputs: Any = None
+    labels = []
+    for i in track(range(len(samples)), f"reading {what}"):
+        item = samples[i]
+        x, *rest = item if isinstance(item, (tuple, list)) else (item,)
+        if len(rest) > 1 or isinstance(x, Mapping):
+            kind = type(item).__name__
+            raise DataError(f"{what}: sample {i} is a {kind} {_brief(item)}; expected (x, y) or x")
+        labels += [as_array(y) for y in rest]
+        if isinstance(x, str):
+            inputs = [] if inputs is None else inputs
+            inputs.append(x)
+            continue
+        value = np.asarray(as_array(x))
+        if inputs is None:
+            inputs = np.empty((len(samples), *value.shape), value.dtype)
+        if isinstance(inputs, list) or value.shape != inputs.shape[1:]:
+            first = "a text" if isinstance(inputs, list) else f"of shape {inputs.shape[1:]}"
+            raise DataError(
+                f"{what}: sample {i} has shape {value.shape}, sample 0 is {first}; bring all to one"
+            )
+        inputs[i] = value
+    if inputs is None:
+        raise DataError(f"{what}: no samples; expected at least one")
+    if labels and len(labels) != len(inputs):
+        raise DataError(f"{what}: {len(inputs)} samples but {len(labels)} labels")
+    return inputs, np.asarray(labels) if labels else None
+
+
+def _brief(item: Any) -> str:
+    return f"of {len(item)} things" if hasattr(item, "__len__") else ""
