@@ -136,6 +136,28 @@ def test_design_says_what_it_did_to_the_statistics(here, capsys):
     assert "batch norm calibrated on 256 samples" in json.loads(out)["model"]["state"]
 
 
+# -- names --------------------------------------------------------------------------------------
+
+
+def test_a_file_without_a_function(here, capsys):
+    _, err = run(capsys, "profile", "--data", "digits", "--model", "own.py", "--quiet", code=2)
+    assert "own.py:FUNCTION" in err
+    assert "nearest" not in err
+
+
+def test_a_network_of_a_file_is_shown(here, capsys):
+    (here / "own.py").write_text(
+        FILE
+        + """
+
+def small():
+    return wrap(Folded(), input_shape=(1, 8, 8), num_classes=10)
+"""
+    )
+    out, _ = run(capsys, "models", "show", "own.py:small")
+    assert "Linear 16 → 10" in out
+
+
 # -- data ---------------------------------------------------------------------------------------
 
 VERBS = {"profile": ["--samples", "12"], "measure": ["--limit", "20"], "ntk": ["--samples", "8"]}

@@ -28,7 +28,7 @@ SOURCE = Path(spikedim.__file__).parent
 
 # Each floor may import the floors on its left, never those on its right.
 FLOORS = [
-    {"errors", "results", "storage", "provenance", "progress"},
+    {"errors", "results", "storage", "provenance", "progress", "gather"},
     {"neurons", "theory", "dimension"},
     {"adapters", "circuits", "models", "data"},
     {"profiling", "order"},

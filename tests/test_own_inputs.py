@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from spikedim.data import make_dataset
+from spikedim.data import load_dataset, make_dataset
 from spikedim.design import design
 from spikedim.design.layers import layer_dimensions
 from spikedim.dimension import measure
 from spikedim.errors import ConfigError, DataError, ModelError
 from spikedim.models import create_model, representations, settle_batchnorm
-from spikedim.ntk import KernelOperator, gram, sketched_gram
+from spikedim.ntk import KernelOperator, gram, reduction, sketched_gram, sweep
 from spikedim.profiling import activity, profile
 
 
@@ -162,3 +162,27 @@ def test_what_holds_no_samples_is_said(make, words):
 def test_design_takes_a_torch_data_set():
     plan = design(TensorDataset(images(40), labels(40)), "spikformer_nano")
     assert (plan.data.name, plan.data.classes) == ("TensorDataset", 3)
+
+
+# -- networks that are none of ours -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        lambda net, x: reduction(net, x),
+        lambda net, x: sweep(net, x, "v_th"),
+        lambda net, x: profile(net, x, 2),
+        lambda net, x: representations(net, x, 2),
+        lambda net, x: layer_dimensions(net, x, 2),
+    ],
+)
+def test_a_plain_module_is_sent_to_wrap(entry):
+    with pytest.raises(ModelError, match=r"Flatten is a plain torch module.*adapters.wrap\("):
+        entry(torch.nn.Flatten(), images(9))
+
+
+def test_design_names_networks(network):
+    with pytest.raises(ModelError, match="a Spikformer, but a name is expected") as caught:
+        design(load_dataset("digits"), network)
+    assert len(str(caught.value)) < 300

@@ -190,6 +190,17 @@ class SpikingModel(nn.Module, ABC):
         return False, len(x)
 
 
+def foreign(network: Any) -> str:
+    """What to do with a network that is none of ours, for messages."""
+    kind = type(network).__name__
+    if not isinstance(network, nn.Module):
+        return f"expected a spikedim network, not a {kind}"
+    return (
+        f"{kind} is a plain torch module; bring it under the contract of our networks first: "
+        "spikedim.adapters.wrap(network, input_shape=(C, H, W))"
+    )
+
+
 def check_timesteps(T: Any) -> None:
     """Raise ConfigError unless ``T`` is ``None`` or a whole number >= 1."""
     if T is not None and (isinstance(T, bool) or not isinstance(T, Integral) or int(T) < 1):

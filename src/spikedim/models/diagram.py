@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedim.models.base import SpikingModel, evaluating
-from spikedim.models.registry import create_model, model_entry
+from spikedim.models.registry import create_model, is_file, model_entry
 from spikedim.neurons import LIF
 from spikedim.results import Result, Table
 
@@ -83,7 +83,8 @@ def diagram(network: SpikingModel | str, T: int | None = None, depth: int = 3) -
     """Draw a network as text by running it on a sample without data.
 
     Args:
-        network: a network, or the name of a registered one (which is then never allocated).
+        network: a network, or the name of one. A registered one is then never allocated; that of
+            ``file.py:function`` is, since its code may read values.
         T: timesteps; ``None`` for the network's default, or 1 step per token for a text model.
         depth: levels of nesting to show.
 
@@ -97,7 +98,7 @@ def diagram(network: SpikingModel | str, T: int | None = None, depth: int = 3) -
     title = network if isinstance(network, str) else type(network).__name__
     if isinstance(network, str):
         model_entry(network)
-        with torch.device("meta"):
+        with torch.device("cpu" if is_file(network) else "meta"):
             network = create_model(network, seed=None)
     text = len(network.input_shape) == 1
     parameter = next(network.parameters())

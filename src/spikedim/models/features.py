@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedim.errors import ConfigError, ModelError
-from spikedim.models.base import SpikingModel, check_finite, evaluating
+from spikedim.models.base import SpikingModel, check_finite, evaluating, foreign
 from spikedim.neurons import LIF
 from spikedim.progress import track
 
@@ -244,6 +244,8 @@ def select_layers(
     """Modules by path that ``what`` and the patterns ``layers`` choose; see :func:`visit`."""
     if what not in QUANTITIES:
         raise ConfigError(f"what={what!r}; expected one of {', '.join(QUANTITIES)}")
+    if not isinstance(model, SpikingModel):
+        raise ModelError(foreign(model))
     kind: type[nn.Module] = nn.Module if what == "features" else LIF
     known = {name: m for name, m in model.named_modules() if name and isinstance(m, kind)}
     if not known:

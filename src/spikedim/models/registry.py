@@ -10,6 +10,7 @@ from numbers import Integral
 from typing import Any
 
 import torch
+from torch import nn
 
 from spikedim.errors import ConfigError, ModelError
 from spikedim.models.base import SpikingModel, override
@@ -144,12 +145,22 @@ def model_entry(name: str) -> ModelEntry:
     Raises:
         ModelError: no such network; the message lists the nearest names.
     """
-    if name in _ENTRIES:
+    if isinstance(name, str) and name in _ENTRIES:
         return _ENTRIES[name]
     if is_file(name):
         from spikedim.adapters.files import file_entry
 
         return file_entry(name)
+    if isinstance(name, nn.Module):
+        raise ModelError(
+            f"model is a {type(name).__name__}, but a name is expected: networks are built anew "
+            "for the data. Name a function that returns yours: path/to/file.py:function"
+        )
+    if str(name).endswith(".py"):
+        raise ModelError(
+            f"model {name!r} is a file; name the function in it that returns the network: "
+            f"{name}:FUNCTION"
+        )
     near = get_close_matches(str(name), _ENTRIES, n=3, cutoff=0.4) or list_models()[:3]
     raise ModelError(
         f"unknown model {name!r}; nearest: {', '.join(near)} (list_models() has them all)"
@@ -158,7 +169,7 @@ def model_entry(name: str) -> ModelEntry:
 
 def is_file(name: str) -> bool:
     """Whether a network is named by a file and a function in it, ``path/to/file.py:function``."""
-    return str(name).rpartition(":")[0].endswith(".py")
+    return isinstance(name, str) and name.rpartition(":")[0].endswith(".py")
 
 
 def create_model(

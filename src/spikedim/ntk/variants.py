@@ -25,7 +25,7 @@ from spikedim.dimension.moments import centered_gram
 from spikedim.dimension.spectrum import spectrum_of_gram
 from spikedim.errors import ConfigError, DataError, ModelError
 from spikedim.models import calibrate_batchnorm
-from spikedim.models.base import SpikingModel, evaluating
+from spikedim.models.base import SpikingModel, evaluating, foreign
 from spikedim.neurons import LIF, PLIF, LIFParams, record
 from spikedim.neurons.continuous import steady_potential, surrogate_activation
 from spikedim.neurons.lif import lif_spikes
@@ -317,8 +317,11 @@ def as_networks(models: SpikingModel | Sequence[SpikingModel]) -> tuple[SpikingM
         ModelError: something else, or networks with different neurons.
     """
     networks = tuple(models) if isinstance(models, Sequence) else (models,)
-    if not networks or not all(isinstance(network, SpikingModel) for network in networks):
-        raise ModelError("expected a spikedim network or several initialisations of one")
+    if not networks:
+        raise ModelError("no network; give one or several initialisations of one")
+    for network in networks:
+        if not isinstance(network, SpikingModel):
+            raise ModelError(foreign(network))
     if any(network.config != networks[0].config for network in networks):
         raise ModelError("the networks differ by more than their weights; give one configuration")
     layers = [m for network in networks for m in network.modules() if isinstance(m, LIF)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedim.errors import ConfigError, DataError, ModelError
-from spikedim.models.base import check_finite, evaluating
+from spikedim.models.base import check_finite, evaluating, foreign
 from spikedim.profiling.assemble import assemble
 from spikedim.profiling.conventions import EnergyConvention, convention
 from spikedim.profiling.counter import Counter
@@ -143,7 +143,8 @@ def _check(
         raise ConfigError(f"saturation={saturation!r} must be a rate in (0, 1], e.g. 0.9")
     if forward is None and not hasattr(model, "steps"):
         raise ModelError(
-            f"{type(model).__name__} has no steps(x, T); pass forward=lambda model, x, T: ..."
+            f"{foreign(model)}. Or count it as it is, its neurons registered: pass "
+            "forward=lambda model, x, T: ..."
         )
     if not any(isinstance(module, neuron_types()) for module in model.modules()):
         raise ModelError(f"no spiking layers found in {type(model).__name__}; {_registration()}")
