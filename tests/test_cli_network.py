@@ -1,6 +1,7 @@
 """Networks and data of the user's own on the command line."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -191,3 +192,54 @@ def test_what_needs_no_labels_runs_without(here, capsys):
         assert json.loads(found)["samples"] == 12
     _, err = run(capsys, "train", "--data", "bare.npy", "--quiet", code=2)
     assert "no labels" in err
+
+
+TEXT = ["--data", "lines.tsv", "-T", "2"]
+
+
+@pytest.fixture
+def lines(here):
+    """Sentences with a class each, some of them short."""
+    text = "networks of spiking neurons read the letters of a line one by one"
+    rows = [f"{text[i % 20 :]} {i}\t{i % 2}" for i in range(40)]
+    (here / "lines.tsv").write_text("sentence\tlabel\n" + "\n".join([*rows, "no\t1"]) + "\n")
+    return here
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("model", ["spikingbert_nano", "spikegpt_nano"])
+def test_text_networks_read_the_bytes_of_texts(verb, model, lines, capsys):
+    words = [verb, *TEXT, *VERBS[verb], "--model", model, "--json"]
+    if (verb, model) == ("ntk", "spikegpt_nano"):
+        _, err = run(capsys, *words, code=2)
+        assert "give a readout, e.g. the last token" in err
+        return
+    out, err = run(capsys, *words)
+    length = int(re.search(r"read as their first (\d+) bytes", err)[1])
+    assert json.loads(out)["T"] == (2 if model == "spikingbert_nano" else length)
+
+
+def test_a_text_with_each_class_of_its_own(lines, capsys):
+    words = ["measure", *TEXT, "--limit", "41", "--model", "spikingbert_nano", "--per", "class"]
+    out, _ = run(capsys, *words, "--layers", "network_x.lif", "--json", "--quiet")
+    found = [estimate["n"] for estimate in json.loads(out)["estimates"].values()]
+    assert len(found) == 2
+    assert 20 <= sum(found) < 41
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "words"),
+    [
+        ("digits", "spikegpt_nano", "digits holds image; spikegpt_nano reads texts"),
+        ("lines.tsv", "spikformer_nano", "holds text; spikformer_nano reads images or events"),
+    ],
+)
+@pytest.mark.parametrize("verb", VERBS)
+def test_data_of_another_kind_are_said_to_be(verb, data, model, words, lines, capsys):
+    _, err = run(capsys, verb, "--data", data, "--model", model, "--quiet", code=2)
+    assert words in err
+
+
+def test_a_checkpoint_of_a_text_network_needs_its_tokeniser(lines, capsys):
+    words = ["profile", *TEXT, "--model", "spikegpt_nano", "--checkpoint", "x.safetensors"]
+    assert "tokeniser" in run(capsys, *words, "--quiet", code=2)[1]

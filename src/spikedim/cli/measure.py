@@ -103,7 +103,8 @@ def measure(
     """Measure the effective dimension of data, or of every layer of a network, with intervals.
 
     Without --checkpoint a network of ours is untrained, its batch norm calibrated on the data; one
-    of FILE.py:FUNCTION that brings batch-norm statistics is taken as it is.
+    of FILE.py:FUNCTION that brings batch-norm statistics is taken as it is. With --model
+    texts are read as bytes.
 
     Example: spikedim measure --data digits --plot spectrum.png
 
@@ -224,7 +225,8 @@ def _of_data(
                 f"--{'growth' if how.growth else 'per ' + how.per} needs one vector per sample; "
                 "add --tokens flatten or --tokens mean"
             )
-        return _finer(made.x, _labels(dataset, split, limit, how), how)
+        classes = dataset.split(split).limited(limit, how.seed).labels
+        return _finer(made.x, _names(dataset, classes, how), how)
     if made.sample is None:
         side = min(made.x.shape)
         if side > LARGE:
@@ -257,9 +259,8 @@ def _of_network(
             f"--representation {what} is of data; with --model choose {', '.join(QUANTITIES)}"
         )
     axes = checked_axes(what, network.tokens, network.time)
-    T = network.timesteps
     dataset = load_dataset(data, root)
-    x, _ = network_inputs(dataset, split, limit, T, how.seed)
+    x, classes, T = network_inputs(network.name, dataset, split, limit, network.timesteps, how.seed)
     model, _ = ready_network(network.name, dataset, T, network.checkpoint, how.seed)
     common: dict[str, Any] = {"layers": network.layers, "tokens": axes.tokens, "time": axes.time}
     if how.whole:
@@ -277,7 +278,7 @@ def _of_network(
             f"--{'growth' if how.growth else 'per ' + how.per} measures one layer, --layers "
             f"chooses {len(found)}; name one, e.g. --layers {next(iter(found))}"
         )
-    return _finer(next(iter(found.values())), _labels(dataset, split, limit, how), how)
+    return _finer(next(iter(found.values())), _names(dataset, classes, how), how)
 
 
 def _finer(x: Any, labels: Any, how: How) -> Result:
@@ -300,21 +301,20 @@ def _finer(x: Any, labels: Any, how: How) -> Result:
     return per_neighbourhood(x, neighbours, how.one("pr_corrected"), seed=how.seed)
 
 
-def _labels(dataset: Dataset, split: str, limit: int | None, how: How) -> Any:
+def _names(dataset: Dataset, classes: Any, how: How) -> Any:
     """Class name of every sample, where classes are asked for."""
     import numpy as np
 
     if how.per != "class":
         return None
-    labels = dataset.split(split).limited(limit, how.seed).labels
-    if labels is None:
+    if classes is None:
         raise DataError(f"data set {dataset.name} has no labels; --per class needs them")
     # numbered, so that classes keep their order
     places = len(str(dataset.num_classes - 1))
     names = [f"{k:0{places}d} {name}" for k, name in enumerate(dataset.class_names)]
     if dataset.class_names == tuple(map(str, range(dataset.num_classes))):
         names = [f"{k:0{places}d}" for k in range(dataset.num_classes)]
-    return np.array(names)[labels]
+    return np.array(names)[np.asarray(classes)]
 
 
 def _parsed(words: list[str] | None) -> dict[str, Any]:

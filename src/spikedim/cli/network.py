@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from spikedim.errors import DataError
+from spikedim.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,28 +16,90 @@ if TYPE_CHECKING:
 
 SAMPLES = 256
 _BATCH = 64
+_BYTES = 64  # read of a text, or as many as the network has positions for
+
+
+class Inputs(NamedTuple):
+    """What a network reads of a data set.
+
+    Attributes:
+        x: images [N, C, H, W], event frames [T, N, C, H, W], or bytes of texts [N, S].
+        labels: classes [N]; ``None`` where there are none.
+        T: timesteps: those asked for, or S where the time of a network is the sequence.
+    """
+
+    x: Tensor
+    labels: Tensor | None
+    T: int
+
+
+def reads_text(name: str) -> bool:
+    """Whether the network ``name`` reads texts."""
+    from spikedim.models import model_entry
+    from spikedim.models.registry import is_file
+
+    return not is_file(name) and len(model_entry(name).config.input_shape) == 1
 
 
 def network_inputs(
-    dataset: Dataset, split: str, limit: int, T: int, seed: int
-) -> tuple[Tensor, Tensor | None]:
-    """Images [N, C, H, W] or event frames [T, N, C, H, W], and the classes [N] if there are any.
+    name: str, dataset: Dataset, split: str, limit: int, T: int, seed: int
+) -> Inputs:
+    """Samples of the data set as the network ``name`` reads them.
 
     Raises:
-        DataError: the data set holds neither images nor events.
+        DataError: the data set holds something else.
     """
-    if dataset.kind not in ("image", "events"):
-        raise DataError(
-            f"data set {dataset.name} holds {dataset.kind}; --model needs images or events"
-        )
-    return dataset.network_input(T, split, limit, seed)
+    text = reads_text(name)
+    if dataset.kind not in (("text",) if text else ("image", "events")):
+        wanted = "texts, e.g. --data sst2" if text else "images or events, e.g. --data digits"
+        raise DataError(f"data set {dataset.name} holds {dataset.kind}; {name} reads {wanted}")
+    if text:
+        return _texts(name, dataset, split, limit, T, seed)
+    return Inputs(*dataset.network_input(T, split, limit, seed), T)
 
 
-def calibration_batches(dataset: Dataset, T: int, samples: int, seed: int) -> Iterator[Tensor]:
+def _texts(name: str, dataset: Dataset, split: str, limit: int, T: int, seed: int) -> Inputs:
+    """First bytes of texts as token ids, cut to the median length; shorter texts are left out."""
+    import torch
+
+    from spikedim.models import model_entry
+    from spikedim.progress import note
+
+    entry = model_entry(name)
+    chosen = dataset.split(split).limited(limit, seed)
+    texts = cast("list[str]", chosen.inputs)
+    most = min(_BYTES, getattr(entry.config, "positions", _BYTES))
+    lines = [text.encode()[:most] for text in texts]
+    length = max(2, sorted(map(len, lines))[len(lines) // 2])
+    kept = [i for i, line in enumerate(lines) if len(line) >= length]
+    if not kept:
+        raise DataError(f"data set {dataset.name}: no text of 2 bytes or more")
+    note(
+        f"texts of {dataset.name} are read as their first {length} bytes; "
+        f"{len(lines) - len(kept)} of {len(lines)} are shorter and left out",
+        topic="texts",
+    )
+    ids = torch.tensor([list(lines[i][:length]) for i in kept])
+    labels = None if chosen.labels is None else torch.as_tensor(chosen.labels[kept]).long()
+    return Inputs(ids, labels, length if entry.family == "spikegpt" else T)
+
+
+def _bytewise(name: str) -> dict[str, Any]:
+    """Options that make room for every byte in the vocabulary of a text network."""
+    from spikedim.models import model_entry
+
+    config = model_entry(name).config
+    words = "vocabulary" if hasattr(config, "vocabulary") else "num_classes"
+    return {words: max(256, getattr(config, words))}
+
+
+def calibration_batches(
+    name: str, dataset: Dataset, T: int, samples: int, seed: int
+) -> Iterator[Tensor]:
     """Training inputs that an untrained network takes its batch-norm statistics from."""
     from spikedim.models.features import batch_axis
 
-    x, _ = network_inputs(dataset, "train", samples, T, seed)
+    x = network_inputs(name, dataset, "train", samples, T, seed).x
     yield from x.split(_BATCH, batch_axis(x))
 
 
@@ -55,9 +117,17 @@ def shaped_network(
 
     Raises:
         ModelError, CheckpointError: as ``create_model`` and ``load_checkpoint``.
+        ConfigError: a checkpoint of a text network.
     """
     from spikedim.models import create_model, load_checkpoint
 
+    if reads_text(name):
+        if checkpoint is not None:
+            raise ConfigError(
+                f"--checkpoint of {name}: a trained text network needs its tokeniser, the command "
+                "line reads texts as bytes; call the function of this verb in Python with token ids"
+            )
+        return create_model(name, seed=seed, **_bytewise(name), **options)
     network = create_model(
         name,
         num_classes=dataset.num_classes or None,
@@ -95,7 +165,7 @@ def ready_network(
     network = shaped_network(name, dataset, checkpoint, seed, **options)
     if checkpoint is not None:
         return network, True
-    batches = calibration_batches(dataset, T, samples, seed)
+    batches = calibration_batches(name, dataset, T, samples, seed)
     trained, how = settle_batchnorm(network, batches, T)
     note(f"{name}: {how}")
     return network, trained

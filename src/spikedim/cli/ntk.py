@@ -295,6 +295,7 @@ def ntk(
 
     Without --checkpoint the network is untrained, and the batch norm of every variant of it is
     calibrated on the data; a trained one, also of FILE.py:FUNCTION, keeps its statistics.
+    Texts are read as bytes.
 
     Example: spikedim ntk --data digits --model spikformer_nano --reduction --neuron refractory=1
     """
@@ -344,12 +345,13 @@ def ntk(
     with working(quiet), nullcontext() if out is None else Run(out, about):
         dataset = load_dataset(data, data_root)
         place = resolve_device(device)
-        x, labels = network_inputs(dataset, "train", samples, timesteps, seed)
+        x, labels, T = network_inputs(model, dataset, "train", samples, timesteps, seed)
         count = samples_of(x)
-        if count < samples:
+        if count < samples and dataset.kind != "text":
             note(f"--samples {samples:,}: {dataset.name} has {count:,} for training")
         x = x.to(place)
-        batches = [b.to(place) for b in calibration_batches(dataset, timesteps, CALIBRATION, seed)]
+        calibration = calibration_batches(model, dataset, timesteps, CALIBRATION, seed)
+        batches = [batch.to(place) for batch in calibration]
         networks = []
         for place_in_line in range(initialisations):
             network = shaped_network(model, dataset, checkpoint, seed + place_in_line)
@@ -357,7 +359,7 @@ def ntk(
             network.to(place).eval()
             trained = checkpoint is not None
             if checkpoint is None:
-                trained, settled = settle_batchnorm(network, batches, timesteps)
+                trained, settled = settle_batchnorm(network, batches, T)
                 note(f"{model}: {settled}", topic="batch norm")
             networks.append(network)
             if trained and initialisations > 1:
@@ -367,7 +369,7 @@ def ntk(
                     "option out"
                 )
         prepare = None if trained else calibrated(*batches)
-        shared: dict[str, Any] = {"T": timesteps, "prepare": prepare, "method": method}
+        shared: dict[str, Any] = {"T": T, "prepare": prepare, "method": method}
         result: Any
         if reduction:
             result = reduced(networks, x, seed=seed, **shared)
@@ -378,7 +380,7 @@ def ntk(
                 networks,
                 x,
                 widths=_numbers(values),
-                T=timesteps,
+                T=T,
                 prepare=prepare,
                 memory=memory,
                 seed=seed,
@@ -397,7 +399,7 @@ def ntk(
             )
         else:
             subject = _Subject(
-                (model, dataset.name, timesteps),
+                (model, dataset.name, T),
                 x,
                 labels,
                 int(outputs) if outputs.isdecimal() else outputs,

@@ -182,7 +182,7 @@ def _recorded(
     from spikedim.order import network_variables
 
     dataset = load_dataset(data, root)
-    x, _ = network_inputs(dataset, "train", limit, T, seed)
+    x, _, T = network_inputs(name, dataset, "train", limit, T, seed)
     network, _ = ready_network(name, dataset, T, checkpoint, seed)
     found = network_variables(network, x, T, what, units, layers, time)
     return replace(found, source=f"{found.source} of {name} on {dataset.name}")

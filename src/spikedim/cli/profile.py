@@ -54,7 +54,7 @@ def profile(
 
     Without --checkpoint a network of ours is untrained, its batch norm calibrated on the data, and
     no cost per correct prediction is given; one of FILE.py:FUNCTION that brings batch-norm
-    statistics is taken as it is.
+    statistics is taken as it is. Texts are read as bytes.
 
     Example: spikedim profile --data digits --model spikformer_nano --timesteps 4
     """
@@ -75,19 +75,19 @@ def profile(
     with working(quiet):
         dataset = load_dataset(data, data_root)
         split = "train" if dataset.test is None else "test"
-        x, y = network_inputs(dataset, split, samples, timesteps, seed)
+        x, y, T = network_inputs(model, dataset, split, samples, timesteps, seed)
         network, trained = ready_network(model, dataset, timesteps, checkpoint, seed)
         place = resolve_device(device)
         network, x = network.to(place), x.to(place)
         result = profiled(
             network,
             x,
-            timesteps,
+            T,
             conventions=convention or None,
             labels=y if trained or is_file(model) else None,
         )
         if plot is not None or html is not None:
-            seen = activity(network, x[:_ACTIVE] if x.ndim < 5 else x[:, :_ACTIVE], timesteps)
+            seen = activity(network, x[:_ACTIVE] if x.ndim < 5 else x[:, :_ACTIVE], T)
         if plot is not None:
             from spikedim.profiling.figures import overview
 

@@ -10,14 +10,12 @@ import typer
 from spikedim.cli import options
 from spikedim.cli.network import network_inputs, ready_network
 from spikedim.cli.output import emit, save_figure, say, working
-from spikedim.errors import ConfigError, DataError
+from spikedim.errors import ConfigError
 
 if TYPE_CHECKING:
-    from spikedim.data import Dataset
     from spikedim.rank import GateComparison, RankDiagnosis
 
 CALIBRATION = 128
-WORDS = 64  # tokens read of a text
 
 
 def rank(
@@ -120,31 +118,12 @@ def _diagnosed(
     root: Path | None,
 ) -> RankDiagnosis:
     from spikedim.data import load_dataset
-    from spikedim.models import create_model, model_entry
     from spikedim.rank import diagnose
 
     dataset = load_dataset(data, root)
     chosen: dict[str, Any] = {} if gate == "none" else {"gate": gate}
-    text = len(model_entry(model).config.input_shape) == 1
-    if text != (dataset.kind == "text"):
-        raise DataError(
-            f"data set {dataset.name} holds {dataset.kind}; {model} reads "
-            f"{'text' if text else 'images or events'}"
-        )
-    if text:
-        if checkpoint is not None:
-            raise ConfigError(
-                "--checkpoint of a text network needs its tokeniser; call spikedim.rank.diagnose "
-                "with token ids"
-            )
-        network = create_model(model, seed=seed, **chosen)
-        x = _byte_ids(dataset, split, limit, seed)
-        steps = None if network.family == "spikegpt" else T
-        network.eval()
-        trained = False
-    else:
-        x, steps = network_inputs(dataset, split, limit, T, seed)[0], T
-        network, trained = ready_network(model, dataset, T, checkpoint, seed, CALIBRATION, **chosen)
+    x, _, steps = network_inputs(model, dataset, split, limit, T, seed)
+    network, trained = ready_network(model, dataset, T, checkpoint, seed, CALIBRATION, **chosen)
     return diagnose(
         network,
         x,
@@ -189,16 +168,3 @@ def _compared(
     write_text(place / "comparison.md", result.markdown())
     say(f"Written to {place}")
     return result
-
-
-def _byte_ids(dataset: Dataset, split: str, limit: int, seed: int) -> Any:
-    """First bytes of texts as token ids [N, S], cut to the shortest."""
-    import torch
-
-    texts: Any = dataset.split(split).limited(limit, seed).inputs
-    lines = [text.encode()[:WORDS] for text in texts]
-    length = max(2, sorted(map(len, lines))[len(lines) // 2])  # half the texts are long enough
-    kept = [line[:length] for line in lines if len(line) >= length]
-    if not kept:
-        raise DataError(f"data set {dataset.name}: no text of 2 bytes or more")
-    return torch.tensor([list(line) for line in kept])
