@@ -140,8 +140,9 @@ def test_design_says_what_it_did_to_the_statistics(here, capsys):
 # -- names --------------------------------------------------------------------------------------
 
 
-def test_a_file_without_a_function(here, capsys):
-    _, err = run(capsys, "profile", "--data", "digits", "--model", "own.py", "--quiet", code=2)
+@pytest.mark.parametrize("name", ["own.py", "own.py:"])
+def test_a_file_without_a_function(name, here, capsys):
+    _, err = run(capsys, "profile", "--data", "digits", "--model", name, "--quiet", code=2)
     assert "own.py:FUNCTION" in err
     assert "nearest" not in err
 

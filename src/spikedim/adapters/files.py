@@ -122,9 +122,7 @@ def _function(name: str) -> Callable[..., Any]:
     path, attribute = _path(name), name.rpartition(":")[2]
     function = getattr(_module(path), attribute, None)
     if not callable(function):
-        raise ModelError(
-            f"{path} has no function {attribute!r}; --model FILE.py:FUNCTION names one"
-        )
+        raise ModelError(f"{path} has no function {attribute}; --model FILE.py:FUNCTION names one")
     return cast(Callable[..., Any], function)
 
 

@@ -156,10 +156,11 @@ def model_entry(name: str) -> ModelEntry:
             f"model is a {type(name).__name__}, but a name is expected: networks are built anew "
             "for the data. Name a function that returns yours: path/to/file.py:function"
         )
-    if str(name).endswith(".py"):
+    file = str(name).removesuffix(":")
+    if file.endswith(".py"):
         raise ModelError(
             f"model {name!r} is a file; name the function in it that returns the network: "
-            f"{name}:FUNCTION"
+            f"{file}:FUNCTION"
         )
     near = get_close_matches(str(name), _ENTRIES, n=3, cutoff=0.4) or list_models()[:3]
     raise ModelError(
@@ -169,7 +170,8 @@ def model_entry(name: str) -> ModelEntry:
 
 def is_file(name: str) -> bool:
     """Whether a network is named by a file and a function in it, ``path/to/file.py:function``."""
-    return isinstance(name, str) and name.rpartition(":")[0].endswith(".py")
+    path, _, function = name.rpartition(":") if isinstance(name, str) else ("", "", "")
+    return path.endswith(".py") and function != ""
 
 
 def create_model(
