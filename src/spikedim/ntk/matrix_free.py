@@ -25,7 +25,7 @@ from spikedim.errors import BudgetError, ConfigError
 from spikedim.neurons import Surrogate
 from spikedim.ntk.capture import Readout
 from spikedim.ntk.gram import batches
-from spikedim.ntk.kernel import output_sums, prepared
+from spikedim.ntk.kernel import output_like, output_sums, prepared, trace_sums
 from spikedim.ntk.plan import budget_of
 from spikedim.ntk.stream import Stream
 from spikedim.progress import Task, note, task
@@ -101,10 +101,13 @@ class KernelOperator:
         fallback: bool = False,
     ) -> None:
         setup = prepared(model, x, T, readout, surrogate, width)
-        cotangents = output_sums(setup, x, outputs)
+        self._outputs = 1 if isinstance(outputs, int) else output_like(setup, x).shape[1]
+        self._stream = stream = Stream(setup, x, fallback)
         # the kernels of all functions, each of [F, O] sums of outputs, are added up
-        self._functions = cotangents[:, None] if outputs == "trace" else cotangents[None]
-        self._stream = Stream(setup, x, fallback)
+        if outputs == "trace":
+            self._functions = trace_sums(setup, x, stream.without)[:, None]
+        else:
+            self._functions = output_sums(setup, x, outputs)[None]
         self.center = center
         self._samples = setup.count(x)
         self.size = self._samples * self._functions.shape[1]
@@ -227,9 +230,8 @@ def _reporting(operator: Operator, label: str, rounds: Sequence[int]) -> Iterato
 def _announce(operator: Operator, rounds: Sequence[int]) -> None:
     text = f"{sum(rounds):,} products with a kernel of {operator.size:,} rows"
     if isinstance(operator, KernelOperator):
-        functions, each = operator._functions.shape[:2]
-        over = "summed over " if functions > 1 else ""
-        count = functions * each
+        over = "summed over " if len(operator._functions) > 1 else ""
+        count = operator._outputs
         text += f" ({operator._samples:,} samples, {over}{count:,} output{'s' * (count != 1)}): "
         text += f"{sum(map(operator.passes, rounds)):,} backward passes through a batch"
     note(text)
