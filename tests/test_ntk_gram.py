@@ -7,11 +7,12 @@ from scipy import stats
 from torch import nn
 
 from ntk_networks import FAMILIES, distance, last_token, network, small_network
+from spikedim.dimension import measure
 from spikedim.errors import BudgetError, ConfigError, DataError, ModelError
 from spikedim.neurons import LIF, LIFParams, Surrogate
 from spikedim.ntk import Setup, gram
 from spikedim.ntk.capture import Capture, logits
-from spikedim.ntk.gram import Plan, block
+from spikedim.ntk.gram import Plan, block, jacobian_rows
 from spikedim.ntk.kernel import Kernel
 
 
@@ -372,6 +373,31 @@ def test_wide_networks_approach_their_limit():
 # -- what the kernel says -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("outputs", ["trace", 1])
+def test_dimensions_are_those_of_the_gradients(small, outputs):
+    model, x, more = small
+    setup = Setup(model, more["T"], logits, False)
+    rows = jacobian_rows(setup, x, torch.eye(3, dtype=x.dtype), "loop")
+    gradients = torch.cat([row.detach() for _, row in rows], 2).transpose(0, 1)  # [n, O, P]
+    gradients = gradients if outputs == "trace" else gradients[:, outputs]
+    found = gram(model, x, **more, outputs=outputs).dimension()
+    true = measure(gradients.flatten(1).numpy(), list(found.estimates))
+    assert found.d == true.d
+    for key, estimate in true.estimates.items():
+        mine = found[key]
+        values = (mine.value, mine.low, mine.high), (estimate.value, estimate.low, estimate.high)
+        np.testing.assert_allclose(*np.array(values, float), rtol=1e-6, err_msg=key)
+
+
+def test_dependent_rows_have_no_intervals(small):
+    model, x, more = small
+    report = gram(model, x, **more, outputs="full").dimension()
+    assert "pr_corrected" not in report.estimates
+    assert all(e.low is None and e.high is None for e in report.estimates.values())
+    with pytest.raises(ConfigError, match="depend on each other"):
+        gram(model, x, **more, outputs="full").dimension(interval="halves")
+
+
 def test_dimension_alignment_and_regression():
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], 20)
@@ -385,7 +411,7 @@ def test_dimension_alignment_and_regression():
     report = made.dimension(interval="none")
     spectrum = np.linalg.eigvalsh(np.cov(rows.T))
     assert report["pr"].value == pytest.approx(spectrum.sum() ** 2 / (spectrum**2).sum())
-    assert report.d == 40
+    assert report.d == 3 * 40
     assert made.dimension(center=False, interval="none")["pr"].value < report["pr"].value * 2
     same = np.equal.outer(labels, labels)
     perfect = Kernel(same * 1.0, {}, "trace", 3, True, None, (), "loop", "float64", 1, 0.0, 0)

@@ -98,8 +98,14 @@ class KernelReport(Result):
         about = [("alignment with labels", self.alignment), ("held-out accuracy", self.regression)]
         labels = Table("Kernel and labels", ("quantity", "value"), about)
         columns = ("estimator", "centred", "uncentred", "interval")
+        notes = (*self.centred.warnings, *_untrained(self))
+        if self.outputs != "full":
+            notes += (
+                "Values are exact for these samples; intervals are about the population that they "
+                "are drawn from.",
+            )
         return [
-            Table(_title(self), columns, rows, (*self.centred.warnings, *_untrained(self))),
+            Table(_title(self), columns, rows, notes),
             *([self.over.table()] if self.over is not None else []),
             *([labels] if self.alignment is not None else []),
             *self._kernel.tables(),
@@ -152,6 +158,7 @@ class ApproximateReport(Result):
         if self.over is not None:
             rest.insert(0, self.over.table())
         rows, notes = [*first.rows, *aligned], (*first.notes, *_untrained(self))
+        notes += ("Intervals are about the kernel of these samples, which is estimated.",)
         return [replace(first, title=_title(self), rows=rows, notes=notes), *rest]
 
     def plot(self, ax: Any = None) -> Any:
@@ -172,8 +179,8 @@ def _untrained(report: KernelReport | ApproximateReport) -> tuple[str, ...]:
     if report.initialisation is None or report.over is not None:
         return ()
     return (
-        f"One untrained network, seed {report.initialisation}: another may differ by more than "
-        "these intervals, which are about this kernel; --initialisations N measures N.",
+        f"One untrained network, seed {report.initialisation}: another may differ by more; "
+        "--initialisations N measures N.",
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spikedim.dimension import DimensionReport, list_estimators, measure
+from spikedim.dimension.arrays import as_samples
 from spikedim.dimension.kernels import symmetric_eigenvectors
 from spikedim.errors import ConfigError, DataError
 from spikedim.results import Estimate, Result, Table
@@ -86,17 +87,32 @@ class Kernel(Result):
     ) -> DimensionReport:
         """Effective dimension of the gradients, by every estimator that reads a spectrum.
 
+        The gradients of all outputs of a sample are no independent observations: of
+        ``outputs="full"`` there are neither intervals nor ``pr_corrected``.
+
         Args:
             center: of HKH. The uncentred kernel is dominated by the mean gradient: its dimension
                 is near 1 whatever the network.
             estimators: keys; by default all that need the spectrum only.
             **options: of :func:`spikedim.dimension.measure`.
+
+        Raises:
+            ConfigError: what needs independent rows is asked of ``outputs="full"``.
         """
+        dependent = self.outputs == "full"
         if estimators is None:
             estimators = [e.key for e in list_estimators() if e.needs == "spectrum"]
-        report = measure(self.features(), estimators, center, **options)
-        spectrum = replace(report.spectrum, d=self.parameters)
-        return replace(report, spectrum=spectrum, d=self.parameters)
+            if dependent:
+                estimators.remove("pr_corrected")
+        if dependent and (options.setdefault("interval", "none") != "none"):
+            raise ConfigError(
+                "interval of outputs='full': the outputs of a sample depend on each other; use "
+                "'none', outputs='trace' or an index"
+            )
+        # a sample has a gradient for each output, whose kernels the trace adds up
+        numbers = self.parameters * (self.classes if self.outputs == "trace" else 1)
+        rows = as_samples(self.features())
+        return measure(replace(rows, space=max(numbers, rows.d)), estimators, center, **options)
 
     def alignment(self, labels: Any, center: bool = True) -> float:
         """Kernel-target alignment ⟨K, Y⟩/(‖K‖‖Y‖) with Y = 1 where two labels are equal.
