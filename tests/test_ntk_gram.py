@@ -474,6 +474,37 @@ class Shared(nn.Module):
         return self.head(torch.tanh(x * self.inner(self.fixed).mean(0)))
 
 
+class Steps(nn.Module):
+    """Integrates along its first axis, [T, B, 3] to [T, B, 2]."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.inner(x).cumsum(0)))
+
+
+def test_timesteps_are_not_taken_for_samples():
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, 3)
+    with pytest.raises(ModelError, match=r"network gives shape \(1, 6, 2\).*model\(x\)\[:, -1\]"):
+        gram(Steps(), x)
+    with pytest.raises(ModelError, match="samples influence each other, as timesteps do"):
+        gram(Steps(), x, readout=lambda model, x, T: model(x)[:, -1])
+    frames = lambda model, x, T: model(x.transpose(0, 1))  # noqa: E731
+    with pytest.raises(ModelError, match=r"readout gives shape \(4, 1, 2\).*model\(x\).mean\(0\)"):
+        gram(Steps(), x.transpose(0, 1), readout=frames)
+    options = {"readout": lambda model, x, T: frames(model, x, T).mean(0)}
+    with pytest.raises(ModelError, match="give T, the timesteps"):
+        gram(Steps(), x.transpose(0, 1), **options)
+    torch.manual_seed(0)
+    model = Steps()
+    found = gram(model, x.transpose(0, 1), T=4, **options)
+    true = gram(model, x.transpose(0, 1), T=4, method="loop", **options)
+    assert distance(found.values, true.values) < 1e-5
+
+
 def test_rows_without_samples_are_noticed():
     torch.manual_seed(0)
     with pytest.raises(ModelError, match="not told apart by sample"):

@@ -212,10 +212,14 @@ def output_like(setup: Setup, x: Tensor) -> Tensor:
     with torch.no_grad():
         out = setup.readout(setup.model, setup.batch(x, 0, 1), setup.T)
     if out.ndim != 2 or len(out) != 1:
+        own = setup.readout is logits
+        call = f"model(x{', T' if isinstance(setup.model, SpikingModel) else ''})"
+        steps = out.ndim == 3 and len(out) != 1
+        what = "the mean over timesteps" if steps else "the last token"
+        mend = f"{what}: lambda model, x, T: {call}{'.mean(0)' if steps else '[:, -1]'}"
         raise ModelError(
-            f"the network gives shape {tuple(out.shape)} for one sample, expected [samples, "
-            "outputs]; give a readout, e.g. the last token: "
-            "lambda model, x, T: model(x, T)[:, -1]"
+            f"the {'network' if own else 'readout'} gives shape {tuple(out.shape)} for one sample, "
+            f"expected [samples, outputs]; give {'a' if own else 'another'} readout, e.g. {mend}"
         )
     return out
 
