@@ -16,6 +16,7 @@ from spikedim.models.base import SpikingModel
 from spikedim.neurons import LIFParams
 from spikedim.ntk.ticks import readable_log
 from spikedim.ntk.variants import (
+    QUIET,
     Array,
     Prepare,
     as_networks,
@@ -41,7 +42,6 @@ SWEPT: dict[str, tuple[float, ...]] = {
     "t_ref": (0, 1, 2, 3),
     "tau_m": (1.25, 1.5, 2.0, 3.0, 4.0, 8.0),
 }
-_QUIET = 0.005  # spikes per neuron and step below which a kernel rests on a few spikes
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def sweep(
         for value, known in zip(tried, usable, strict=True)
         if not known
     ]
-    quiet = usable & (mean_rate < _QUIET)
+    quiet = usable & (mean_rate < QUIET)
     if quiet.any():
         rest = effects(usable & ~quiet)
         notes.append(

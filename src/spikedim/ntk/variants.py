@@ -46,6 +46,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "refractory": ("threshold",),
 }
 GROUPS = 20
+#: Spikes per neuron and step below which a kernel rests on a few spikes.
+QUIET = 0.005
 
 
 def configured(neuron: LIFParams) -> tuple[str, ...]:
