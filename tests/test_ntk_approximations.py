@@ -383,7 +383,7 @@ def test_products_keep_to_a_budget(few):
     stream = Stream(Setup(net, T, logits, False), x)
     gradient = sum(p.numel() * p.element_size() for p in net.parameters())
     need = 3 * stream.need(1) + gradient
-    operator = KernelOperator(net, x, T=T, center=False, memory=need / 2**30)
+    operator = KernelOperator(net, x, T=T, outputs="full", center=False, memory=need / 2**30)
     assert operator.passes(1) == 2 * 3 * N  # one sample at a time
     vectors = np.random.default_rng(0).standard_normal((operator.size, 3))
     exact = full_kernel(jac) @ vectors
@@ -434,7 +434,7 @@ def test_products_of_networks_with_learned_leaks_and_frozen_parts(few):
     sizes = {name: p.numel() for name, p in net.named_parameters()}
     start = sum(list(sizes.values())[: list(sizes).index("head.weight")])
     kept = np.delete(jac, np.arange(start, start + sizes["head.weight"]), 2)
-    operator = KernelOperator(net, x, T=T, center=False)
+    operator = KernelOperator(net, x, T=T, outputs="full", center=False)
     vector = np.ones((operator.size, 1))
     np.testing.assert_allclose(operator.apply(vector), full_kernel(kept) @ vector, rtol=1e-10)
 
@@ -468,7 +468,7 @@ def test_matrix_free_intervals_cover_in_ninety_of_a_hundred_seeds(method, few):
 def test_matrix_free_coverage_of_a_hundred_seeds_from_products_alone(few):
     net, x, jac = few
     exact = centred(full_kernel(jac))
-    operator = KernelOperator(net, x, T=T)
+    operator = KernelOperator(net, x, T=T, outputs="full")
     hits = sum(
         covers(kernel_traces(operator, products=12, seed=s).ratio, ratio(exact)) for s in range(100)
     )
@@ -533,7 +533,7 @@ def test_a_spectrum_has_the_leading_eigenvalues_and_the_density():
 def test_the_spectrum_of_a_network(few):
     net, x, jac = few
     exact = np.linalg.eigvalsh(centred(full_kernel(jac)))[::-1]
-    operator = KernelOperator(net, x, T=T)
+    operator = KernelOperator(net, x, T=T, outputs="full")
     found = kernel_spectrum(operator, count=4, steps=8, starts=2)
     for value, error in zip(found.eigenvalues, found.errors, strict=True):
         assert np.abs(exact - value).min() <= error + 1e-9 * exact[0]
@@ -718,7 +718,7 @@ def test_unusable_options_are_named(few):
         with pytest.raises(ModelError, match="training mode"):
             sketched_gram(net, x, T=T)
         with pytest.raises(ModelError, match="training mode"):
-            KernelOperator(net, x, T=T)
+            KernelOperator(net, x, T=T, outputs="full")
     finally:
         net.eval()
 

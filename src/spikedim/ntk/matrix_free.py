@@ -62,8 +62,8 @@ class KernelOperator:
         model: a network in eval mode; parameters that do not require gradients are left out.
         x: samples, as the network takes them.
         T: timesteps of a static input.
-        outputs: ``"full"`` for every pair of outputs, [n·O, n·O] with the output running fastest;
-            ``"trace"`` for their sum, [n, n]; a whole number for one output.
+        outputs: ``"trace"`` sums the kernels of all outputs, [n, n]; ``"full"`` keeps every pair of
+            them, [n·O, n·O] with the output running fastest; a whole number takes one output.
         center: multiply with HKH, H = 1 − 11ᵀ/size, rather than K.
         surrogate, width: surrogate of every neuron in place of the network's own; a width alone
             changes their widths.
@@ -83,7 +83,7 @@ class KernelOperator:
         >>> net = create_model("spikformer_micro", seed=0).eval()
         >>> operator = KernelOperator(net, torch.randn(4, *net.input_shape))
         >>> operator.size
-        40
+        4
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class KernelOperator:
         x: Tensor,
         *,
         T: int | None = None,
-        outputs: str | int = "full",
+        outputs: str | int = "trace",
         center: bool = True,
         surrogate: str | Surrogate | None = None,
         width: float | None = None,
@@ -117,6 +117,13 @@ class KernelOperator:
         self._precision = max((float(torch.finfo(kind).eps) for kind in kinds), default=_EPS)
         self._plan(budget_of(memory))
         self._bar: Task | None = None
+
+    @property
+    def about(self) -> str:
+        """Samples and outputs in words."""
+        over = "summed over " if len(self._functions) > 1 else ""
+        count = f"{self._outputs:,} output{'s' * (self._outputs != 1)}"
+        return f"{self._samples:,} samples, {over}{count}"
 
     @property
     def precision(self) -> float:
@@ -230,10 +237,8 @@ def _reporting(operator: Operator, label: str, rounds: Sequence[int]) -> Iterato
 def _announce(operator: Operator, rounds: Sequence[int]) -> None:
     text = f"{sum(rounds):,} products with a kernel of {operator.size:,} rows"
     if isinstance(operator, KernelOperator):
-        over = "summed over " if len(operator._functions) > 1 else ""
-        count = operator._outputs
-        text += f" ({operator._samples:,} samples, {over}{count:,} output{'s' * (count != 1)}): "
-        text += f"{sum(map(operator.passes, rounds)):,} backward passes through a batch"
+        passes = sum(map(operator.passes, rounds))
+        text += f" ({operator.about}): {passes:,} backward passes through a batch"
     note(text)
 
 
@@ -255,6 +260,7 @@ class KernelTraces(Result):
         seed: of the vectors.
         seconds: wall time.
         centred: whether they are of HKH.
+        about: samples and outputs of the kernel in words.
     """
 
     trace: Estimate
@@ -266,6 +272,7 @@ class KernelTraces(Result):
     seed: int
     seconds: float
     centred: bool = False
+    about: str = ""
 
     def tables(self) -> list[Table]:
         """The three numbers and what they took."""
@@ -275,7 +282,7 @@ class KernelTraces(Result):
             (f"‖{kernel}‖²_F", self.square),
             (f"participation ratio, {kind}", self.ratio),
             ("confidence", f"{100 * self.ratio.confidence:g} %"),
-            ("rows of the kernel", self.size),
+            ("rows of the kernel", f"{self.size:,} ({self.about})" if self.about else self.size),
             ("method", f"{self.method}, {self.products} products"),
             ("seconds", self.seconds),
         ]
@@ -366,7 +373,8 @@ def kernel_traces(
         for v, all_ in ((trace, traces), (square, squares))
     ]
     seconds = time.monotonic() - started
-    return KernelTraces(sides[0], sides[1], found, n, method, used, seed, seconds, centred)
+    about = getattr(operator, "about", "")
+    return KernelTraces(sides[0], sides[1], found, n, method, used, seed, seconds, centred, about)
 
 
 def _signs(rng: np.random.Generator, n: int, count: int) -> Float:
