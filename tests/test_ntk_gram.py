@@ -10,7 +10,7 @@ from ntk_networks import FAMILIES, distance, last_token, network, small_network
 from spikedim.dimension import measure
 from spikedim.errors import BudgetError, ConfigError, DataError, ModelError
 from spikedim.neurons import LIF, LIFParams, Surrogate
-from spikedim.ntk import Setup, gram
+from spikedim.ntk import KernelOperator, Setup, gram
 from spikedim.ntk.capture import Capture, logits
 from spikedim.ntk.gram import Plan, block, jacobian_rows
 from spikedim.ntk.kernel import Kernel
@@ -483,6 +483,34 @@ class Steps(nn.Module):
 
     def forward(self, x):
         return self.head(torch.tanh(self.inner(x).cumsum(0)))
+
+
+class OldStyle(torch.autograd.Function):
+    """A step with a surrogate, written without ``setup_context``."""
+
+    @staticmethod
+    def forward(ctx, u):
+        ctx.save_for_backward(u)
+        return (u > 0).to(u)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / (1 + ctx.saved_tensors[0] ** 2)
+
+
+def test_functions_that_torch_func_refuses():
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return self[1](OldStyle.apply(self[0](x)))
+
+    torch.manual_seed(0)
+    model, x = Net(nn.Linear(3, 8), nn.Linear(8, 2)).double(), torch.randn(5, 3).double()
+    true = gram(model, x, method="loop").values
+    assert distance(gram(model, x).values, true) < 1e-12
+    product = KernelOperator(model, x, center=False).apply(np.eye(5))
+    assert distance(product, true) < 1e-12
+    with pytest.raises(ModelError, match="setup_context; use method='structured' or 'loop'"):
+        gram(model, x, method="jacobian")
 
 
 def test_timesteps_are_not_taken_for_samples():

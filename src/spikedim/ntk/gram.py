@@ -17,6 +17,7 @@ from itertools import cycle
 import torch
 from torch import Tensor, nn
 
+from spikedim.errors import ModelError
 from spikedim.neurons import Surrogate
 from spikedim.ntk.capture import Capture, Readout, check_evaluating, neurons_of
 from spikedim.ntk.deposit import deposit
@@ -247,7 +248,11 @@ def products(x: Tensor, y: Tensor, full: bool) -> Tensor:
 def jacobian_rows(
     setup: Setup, x: Tensor, cotangents: Tensor, method: str, chunk: int = 8
 ) -> Iterator[tuple[str, Tensor]]:
-    """Jacobian of every parameter, [F, B, P], by ``torch.func`` or by a loop of autograd calls."""
+    """Jacobian of every parameter, [F, B, P], by ``torch.func`` or by a loop of autograd calls.
+
+    Raises:
+        ModelError: the network is in training mode, or ``torch.func`` cannot transform it.
+    """
     check_evaluating(setup.model)
     names = [n for n, p in setup.model.named_parameters() if p.requires_grad]
     count = setup.count(x)
@@ -268,10 +273,18 @@ def jacobian_rows(
 
     axis = 1 if setup.events else 0
     per_sample = torch.func.vmap(torch.func.jacrev(single), in_dims=(None, axis))
-    parts = [
-        per_sample(moving, setup.batch(x, start, min(start + chunk, count)))
-        for start in range(0, count, chunk)
-    ]
+    try:
+        parts = [
+            per_sample(moving, setup.batch(x, start, min(start + chunk, count)))
+            for start in range(0, count, chunk)
+        ]
+    except RuntimeError as error:
+        if "functorch" not in str(error) and "vmap" not in str(error):
+            raise
+        raise ModelError(
+            "torch.func cannot transform this network, e.g. a torch.autograd.Function without "
+            f"setup_context; use method='structured' or 'loop' ({str(error).splitlines()[0]})"
+        ) from error
     for name in names:
         yield name, torch.cat([p.pop(name) for p in parts]).flatten(2).transpose(0, 1)
 
