@@ -219,7 +219,8 @@ def ntk(
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="Neuron parameter, e.g. refractory=1, v_reset=-0.5, decay_input=false; repeat.",
+            help="Neuron parameter, e.g. v_th=0.5, t_ref=1, tau_m=2, v_reset=-0.5, "
+            "decay_input=false; repeat.",
         ),
     ] = None,
     per_timestep: Annotated[
@@ -358,7 +359,8 @@ def ntk(
         networks = []
         for place_in_line in range(initialisations):
             network = shaped_network(model, dataset, checkpoint, seed + place_in_line)
-            network.set_neurons(**_neuron(network, neuron, surrogate, width))
+            if fields := _neuron(network, neuron, surrogate, width):
+                network.set_neurons(**fields)
             network.to(place).eval()
             networks.append(network)
         prepare = calibrated(*batches) if checkpoint is None else None
@@ -626,16 +628,21 @@ def _neuron(
     import yaml
 
     from spikedim.neurons import surrogate as shaped
+    from spikedim.ntk.effects import SWEPT, changes
 
-    changes: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for word in words or ():
         name, equals, value = word.partition("=")
         if not equals:
             raise ConfigError(f"--neuron {word!r}: expected NAME=VALUE, e.g. refractory=1")
-        changes[name.strip()] = yaml.safe_load(value)
+        name, given = name.strip(), yaml.safe_load(value)
+        if name in SWEPT and isinstance(given, (int, float)) and name != "v_reset":
+            fields |= changes(network.config.neuron, name, given)
+        else:
+            fields[name] = given
     if kind is not None or width is not None:
-        changes["surrogate"] = shaped(kind or network.config.neuron.surrogate.kind, width)
-    return changes
+        fields["surrogate"] = shaped(kind or network.config.neuron.surrogate.kind, width)
+    return fields
 
 
 def _numbers(text: str | None) -> list[float] | None:

@@ -350,7 +350,7 @@ class _Work:
         if stored and folder is None:
             raise BudgetError(
                 f"the kernel and its parts by layer take {whole / 2**30:.3g} GiB, over half of the "
-                f"{budget / 2**30:.3g} GiB allowed; give a directory to keep them in{sketch}"
+                f"{budget / 2**30:.3g} GiB allowed; give a directory (-o) to keep them in{sketch}"
             )
         tile = max(n, m)
         if stored:

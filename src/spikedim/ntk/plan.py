@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedim.dimension.spectrum import available_memory
-from spikedim.errors import BudgetError, ModelError
+from spikedim.errors import BudgetError, ConfigError, ModelError
 from spikedim.ntk.capture import uncovered
 from spikedim.ntk.deposit import deposit
 from spikedim.ntk.gram import Plan, Setup
@@ -174,7 +174,13 @@ def _splittable(call: Call) -> bool:
 
 
 def budget_of(memory: float | None) -> float:
-    """Bytes of a budget in GiB; half of the free memory for ``None``."""
+    """Bytes of a budget in GiB; half of the free memory for ``None``.
+
+    Raises:
+        ConfigError: it is not positive.
+    """
+    if memory is not None and not memory > 0:
+        raise ConfigError(f"memory={memory:g} GiB must be above 0")
     return 0.5 * available_memory() if memory is None else memory * 2**30
 
 
