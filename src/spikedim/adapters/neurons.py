@@ -271,6 +271,8 @@ class Kept(AdaptedLIF):
         reset: brings the original to rest; ``None`` where it keeps no state of its own.
     """
 
+    known = False
+
     def __init__(
         self, neuron: nn.Module, multistep: bool, reset: Callable[[], Any] | None = None
     ) -> None:
@@ -300,6 +302,10 @@ class Kept(AdaptedLIF):
         super().train(mode)
         self._original[0].training = mode
         return self
+
+    def dynamics(self) -> LIFParams:
+        """Not known."""
+        raise self._refusal("has no parameters that are known")
 
     def change(self, **fields: Any) -> None:
         """Not available."""

@@ -148,20 +148,27 @@ def _headline(
             f"{points_of(target.tolerance)} of the plateau {sweep.plateau}; at T = "
             f"{point.timesteps}, {model} reaches {point.accuracy} accuracy on {data.name}."
         )
-    neuron = f" with {point.setting}" if point.setting else ""
+    reaches = (
+        f"{model} reaches {point.accuracy} accuracy on {number(point.accuracy.n or 0)} test "
+        f"samples of {data.name}"
+    )
+    within = f"the smallest T within {points_of(target.tolerance)} of the plateau {sweep.plateau}"
+    if not point.setting:
+        return f"Use T = {_span(t)}: {reaches}; T* is {within}."
     return (
-        f"Use T = {_span(t)}{neuron}: {model} reaches {point.accuracy} accuracy on "
-        f"{number(point.accuracy.n or 0)} test samples of {data.name}; T* is the smallest T within "
-        f"{points_of(target.tolerance)} of the plateau {sweep.plateau}."
+        f"Use T = {point.timesteps} with {point.setting}: {reaches}. T* = {_span(t)}, {within}, "
+        f"was measured with the network's own neurons; with {point.setting} only T = "
+        f"{point.timesteps} was trained."
     )
 
 
 def _cost(point: Operating) -> str:
     parts = [f"{energy.total} per sample ({energy.convention})" for energy in point.profile.energy]
+    setting = f" with {point.setting}" if point.setting else ""
     return (
-        f"At T = {point.timesteps} it fires {point.profile.spikes_per_sample} per sample and needs "
-        f"{' or '.join(parts)}; {point.profile.dense.total} for the dense network of the same "
-        "shapes in one pass."
+        f"At T = {point.timesteps}{setting} it fires {point.profile.spikes_per_sample} per sample "
+        f"and needs {' or '.join(parts)}; {point.profile.dense.total} for the dense network of the "
+        "same shapes in one pass."
     )
 
 
