@@ -28,11 +28,15 @@ class AdaptedLIF(LIF):
     Args:
         params: the neuron.
         multistep: whether one call sees all timesteps, [T, B, ...], or one of them, [B, ...].
+
+    Attributes:
+        stands_for: the neuron it was registered for, until they were compared; else nothing.
     """
 
     def __init__(self, params: LIFParams, multistep: bool = True) -> None:
         super().__init__(params)
         self.multistep = multistep
+        self.stands_for: tuple[nn.Module, ...] = ()
         self._carried: LIFState | None = None
         self._seen: list[tuple[Tensor, Tensor | None]] = []
 
