@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from spikedim.cli import options
-from spikedim.cli.network import network_inputs, ready_network
+from spikedim.cli.network import SAMPLES, network_inputs, ready_network
 from spikedim.cli.output import emit, save_figure, say, working
 
 #: Samples behind membrane potentials.
@@ -66,6 +66,7 @@ def profile(
         return
 
     from spikedim.data import load_dataset
+    from spikedim.models.calibration import weights_in_words
     from spikedim.models.registry import is_file
     from spikedim.profiling import profile as profiled
     from spikedim.profiling.activity import activity
@@ -80,7 +81,12 @@ def profile(
         network, x = network.to(place), x.to(place)
         trained = checkpoint is not None or is_file(model)
         result = profiled(
-            network, x, timesteps, conventions=convention or None, labels=y if trained else None
+            network,
+            x,
+            timesteps,
+            conventions=convention or None,
+            labels=y if trained else None,
+            state=weights_in_words(model, checkpoint, SAMPLES, timesteps),
         )
         if plot is not None or html is not None:
             seen = activity(network, x[:_ACTIVE] if x.ndim < 5 else x[:, :_ACTIVE], timesteps)

@@ -29,6 +29,7 @@ from spikedim.design.verdict import agreement, verdict
 from spikedim.dimension import measure
 from spikedim.errors import ConfigError, DataError
 from spikedim.models import SpikingModel, calibrate_batchnorm, create_model, load_checkpoint
+from spikedim.models.calibration import weights_in_words
 from spikedim.models.features import layer_shapes
 from spikedim.neurons import LIFParams
 from spikedim.profiling import Profile, profile
@@ -161,13 +162,10 @@ def design(
                 dataset, model, best, NEURON_GRID, config, run, workers=workers
             )
         state = f"trained, {config.epochs} epochs on {len(dataset.train):,} samples"
-    elif checkpoint is not None:
-        load_checkpoint(network, checkpoint)
-        state = f"weights of {Path(checkpoint).name}"
     else:
-        state = (
-            f"untrained, batch norm calibrated at each T on {_CALIBRATION_SAMPLES} training samples"
-        )
+        if checkpoint is not None:
+            load_checkpoint(network, checkpoint)
+        state = weights_in_words(model, checkpoint, _CALIBRATION_SAMPLES)
 
     case = case_of(dataset, model, network, d_eff.value, seed, sweep, run)
     cases, own = known or (reference_cases(), 0)
