@@ -204,14 +204,18 @@ class Plan(Result):
     def tables(self) -> list[Table]:
         """The answer, operating points, neuron settings and bounds, each with its intervals."""
         advice = self.recommendation
+        chance = self.sweep is not None and not self.sweep.learned
         answer = [
             ("timesteps T", advice.timesteps),
             ("threshold v_th", _known(advice.threshold)),
             ("leak β (per step)", _known(advice.beta)),
             ("refractory period t_ref (steps)", _known(advice.refractory)),
-            ("basis", advice.basis),
+            ("basis", f"{advice.basis}{', at chance: no answer' if chance else ''}"),
             (f"predictor {self.forecast.best.name}", f"T = {self.forecast.best.timesteps}"),
-            ("published rule", f"T = {self.predictions[0].timesteps}: {self.agreement}"),
+            (
+                "published rule, interval of C and d_eff",
+                f"T = {self.predictions[0].timesteps}: {self.agreement}",
+            ),
         ]
         if self.budget is not None:
             answer.append(("budget", self.budget.text))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from spikedim.adapters import AdaptedModel
@@ -46,6 +45,7 @@ from spikedim.training import (
     sweep_neurons,
     sweep_timesteps,
 )
+from spikedim.training.sweep import majority
 
 #: Timesteps that are trained and tested unless the user names others.
 DEFAULT_TIMESTEPS = (1, 2, 4, 8)
@@ -161,7 +161,8 @@ def design(
             neuron_sweep = sweep_neurons(
                 dataset, model, best, NEURON_GRID, config, run, workers=workers
             )
-        state = f"trained, {config.epochs} epochs on {len(dataset.train):,} samples"
+        epochs = f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}"
+        state = f"trained, {epochs} on {len(dataset.train):,} samples"
     else:
         if checkpoint is not None:
             load_checkpoint(network, checkpoint)
@@ -369,7 +370,8 @@ def _recommend(
             ),
         )
     reasons = [
-        f"T: smallest T within {points_of(target.tolerance)} of the plateau {sweep.plateau}.",
+        f"T: smallest T within {points_of(target.tolerance)} of the plateau {sweep.plateau}"
+        f"{'' if sweep.learned else ', which is at chance: it says nothing'}.",
     ]
     if neurons is None or choice is None:
         reasons.append(f"v_th, β and t_ref: {neuron}; no others were tried.")
@@ -412,8 +414,6 @@ def _cheapest(neurons: NeuronSweep, tolerance: float) -> NeuronPoint:
 
 
 def _data_summary(dataset: Dataset) -> DataSummary:
-    labels = (dataset.test or dataset.train).labels
-    assert labels is not None
     return DataSummary(
         dataset.name,
         dataset.kind,
@@ -421,7 +421,7 @@ def _data_summary(dataset: Dataset) -> DataSummary:
         0 if dataset.test is None else len(dataset.test),
         dataset.input_shape,
         dataset.num_classes,
-        float(np.bincount(labels).max() / len(labels)),
+        majority(dataset),
         dataset.source,
         dataset.fingerprint,
     )

@@ -10,12 +10,12 @@ from spikedim.design.plan import Agreement, DataSummary, Operating, Recommendati
 from spikedim.results import Estimate, number, points_of
 from spikedim.theory import TimestepPrediction
 from spikedim.training import TimestepSweep
+from spikedim.training.timestep import above_chance
 
 
 def learned(sweep: TimestepSweep, majority: float) -> bool:
     """Whether the plateau lies above what always answering the most frequent class reaches."""
-    low = sweep.plateau.value if sweep.plateau.low is None else sweep.plateau.low
-    return low > 100 * majority
+    return above_chance(sweep.plateau, 100 * majority)
 
 
 def agreement(
@@ -74,7 +74,8 @@ def verdict(
     if sweep is None:
         lines += _expectation(said, point)
     else:
-        lines.append(_score(said, sweep))
+        if agreed != "not learned":
+            lines.append(_score(said, sweep))
     lines.append(_rule(prediction, agreed, sweep, target))
     if sweep is None:
         lines += said.notes
@@ -179,8 +180,9 @@ def _rule(
     target: Target,
 ) -> str:
     text = (
-        f"The published rule C·d_eff/ε² gives T = {_span(prediction.timesteps)} "
-        f"(C = {prediction.constant}, d_eff = {prediction.d_eff}, ε = {number(target.epsilon)} %)"
+        f"The published rule C·d_eff/ε² gives T = {_span(prediction.timesteps)}, by its inputs "
+        f"C = {prediction.constant} and d_eff = {prediction.d_eff} at ε = "
+        f"{number(target.epsilon)} %"
     )
     if sweep is None:
         return text + "."

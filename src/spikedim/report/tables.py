@@ -103,7 +103,8 @@ def forecast(plan: Data) -> Grid:
         f"Known beforehand: d_eff = {number(case['d_eff'])}, {number(case['parameters'])} "
         f"parameters, {pilot}.",
         f"Ranked by errors on {number(said['cases'])} cases{own}, each predicted without its data "
-        "set; the interval is made of the same errors.",
+        "set; the interval is made of the same errors (that of the published rule elsewhere: of "
+        "its inputs C and d_eff).",
         *said["notes"],
     )
     return Grid("What each predictor says", columns, rows, notes, (0,))
@@ -123,7 +124,11 @@ def predictions(plan: Data) -> Grid:
         for rule in plan["predictions"]
     ]
     columns = ("rule", "ε", "C", "d_eff", "C·d_eff/ε²", "T (rounded up)")
-    return Grid("What the published rule predicts", columns, rows)
+    note = (
+        "T's interval here is that of its inputs C and d_eff. Where predictors are compared it is "
+        "another: it holds 90 % of the T* of new cases, as the rule's errors on known ones tell."
+    )
+    return Grid("What the published rule predicts", columns, rows, (note,))
 
 
 def dimension(plan: Data) -> Grid:

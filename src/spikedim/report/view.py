@@ -157,7 +157,7 @@ def _tiles(plan: Data, point: Data) -> list[Tile]:
         )
     rule = plan["predictions"][0]
     said, tone, detail = _AGREEMENT[plan["agreement"]]
-    steps = f"T = {timesteps(rule['timesteps'])} at ε = {tables.epsilon_label(rule)}"
+    steps = f"T = {timesteps(rule['timesteps'])} by its inputs, at ε = {tables.epsilon_label(rule)}"
     tiles.append(Tile("Published rule", said, f"{detail}; {steps}", tone=tone))
     return tiles
 
