@@ -180,3 +180,16 @@ def test_an_answer_with_other_neurons_does_not_borrow_the_plateau_of_the_network
     assert chosen[0] == f"{T}, {setting} ←"
     assert chosen[1] == plan.recommended.accuracy
     assert f"not of the recommended {setting}" in render(plan).replace("\u00a0", " ")
+
+
+@pytest.mark.parametrize("name", ["odd", "mixed"])
+def test_a_profile_draws_what_kept_neurons_show(file, capsys, name):
+    words = ["profile", "--model", f"mine.py:{name}", "--samples", "8", "--quiet"]
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--html", "p.html", "--plot", "p.png"])
+    said = capsys.readouterr()
+    assert caught.value.code in (0, None), said.err
+    assert "neurons kept as they are" in said.err
+    page = (file.parent / "p.html").read_text()
+    assert ("Membrane potentials" in page) is (name == "mixed")
+    assert f"network: weights as mine.py:{name} makes them, batch norm calibrated at T = 4" in page

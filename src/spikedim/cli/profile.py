@@ -68,6 +68,7 @@ def profile(
     from spikedim.data import load_dataset
     from spikedim.models.calibration import weights_in_words
     from spikedim.models.registry import is_file
+    from spikedim.neurons import LIF
     from spikedim.profiling import profile as profiled
     from spikedim.profiling.activity import activity
     from spikedim.training import resolve_device
@@ -88,8 +89,12 @@ def profile(
             labels=y if trained else None,
             state=weights_in_words(model, checkpoint, SAMPLES, timesteps),
         )
+        seen = None
         if plot is not None or html is not None:
-            seen = activity(network, x[:_ACTIVE] if x.ndim < 5 else x[:, :_ACTIVE], timesteps)
+            if network.kept:
+                say(f"No potentials of {', '.join(network.kept)}: neurons kept as they are.")
+            if any(isinstance(m, LIF) and m.known for m in network.modules()):
+                seen = activity(network, x[:_ACTIVE] if x.ndim < 5 else x[:, :_ACTIVE], timesteps)
         if plot is not None:
             from spikedim.profiling.figures import overview
 
