@@ -193,3 +193,19 @@ def test_a_profile_draws_what_kept_neurons_show(file, capsys, name):
     page = (file.parent / "p.html").read_text()
     assert ("Membrane potentials" in page) is (name == "mixed")
     assert f"network: weights as mine.py:{name} makes them, batch norm calibrated at T = 4" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), None),
+        (("--width", "2"), "Odd is kept as it is and has no surrogate to change"),
+        (("--reduction",), "neurons 2 are kept as they are and cannot be varied"),
+    ],
+)
+def test_tangent_kernels_of_kept_neurons_vary_nothing(file, capsys, words, message):
+    with pytest.raises(SystemExit) as caught:
+        main(["ntk", "--model", "mine.py:odd", "--samples", "12", "--quiet", *words])
+    said = capsys.readouterr()
+    assert caught.value.code in ((0, None) if message is None else (2,)), said.err
+    assert (message or "") in said.err

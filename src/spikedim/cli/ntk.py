@@ -627,7 +627,8 @@ def _neuron(
             raise ConfigError(f"--neuron {word!r}: expected NAME=VALUE, e.g. refractory=1")
         changes[name.strip()] = yaml.safe_load(value)
     if kind is not None or width is not None:
-        changes["surrogate"] = shaped(kind or network.config.neuron.surrogate.kind, width)
+        own = network.config.neuron  # where it is not known, set_neurons refuses
+        changes["surrogate"] = shaped(kind or (own.surrogate.kind if own else "sigmoid"), width)
     return changes
 
 
