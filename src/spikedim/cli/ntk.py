@@ -630,6 +630,7 @@ def _neuron(
     from spikedim.neurons import surrogate as shaped
     from spikedim.ntk.effects import SWEPT, changes
 
+    own = network.config.neuron  # where it is not known, set_neurons refuses
     fields: dict[str, Any] = {}
     for word in words or ():
         name, equals, value = word.partition("=")
@@ -637,11 +638,11 @@ def _neuron(
             raise ConfigError(f"--neuron {word!r}: expected NAME=VALUE, e.g. refractory=1")
         name, given = name.strip(), yaml.safe_load(value)
         if name in SWEPT and isinstance(given, (int, float)) and name != "v_reset":
-            fields |= changes(network.config.neuron, name, given)
+            fields |= changes(own, name, given)
         else:
             fields[name] = given
     if kind is not None or width is not None:
-        fields["surrogate"] = shaped(kind or network.config.neuron.surrogate.kind, width)
+        fields["surrogate"] = shaped(kind or (own.surrogate.kind if own else "sigmoid"), width)
     return fields
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from spikedim.cli import options
-from spikedim.cli.network import network_inputs, ready_network
+from spikedim.cli.network import SAMPLES, network_inputs, ready_network
 from spikedim.cli.output import emit, save_figure, say, working
 
 #: Samples behind membrane potentials.
@@ -66,7 +66,9 @@ def profile(
         return
 
     from spikedim.data import load_dataset
+    from spikedim.models.calibration import weights_in_words
     from spikedim.models.registry import is_file
+    from spikedim.neurons import LIF
     from spikedim.profiling import profile as profiled
     from spikedim.profiling.activity import activity
     from spikedim.training import resolve_device
@@ -80,10 +82,19 @@ def profile(
         network, x = network.to(place), x.to(place)
         trained = checkpoint is not None or is_file(model)
         result = profiled(
-            network, x, timesteps, conventions=convention or None, labels=y if trained else None
+            network,
+            x,
+            timesteps,
+            conventions=convention or None,
+            labels=y if trained else None,
+            state=weights_in_words(model, checkpoint, SAMPLES, timesteps),
         )
+        seen = None
         if plot is not None or html is not None:
-            seen = activity(network, x[:_ACTIVE] if x.ndim < 5 else x[:, :_ACTIVE], timesteps)
+            if network.kept:
+                say(f"No potentials of {', '.join(network.kept)}: neurons kept as they are.")
+            if any(isinstance(m, LIF) and m.known for m in network.modules()):
+                seen = activity(network, x[:_ACTIVE] if x.ndim < 5 else x[:, :_ACTIVE], timesteps)
         if plot is not None:
             from spikedim.profiling.figures import overview
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from spikedim.errors import DataError
 from spikedim.models.base import SpikingModel
+from spikedim.models.registry import is_file
 
 
 def calibrate_batchnorm(
@@ -60,3 +62,21 @@ def calibrate_batchnorm(
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
         model.eval()
+
+
+def weights_in_words(
+    name: str, checkpoint: str | Path | None, samples: int, T: int | None = None
+) -> str:
+    """Which weights a network has that was not trained here, for beside its figures.
+
+    Args:
+        name: of the network, or FILE.py:FUNCTION.
+        checkpoint: whose weights it has; ``None`` where its batch norm was calibrated instead.
+        samples: training samples that it was calibrated on.
+        T: timesteps that it was calibrated at; ``None`` for each T anew.
+    """
+    if checkpoint is not None:
+        return f"weights of {Path(checkpoint).name}"
+    at = "each T" if T is None else f"T = {T}"
+    weights = f"weights as {name} makes them" if is_file(name) else "untrained"
+    return f"{weights}, batch norm calibrated at {at} on {samples} training samples"

@@ -323,6 +323,11 @@ def as_networks(models: SpikingModel | Sequence[SpikingModel]) -> tuple[SpikingM
         raise ModelError("expected a spikedim network or several initialisations of one")
     if any(network.config != networks[0].config for network in networks):
         raise ModelError("the networks differ by more than their weights; give one configuration")
+    if networks[0].kept:
+        raise ModelError(
+            f"neurons {', '.join(networks[0].kept)} are kept as they are and cannot be varied; "
+            "register an equivalent with spikedim.adapters.register_neuron"
+        )
     layers = [m for network in networks for m in network.modules() if isinstance(m, LIF)]
     if any(layer.activation is not None or layer.params.smooth for layer in layers):
         raise ModelError("the network is continuous already; give the spiking one")
