@@ -509,6 +509,10 @@ def test_functions_that_torch_func_refuses():
     assert distance(gram(model, x).values, true) < 1e-12
     product = KernelOperator(model, x, center=False).apply(np.eye(5))
     assert distance(product, true) < 1e-12
+    assert "the network's own" in str(gram(model, x))
+    for options in ({"surrogate": "atan"}, {"width": 3.0}):
+        with pytest.raises(ModelError, match="surrogate of Net cannot be changed, it has no neur"):
+            gram(model, x, **options)
     with pytest.raises(ModelError, match="setup_context; use method='structured' or 'loop'"):
         gram(model, x, method="jacobian")
 

@@ -628,7 +628,7 @@ def _neuron(
     import yaml
 
     from spikedim.neurons import surrogate as shaped
-    from spikedim.ntk.effects import SWEPT, changes
+    from spikedim.ntk.effects import SWEPT, neuron_fields
 
     own = network.config.neuron  # where it is not known, set_neurons refuses
     fields: dict[str, Any] = {}
@@ -638,7 +638,7 @@ def _neuron(
             raise ConfigError(f"--neuron {word!r}: expected NAME=VALUE, e.g. refractory=1")
         name, given = name.strip(), yaml.safe_load(value)
         if name in SWEPT and isinstance(given, (int, float)) and name != "v_reset":
-            fields |= changes(own, name, given)
+            fields |= neuron_fields(own, name, given)
         else:
             fields[name] = given
     if kind is not None or width is not None:

@@ -215,7 +215,7 @@ def sweep(
     tried = sorted({float(v) for v in (SWEPT[parameter] if values is None else values)})
     if len(tried) < 2:
         raise ConfigError(f"{parameter}: {len(tried)} value; a sweep needs at least 2")
-    changes = [changes(networks[0].config.neuron, parameter, value) for value in tried]
+    changes = [neuron_fields(networks[0].config.neuron, parameter, value) for value in tried]
     items = estimators(estimator)[:1]
     groups = split(samples_of(x), seed)
     logs, rates = [], []
@@ -304,7 +304,7 @@ def _quiet_note(parameter: str, points: Sequence[SweepPoint], rest: Sequence[Eff
     return f"{note}; slopes without: {slopes}."
 
 
-def changes(neuron: LIFParams, parameter: str, value: float) -> dict[str, Any]:
+def neuron_fields(neuron: LIFParams, parameter: str, value: float) -> dict[str, Any]:
     """Fields of the neuron that give a parameter of the theory, a key of :data:`SWEPT`, a value.
 
     Raises:

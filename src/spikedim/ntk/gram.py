@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedim.errors import ModelError
-from spikedim.neurons import Surrogate
+from spikedim.neurons import LIF, Surrogate
 from spikedim.ntk.capture import Capture, Readout, check_evaluating, neurons_of
 from spikedim.ntk.deposit import deposit
 from spikedim.ntk.multiply import multiply
@@ -58,14 +58,31 @@ class Setup:
 
 
 def with_surrogate(model: nn.Module, surrogate: Surrogate | None) -> nn.Module:
-    """The same network, parameters shared, with another surrogate in every neuron."""
+    """The same network, parameters shared, with another surrogate in every neuron.
+
+    Raises:
+        ModelError: a neuron, or the network, has a surrogate of its own that is not known.
+    """
     if surrogate is None:
         return model
+    kept = [type(m).__name__ for m in model.modules() if isinstance(m, LIF) and not m.known]
+    if kept or not neurons_of(model):
+        what = "neurons that are kept as they are" if kept else "no neurons of spikedim"
+        raise ModelError(
+            f"the surrogate of {type(model).__name__} cannot be changed, it has {what}; leave "
+            "surrogate and width out, or register the neurons (spikedim.adapters.register_neuron)"
+        )
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
     for layer in neurons_of(twin):
         layer.params = replace(layer.params, surrogate=surrogate)
     return twin
+
+
+def surrogates_of(model: nn.Module) -> tuple[tuple[str, float, float], ...]:
+    """Distinct (kind, width, peak) of the neurons that are known."""
+    found = {layer.params.surrogate for layer in neurons_of(model)}
+    return tuple(sorted({(s.kind, s.width, s.peak) for s in found}))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,16 @@ from spikedim.models.base import SpikingModel
 from spikedim.neurons import Surrogate, surrogate
 from spikedim.ntk.capture import Readout, check_evaluating, logits, neurons_of
 from spikedim.ntk.directions import fewest_sums
-from spikedim.ntk.gram import METHODS, Blocks, Plan, Setup, block, jacobian_rows, products
+from spikedim.ntk.gram import (
+    METHODS,
+    Blocks,
+    Plan,
+    Setup,
+    block,
+    jacobian_rows,
+    products,
+    surrogates_of,
+)
 from spikedim.ntk.gram import with_surrogate as replaced
 from spikedim.ntk.identity import identity
 from spikedim.ntk.plan import budget_of, plans, probe, verify, without_rule
@@ -132,9 +141,6 @@ def gram(
     values = np.zeros((n * (len(cotangents) if full else 1), m * (len(cotangents) if full else 1)))
     for name in blocks:
         values += blocks[name]
-    kinds = {
-        (s.kind, s.width, s.peak) for s in (n.params.surrogate for n in neurons_of(setup.model))
-    }
     moving = [p for p in model.parameters() if p.requires_grad]
     return Kernel(
         values,
@@ -143,7 +149,7 @@ def gram(
         cotangents.shape[1],
         x2 is None,
         T,
-        tuple(sorted(kinds)),
+        surrogates_of(setup.model),
         method,
         str(cotangents.dtype).removeprefix("torch."),
         sum(p.numel() for p in moving),

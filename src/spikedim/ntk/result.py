@@ -20,6 +20,12 @@ from spikedim.theory.statistics import wilson_interval
 Float = NDArray[np.float64]
 
 
+def in_words(surrogate: Sequence[tuple[str, float, float]]) -> str:
+    """Surrogates (kind, width, peak) of the neurons that are known."""
+    kinds = ", ".join(f"{k} (width {w:g}, peak {p:g})" for k, w, p in surrogate)
+    return kinds or "the network's own"
+
+
 @dataclass(frozen=True)
 class Kernel(Result):
     """K(x, x') = ⟨J(x), J(x')⟩, J the Jacobian of the outputs with respect to the parameters.
@@ -35,7 +41,7 @@ class Kernel(Result):
         classes: number of outputs O.
         symmetric: there was no second set of samples.
         T: timesteps of a static input, ``None`` for the network's own.
-        surrogate: distinct (kind, width, peak) of the neurons.
+        surrogate: distinct (kind, width, peak) of the neurons; empty where none is known.
         method: implementation.
         dtype: precision of the network.
         parameters: number of parameters differentiated.
@@ -179,12 +185,11 @@ class Kernel(Result):
 
     def tables(self) -> list[Table]:
         """What the kernel is of, and the share of each layer."""
-        kinds = ", ".join(f"{k} (width {w:g}, peak {p:g})" for k, w, p in self.surrogate)
         rows: list[tuple[str, Any]] = [
             ("shape", " x ".join(map(str, self.values.shape))),
             ("outputs", f"{self.outputs} of {self.classes}"),
             ("parameters", self.parameters),
-            ("surrogate", kinds or "none"),
+            ("surrogate", in_words(self.surrogate)),
             ("method", f"{self.method}, {self.dtype}"),
             ("seconds", self.seconds),
             ("memory predicted", f"{self.bytes / 2**30:.3g} GiB"),

@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from spikedim.dimension.arrays import spans
 from spikedim.errors import BudgetError, ConfigError, DataError, StorageError
 from spikedim.neurons import Surrogate
-from spikedim.ntk.capture import Readout, neurons_of
+from spikedim.ntk.capture import Readout
 from spikedim.ntk.directions import random_sums
-from spikedim.ntk.gram import Setup
+from spikedim.ntk.gram import Setup, surrogates_of
 from spikedim.ntk.identity import identity
 from spikedim.ntk.kernel import output_like, output_sums, prepared
 from spikedim.ntk.plan import budget_of
+from spikedim.ntk.result import in_words
 from spikedim.ntk.stream import Stream
 from spikedim.progress import Task, note, task
 from spikedim.results import Estimate, Result, Table, number, plain
@@ -76,7 +77,7 @@ class SketchedKernel(Result):
         growth: the same of subsets of n, n/2, n/4, … samples, up to eight of each. Where it still
             grows, d_eff is that of the samples rather than of the network.
         T: timesteps of a static input, ``None`` for the network's own.
-        surrogate: distinct (kind, width, peak) of the neurons.
+        surrogate: distinct (kind, width, peak) of the neurons; empty where none is known.
         parameters: number of parameters differentiated.
         seed: of all signs.
         seconds: wall time.
@@ -150,7 +151,6 @@ class SketchedKernel(Result):
     def tables(self) -> list[Table]:
         """What was sketched, and the participation ratios."""
         m, n, k = self.sketches.shape
-        kinds = ", ".join(f"{kind} (width {w:g}, peak {p:g})" for kind, w, p in self.surrogate)
         rows: list[tuple[str, Any]] = [
             ("samples", n),
             ("participation ratio, centred", self.centered),
@@ -160,7 +160,7 @@ class SketchedKernel(Result):
             ("sums of outputs", f"{m} random" if self.random_sums else "all"),
             ("sketches of each gradient", f"{1 if self.random_sums else m} of {k} numbers"),
             ("parameters", self.parameters),
-            ("surrogate", kinds or "none"),
+            ("surrogate", in_words(self.surrogate)),
             ("seconds", self.seconds),
             ("memory predicted", f"{self.bytes / 2**30:.3g} GiB"),
         ]
@@ -326,9 +326,6 @@ def sketched_gram(
         products = parts[0][1] if count == n else products
         growth.append(_subsets(parts, count, confidence, method))
         count //= 2
-    kinds = {
-        (s.kind, s.width, s.peak) for s in (n.params.surrogate for n in neurons_of(setup.model))
-    }
     return SketchedKernel(
         sketches.cpu().numpy(),
         outputs,
@@ -338,7 +335,7 @@ def sketched_gram(
         uncentered.within(1.0, n) if uncentered.high else uncentered,
         tuple(growth),
         T,
-        tuple(sorted(kinds)),
+        surrogates_of(setup.model),
         parameters,
         seed,
         time.monotonic() - started,
