@@ -6,6 +6,7 @@ test_adapters_extras.py runs the same comparisons with the libraries themselves.
 
 import math
 import sys
+import warnings
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -539,7 +540,9 @@ def test_unknown_neurons_are_named_and_can_be_registered():
         params = {"reset": "soft", "decay_input": False}
         return LIFParams(beta=neuron.leak, threshold=neuron.v_th, **params)
 
-    model = wrap(net, input_shape=SHAPE, layout="step")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SpikedimWarning)
+        model = wrap(net, input_shape=SHAPE, layout="step")
     net[1].mem = torch.zeros(())
     expected = torch.stack([net(x_t) for x_t in events()])
     torch.testing.assert_close(model.steps(events()), expected, rtol=1e-12, atol=1e-12)
@@ -778,3 +781,75 @@ def test_the_verbs_take_a_file(file, monkeypatch, capsys, verb):
     if verb == "design":
         (run,) = (file.parent / "runs").iterdir()
         assert run.name.startswith("design-digits-mine.py-make-")
+
+
+# -- what is registered against what it stands for ---------------------------------------------
+
+
+class Custom(nn.Module):
+    """u = beta·u + x, soft reset, atan derivative; one threshold per channel where asked."""
+
+    def __init__(self, multistep, per_channel=False):
+        super().__init__()
+        self.multistep, self.mem = multistep, None
+        self.threshold = torch.tensor([0.5, 1.0, 0.7, 0.9])[:, None, None] if per_channel else 0.7
+
+    def reset(self):
+        self.mem = None
+
+    def forward(self, x):
+        return torch.stack([self.step(x_t) for x_t in x]) if self.multistep else self.step(x)
+
+    def step(self, x):
+        self.mem = x if self.mem is None or self.mem.shape != x.shape else 0.8 * self.mem + x
+        s = spike(self.mem - self.threshold, Surrogate("atan", 2.0))
+        self.mem = self.mem - s.detach() * self.threshold
+        return s
+
+
+def registered(multistep, per_channel=False, **options):
+    """Wrap a network of ``Custom`` neurons, of which ``options`` are said, and what was warned."""
+    kind = type("Custom", (Custom,), {})
+    right = {"reset": "soft", "decay_input": False, "surrogate": Surrogate("atan", 2.0)}
+
+    @register_neuron(kind)
+    def convert(neuron):
+        return LIFParams(beta=0.8, threshold=neuron.threshold, **{**right, **options})
+
+    neuron = kind(multistep, per_channel)
+    net = network(neuron, kind(multistep), 5) if multistep else stepwise(neuron)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        wrap(net, input_shape=SHAPE, layout="TB" if multistep else "step")
+    return [str(w.message) for w in caught if issubclass(w.category, SpikedimWarning)]
+
+
+@pytest.mark.parametrize("multistep", [True, False])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_registered_neuron_that_is_the_same_is_not_warned_of(multistep, per_channel):
+    assert registered(multistep, per_channel) == []
+
+
+@pytest.mark.parametrize("multistep", [True, False])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"decay_input": True}, "; decay_input=False gives those of the neuron"),
+        ({"reset": "hard"}, "; reset='soft' gives those of the neuron"),
+        ({"refractory": 3}, "; no other reset or gain gives them"),
+        (
+            {"surrogate": Surrogate("sigmoid", 4.0)},
+            'is another, surrogate("sigmoid", 4); surrogate=surrogate("atan", 2) is its own',
+        ),
+    ],
+)
+def test_a_registered_neuron_that_is_another_is_warned_of_once(multistep, options, words):
+    (said,) = registered(multistep, **options)
+    assert said.startswith("Custom: what is registered for it")
+    assert said.endswith(words)
+
+
+def test_the_lines_to_register_name_what_decides():
+    with pytest.raises(ModelError, match=r"decay_input=False is u = beta\*u \+ x") as caught:
+        wrap(nn.Sequential(nn.Flatten(2), nn.Linear(72, 5)).double(), input_shape=SHAPE)
+    assert 'surrogate=spikedim.neurons.surrogate("atan", 2.0)' in str(caught.value)

@@ -182,6 +182,7 @@ def test_sweep_train_and_profile(here, capsys):
     assert run("profile", *common, "-T", "1", "--checkpoint", weights, "--json", "--quiet") == 0
     profile = json.loads(capsys.readouterr().out)
     assert {e["convention"] for e in profile["energy"]} == {"paper-sop", "exact-fanout"}
+    assert profile["state"].startswith("weights of ")
     sweep = ["sweep", *common, *QUICK, "-T", "1,2", "--mode", "inference", "--out", "s", "--json"]
     assert run(*sweep) == 0
     assert [p["T"] for p in json.loads(capsys.readouterr().out)["points"]] == [1, 2]

@@ -9,7 +9,7 @@ import torch
 
 from spikedim.cli import main
 from spikedim.data import load_dataset
-from spikedim.models import brings_statistics, create_model, save_checkpoint, settle_batchnorm
+from spikedim.models import batchnorm_of, create_model, save_checkpoint, settle_batchnorm
 from spikedim.profiling import profile
 
 FILE = """
@@ -26,7 +26,7 @@ class Threshold(nn.Module):
 
 @register_neuron(Threshold)
 def convert(neuron):
-    return LIFParams(beta=0.5, threshold=0.3, reset="soft")
+    return LIFParams(beta=0.0, threshold=0.3, reset="none")
 
 
 class Folded(nn.Module):
@@ -74,24 +74,24 @@ def run(capsys, *words, code=0):
 def test_statistics_of_its_own_are_kept_and_fresh_ones_calibrated():
     x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     network = create_model("spikformer_nano", input_shape=(1, 8, 8), seed=0)
-    assert not brings_statistics(network)
-    assert settle_batchnorm(network, [x], 2) == (False, "batch norm calibrated on 12 samples")
-    assert brings_statistics(network)
+    assert batchnorm_of(network) == "fresh"
+    assert settle_batchnorm(network, [x], 2) == "fresh"
+    assert batchnorm_of(network) == "own"
     before = {name: value.clone() for name, value in network.state_dict().items()}
 
     def unread():
         raise AssertionError
         yield
 
-    assert settle_batchnorm(network, unread(), 2) == (True, "batch norm as the network brings it")
+    assert settle_batchnorm(network, unread(), 2) == "own"
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_firing_rates_are_statistics_too():
     network = create_model("spikingresformer_nano", input_shape=(1, 8, 8), seed=0)
-    assert not brings_statistics(network)
+    assert batchnorm_of(network) == "fresh"
     settle_batchnorm(network, [torch.rand(8, 1, 8, 8)], 2)
-    assert brings_statistics(network)
+    assert batchnorm_of(network) == "own"
 
 
 def test_profile_takes_a_trained_network_as_it_is(here, capsys):
@@ -103,13 +103,17 @@ def test_profile_takes_a_trained_network_as_it_is(here, capsys):
     x, _ = data.tensors("test", 16, 0)
     there = profile(network.eval(), x, 2).spikes_per_sample.value
     assert json.loads(out)["spikes_per_sample"]["value"] == there
+    assert json.loads(out)["state"].endswith("batch norm as the network brings it")
     _, err = run(capsys, *words, "--model", "own.py:fresh")
-    assert "batch norm calibrated on 256 samples" in err
+    assert "batch norm calibrated at T = 2 on 256 training samples" in err
 
 
 def test_measure_takes_a_trained_network_as_it_is(here, capsys):
     words = ["measure", "--data", "digits", "-T", "2", "--limit", "16", "--json"]
-    for name, said in (("trained", "as the network brings it"), ("fresh", "calibrated on 256")):
+    for name, said in (
+        ("trained", "as the network brings it"),
+        ("fresh", "calibrated at T = 2 on 256"),
+    ):
         _, err = run(capsys, *words, "--model", f"own.py:{name}")
         assert f"batch norm {said}" in err
 
@@ -120,7 +124,7 @@ def test_a_kernel_of_a_trained_network_has_no_seed(mode, here, capsys):
     _, err = run(capsys, *words, "--model", "own.py:trained")
     assert "batch norm as the network brings it" in err
     _, err = run(capsys, *words, "--model", "own.py:fresh")
-    assert "batch norm calibrated on 128 samples" in err
+    assert "batch norm calibrated at T = 2 on 128 training samples" in err
     if not mode:
         out, _ = run(capsys, *words, "--model", "own.py:trained", "--json")
         assert json.loads(out)["initialisation"] is None
@@ -132,9 +136,12 @@ def test_a_kernel_of_a_trained_network_has_no_seed(mode, here, capsys):
 def test_design_says_what_it_did_to_the_statistics(here, capsys):
     words = ["design", "--data", "digits", "--json", "--quiet"]
     out, _ = run(capsys, *words, "--model", "own.py:trained")
-    assert json.loads(out)["model"]["state"] == "weights and batch norm as the network brings them"
+    assert json.loads(out)["model"]["state"].endswith("batch norm as the network brings it")
     out, _ = run(capsys, *words, "--model", "own.py:fresh")
-    assert "batch norm calibrated on 256 samples" in json.loads(out)["model"]["state"]
+    assert (
+        "batch norm calibrated at each T on 256 training samples"
+        in json.loads(out)["model"]["state"]
+    )
 
 
 # -- names --------------------------------------------------------------------------------------

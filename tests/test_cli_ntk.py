@@ -58,9 +58,21 @@ def test_the_reduction_of_a_trained_network(capsys, tmp_path):
     network = create_model("spikformer_nano", num_classes=10, input_shape=(1, 8, 8), seed=1)
     path = tmp_path / "trained.safetensors"
     save_checkpoint(network, path)
-    assert run("--checkpoint", path, "--reduction", "--json", "--neuron", "threshold=0.5") == 0
+    assert (
+        run(
+            "--checkpoint",
+            path,
+            "--reduction",
+            "--json",
+            "--neuron",
+            "v_th=0.5",
+            "--neuron",
+            "tau_m=4",
+        )
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
-    assert found["neuron"]["threshold"] == 0.5
+    assert (found["neuron"]["threshold"], found["neuron"]["beta"]) == (0.5, 0.75)
     assert [f["mechanism"] for f in found["factors"]] == [
         "threshold",
         "leak",
@@ -230,6 +242,8 @@ def test_more_samples_than_there_are(capsys):
         (("--initialisations", "2", "--checkpoint", "x.pt"), "leave --checkpoint out"),
         (("--neuron", "beta"), "expected NAME=VALUE"),
         (("--neuron", "betta=1"), "did you mean beta"),
+        (("--neuron", "t_ref=0.5"), "whole number of steps"),
+        (("--memory", "-1"), "must be above 0"),
         (("--sweep", "beta"), "beta"),
         (("--per-timestep", "--reduction"), "leave --reduction out"),
         (("--per-timestep", "--outputs", "full"), "leave --outputs full out"),

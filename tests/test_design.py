@@ -8,6 +8,7 @@ from spikedim.design import Bound, Target, design
 from spikedim.design.planner import _cheapest
 from spikedim.design.verdict import agreement
 from spikedim.errors import ConfigError, DataError
+from spikedim.report import render
 from spikedim.results import Estimate
 from spikedim.storage import Run
 from spikedim.theory import timestep_rule
@@ -93,6 +94,18 @@ def test_the_published_rule_stays_visible(unverified):
     assert unverified.predictions[1].timesteps.value > 1000
     assert any("C·d_eff/ε²" in line for line in unverified.verdict)
     assert "published" in str(unverified)
+
+
+def test_the_rules_two_intervals_say_what_they_are_of(unverified):
+    own, as_predictor = unverified.predictions[0].timesteps, unverified.forecast.named("published")
+    assert (own.low, own.high) != (as_predictor.timesteps.low, as_predictor.timesteps.high)
+    assert any("by its inputs C = " in line for line in unverified.verdict)
+    said = " ".join(note for table in unverified.tables() for note in table.notes)
+    assert "the published rule's own interval, elsewhere, is that of its inputs" in said
+    assert "published rule, interval of C and d_eff" in str(unverified)
+    page = render(unverified)
+    assert "interval here is that of its inputs C and d_eff" in page
+    assert "by its inputs, at ε" in page
 
 
 def test_bounds_are_the_theory_filled_in(unverified):

@@ -8,6 +8,8 @@ from spikedim.data import load_dataset
 from spikedim.design import design
 from spikedim.design.budget import Budget, invert, parse_energy
 from spikedim.errors import ConfigError
+from spikedim.models import calibrate_batchnorm, create_model
+from spikedim.profiling import profile
 from spikedim.results import Estimate
 
 
@@ -85,3 +87,16 @@ def test_a_budget_inverts_a_design():
     assert none.budget.timesteps is None
     assert none.verdict[0].startswith("Infeasible")
     assert none.recommendation.basis == "predicted"
+
+
+def test_every_timestep_is_profiled_as_the_profile_of_that_timestep():
+    data = load_dataset("digits")
+    plan = design(data, "spikformer_nano", budget=Budget(spikes=5000.0), profile_samples=64)
+    assert "at each T" in plan.model.state
+    x, _ = data.tensors("test", 64, 0)
+    images, _ = data.tensors("train", 256, 0)
+    for point in (plan.operating[0], plan.operating[-1]):
+        network = create_model("spikformer_nano", num_classes=10, input_shape=(1, 8, 8), seed=0)
+        calibrate_batchnorm(network, images.split(64), point.timesteps)
+        alone = profile(network, x, point.timesteps)
+        assert point.profile.spikes_per_sample == alone.spikes_per_sample

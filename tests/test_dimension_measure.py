@@ -488,6 +488,28 @@ def test_growth_curve_extrapolates():
         growth_curve(np.zeros((50, 2)), "mle")
 
 
+def test_growth_curve_names_what_it_counts_and_where_its_fit_holds():
+    values = true_eigenvalues("power-law", 30)
+    curve = growth_curve(draw(values, 200, np.random.default_rng(1)))
+    assert curve.estimator == "pca95_real"
+    assert curve.values[-1] != round(curve.values[-1])
+    assert curve.sizes[0] == 6
+    assert abs(curve.fit(6) - curve.values[0]) > 5 * curve.spread[0]
+    assert curve.fits_from > 6
+    later = curve.sizes >= curve.fits_from
+    off = np.abs(curve.fit(curve.sizes) - curve.values)
+    assert (off <= np.maximum(curve.spread, 0.05 * curve.values))[later].all()
+    (table,) = curve.tables()
+    assert table.columns[1] == "pca95_real"
+    assert f"from n = {curve.fits_from:.0f} on" in table.notes[-1]
+    axes = curve.plot()
+    line = next(line for line in axes.lines if len(line.get_xdata()) == 200)
+    assert line.get_xdata()[0] == pytest.approx(curve.fits_from)
+    assert line.get_ydata().min() > 0
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert {"mean of subsets ± s.d.", "n → ∞, 95 % interval"} <= set(labels)
+
+
 def test_dimension_per_class_and_per_neighbourhood():
     rng = np.random.default_rng(0)
     flat = rng.standard_normal((400, 10)) * np.r_[np.ones(3), np.zeros(7)]

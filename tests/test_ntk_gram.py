@@ -7,11 +7,12 @@ from scipy import stats
 from torch import nn
 
 from ntk_networks import FAMILIES, distance, last_token, network, small_network
+from spikedim.dimension import measure
 from spikedim.errors import BudgetError, ConfigError, DataError, ModelError
 from spikedim.neurons import LIF, LIFParams, Surrogate
-from spikedim.ntk import Setup, gram
+from spikedim.ntk import KernelOperator, Setup, gram
 from spikedim.ntk.capture import Capture, logits
-from spikedim.ntk.gram import Plan, block
+from spikedim.ntk.gram import Plan, block, jacobian_rows
 from spikedim.ntk.kernel import Kernel
 
 
@@ -372,6 +373,31 @@ def test_wide_networks_approach_their_limit():
 # -- what the kernel says -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("outputs", ["trace", 1])
+def test_dimensions_are_those_of_the_gradients(small, outputs):
+    model, x, more = small
+    setup = Setup(model, more["T"], logits, False)
+    rows = jacobian_rows(setup, x, torch.eye(3, dtype=x.dtype), "loop")
+    gradients = torch.cat([row.detach() for _, row in rows], 2).transpose(0, 1)  # [n, O, P]
+    gradients = gradients if outputs == "trace" else gradients[:, outputs]
+    found = gram(model, x, **more, outputs=outputs).dimension()
+    true = measure(gradients.flatten(1).numpy(), list(found.estimates))
+    assert found.d == true.d
+    for key, estimate in true.estimates.items():
+        mine = found[key]
+        values = (mine.value, mine.low, mine.high), (estimate.value, estimate.low, estimate.high)
+        np.testing.assert_allclose(*np.array(values, float), rtol=1e-6, err_msg=key)
+
+
+def test_dependent_rows_have_no_intervals(small):
+    model, x, more = small
+    report = gram(model, x, **more, outputs="full").dimension()
+    assert "pr_corrected" not in report.estimates
+    assert all(e.low is None and e.high is None for e in report.estimates.values())
+    with pytest.raises(ConfigError, match="depend on each other"):
+        gram(model, x, **more, outputs="full").dimension(interval="halves")
+
+
 def test_dimension_alignment_and_regression():
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], 20)
@@ -385,7 +411,7 @@ def test_dimension_alignment_and_regression():
     report = made.dimension(interval="none")
     spectrum = np.linalg.eigvalsh(np.cov(rows.T))
     assert report["pr"].value == pytest.approx(spectrum.sum() ** 2 / (spectrum**2).sum())
-    assert report.d == 40
+    assert report.d == 3 * 40
     assert made.dimension(center=False, interval="none")["pr"].value < report["pr"].value * 2
     same = np.equal.outer(labels, labels)
     perfect = Kernel(same * 1.0, {}, "trace", 3, True, None, (), "loop", "float64", 1, 0.0, 0)
@@ -448,6 +474,69 @@ class Shared(nn.Module):
         return self.head(torch.tanh(x * self.inner(self.fixed).mean(0)))
 
 
+class Steps(nn.Module):
+    """Integrates along its first axis, [T, B, 3] to [T, B, 2]."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.inner(x).cumsum(0)))
+
+
+class OldStyle(torch.autograd.Function):
+    """A step with a surrogate, written without ``setup_context``."""
+
+    @staticmethod
+    def forward(ctx, u):
+        ctx.save_for_backward(u)
+        return (u > 0).to(u)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / (1 + ctx.saved_tensors[0] ** 2)
+
+
+def test_functions_that_torch_func_refuses():
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return self[1](OldStyle.apply(self[0](x)))
+
+    torch.manual_seed(0)
+    model, x = Net(nn.Linear(3, 8), nn.Linear(8, 2)).double(), torch.randn(5, 3).double()
+    true = gram(model, x, method="loop").values
+    assert distance(gram(model, x).values, true) < 1e-12
+    product = KernelOperator(model, x, center=False).apply(np.eye(5))
+    assert distance(product, true) < 1e-12
+    assert "the network's own" in str(gram(model, x))
+    for options in ({"surrogate": "atan"}, {"width": 3.0}):
+        with pytest.raises(ModelError, match="surrogate of Net cannot be changed, it has no neur"):
+            gram(model, x, **options)
+    with pytest.raises(ModelError, match="setup_context; use method='structured' or 'loop'"):
+        gram(model, x, method="jacobian")
+
+
+def test_timesteps_are_not_taken_for_samples():
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, 3)
+    with pytest.raises(ModelError, match=r"network gives shape \(1, 6, 2\).*model\(x\)\[:, -1\]"):
+        gram(Steps(), x)
+    with pytest.raises(ModelError, match="samples influence each other, as timesteps do"):
+        gram(Steps(), x, readout=lambda model, x, T: model(x)[:, -1])
+    frames = lambda model, x, T: model(x.transpose(0, 1))  # noqa: E731
+    with pytest.raises(ModelError, match=r"readout gives shape \(4, 1, 2\).*model\(x\).mean\(0\)"):
+        gram(Steps(), x.transpose(0, 1), readout=frames)
+    options = {"readout": lambda model, x, T: frames(model, x, T).mean(0)}
+    with pytest.raises(ModelError, match="give T, the timesteps"):
+        gram(Steps(), x.transpose(0, 1), **options)
+    torch.manual_seed(0)
+    model = Steps()
+    found = gram(model, x.transpose(0, 1), T=4, **options)
+    true = gram(model, x.transpose(0, 1), T=4, method="loop", **options)
+    assert distance(found.values, true.values) < 1e-5
+
+
 def test_rows_without_samples_are_noticed():
     torch.manual_seed(0)
     with pytest.raises(ModelError, match="not told apart by sample"):
@@ -487,15 +576,14 @@ def test_more_outputs_than_features_need_fewer_passes(memory, cross, monkeypatch
     passes = []
     run = Capture.run
 
-    def counted(self, weights, receive, calls=None, *rest, **options):
-        passes.append(calls is None or len(calls) > 1)
-        return run(self, weights, receive, calls, *rest, **options)
+    def counted(self, *given, **options):
+        passes.append(self.samples)
+        return run(self, *given, **options)
 
     monkeypatch.setattr(Capture, "run", counted)
     x2 = x[:2].roll(1, -1) if cross else None
     found = gram(model, x, x2, **more, memory=memory)
-    assert sum(passes) <= (1 + cross) * 8 + 5  # beside the checks
-    assert len(passes) >= 30
+    assert sum(passes) <= (5 + cross * 2) * 9 + 6  # beside those of the checks, of a sample or two
     true = gram(model, x, x2, **more, method="loop")
     assert distance(found.values, true.values) < 1e-12
     for name, part in true.layers.items():
@@ -524,7 +612,14 @@ def test_a_head_that_is_not_all_there_is_differentiated_output_by_output():
 
     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).double()
     x[:, 0] = torch.tensor([1.0, 0.02, -0.02, 0.0])
-    for kind in (Two, Squashed, Rectified):
+
+    class Mixed(Two):
+        """Linear, but one output of the head reaches all outputs and the others none."""
+
+        def forward(self, x, T=None):
+            return self.two(self.one(x)[:, :6])[:, :1].expand(-1, 9)
+
+    for kind in (Two, Squashed, Rectified, Mixed):
         torch.manual_seed(0)
         model = kind().eval()
         found, true = gram(model, x), gram(model, x, method="loop")

@@ -20,6 +20,7 @@ from spikedim.ntk.one_sided import (
     Mismatched,
     _Flat,
     _kernels,
+    _statistics,
 )
 from spikedim.ntk.variants import variant
 
@@ -104,6 +105,16 @@ def test_the_true_slope_gives_the_true_kernel(measured):
         assert row.alignment.value == pytest.approx(1, abs=1e-12)
         assert row.asymmetry.value < 1e-12
         assert row.dimension.value == pytest.approx(measured.dimension.value)
+
+
+def test_a_kernel_that_is_not_symmetric_has_the_dimension_of_its_singular_values():
+    rng = np.random.default_rng(0)
+    true, kernel = (rng.standard_normal((9, 9)) for _ in range(2))
+    centring = np.eye(9) - 1 / 9
+    values = np.linalg.svd(centring @ kernel @ centring)[1]
+    found = _statistics(kernel, true @ true.T, [])[2, 0]
+    assert found == pytest.approx(values.sum() ** 2 / (values**2).sum())
+    assert 1 <= found <= 8
 
 
 def test_other_slopes_do_not(measured):

@@ -367,12 +367,12 @@ def test_a_silent_value_is_left_out_of_the_slope(x):
 
 def test_a_sweep_names_the_values_that_hardly_fire(x, monkeypatch):
     net = network(x, refractory=0)
-    monkeypatch.setattr(effects, "_QUIET", 0.0)
+    monkeypatch.setattr(effects, "QUIET", 0.0)
     plain = sweep(net, x, "v_th", (0.5, 1.0), T=T)
     assert len(plain.notes) == 1
     border = max(point.rate for point in sweep(net, x, "v_th", (2.0, 4.0), T=T).points)
     assert border < min(point.rate for point in plain.points)
-    monkeypatch.setattr(effects, "_QUIET", border * 1.001)
+    monkeypatch.setattr(effects, "QUIET", border * 1.001)
     (note, _) = sweep(net, x, "v_th", (0.5, 1.0, 2.0), T=T).notes
     assert f"At v_th = 2 neurons nearly fall silent ({number(border, 2)} spikes per step)" in note
     assert f"slopes without: d_eff {plain.effects[0].slope}, R {plain.effects[1].slope}" in note
@@ -507,6 +507,19 @@ def test_a_neuron_silent_without_some_samples_has_no_interval(x, monkeypatch):
     assert found.estimate.value == found.found.dimension
     assert found.estimate.low is None
     assert "found" not in str([t.get_text() for t in found.plot().get_legend().get_texts()])
+
+
+def test_a_neuron_that_hardly_fires_is_pointed_out():
+    def found(rate, feasible):
+        trial = Trial(1.0, 0.5, 0, 9.0, None, rate)
+        return Inversion(
+            "d_eff", 9.0, 0.05, (0, 1), None, trial, feasible, (8.0, 9.0), 1.0, (trial,)
+        )
+
+    assert "hardly fires, below 0.005 spikes per step" in str(found(0.004, True))
+    assert "hardly fires" not in str(found(0.006, True))
+    assert "reachable" not in str(found(0.1, True))  # the search ended where it met the target
+    assert "8 to 9" in str(found(0.1, False))
 
 
 def test_each_leak_and_refractory_period_is_drawn_in_its_own_way():

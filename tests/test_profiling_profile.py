@@ -13,6 +13,7 @@ from spikedim.errors import ConfigError, DataError, ModelError
 from spikedim.models import calibrate_batchnorm, create_model
 from spikedim.neurons import LIF, LIFParams
 from spikedim.profiling import convention, list_conventions, profile, register_neuron
+from spikedim.report.profile import render_profile
 from spikedim.results import plain
 
 
@@ -435,3 +436,37 @@ def test_result_reads_and_exports(tiny):
     assert "<table>" in result._repr_html_()
     axes = result.plot()
     assert len(axes.patches) == len(result.layers)
+
+
+@pytest.mark.parametrize("strange", [-1, 10, 255])
+def test_labels_that_are_no_class_of_the_network_are_refused(tiny, strange):
+    model, x = tiny
+    labels = [0, 1, strange, 3, 4]
+    with pytest.raises(DataError, match=rf"1 of 5 labels .* 10 \(0 to 9\), e.g. {strange};"):
+        profile(model, x, 2, labels=labels)
+
+
+def test_calls_are_those_of_one_pass_whatever_the_batches(tiny):
+    model, x = tiny
+    whole, parts = (profile(model, x, 2, batch_size=size) for size in (5, 2))
+    for attribute in ("categories", "others", "operations", "unsupported"):
+        calls = [[item.calls for item in getattr(p, attribute)] for p in (whole, parts)]
+        assert calls[0] == calls[1]
+    updates = next(c for c in parts.categories if c.category == "neuron updates")
+    assert updates.calls == len(parts.layers)
+
+
+def test_tables_say_what_was_run_and_what_the_sums_are_over(tiny):
+    model, x = tiny
+    result = profile(model, x, 4, state="untrained")
+    energy, *_ = tables = result.tables()
+    assert f"({result.spikes_per_sample} per sample, " in energy.title
+    assert energy.notes[0] == "Network: untrained."
+    operations = next(t for t in tables if t.title.startswith("Synaptic operations"))
+    runs = operations.columns.index("runs")
+    assert [row[runs] for row in operations.rows] == [o.copies for o in result.operations]
+    assert {1, 4} == {o.copies for o in result.operations}
+    assert "4 where a layer runs at every timestep;" in operations.notes[0]
+    page = render_profile(result)
+    assert "network: untrained" in page
+    assert page.count(str(result.spikes_per_sample)) >= 2

@@ -44,7 +44,7 @@ def test_finer_than_one_number(result):
     local = result("--per", "neighbourhood", "--limit", "120", "--estimators", "pr")
     assert len(local["values"]) == 120
     curve = result("--growth", "--limit", "400", "--quantile", "0.9", "--plot", "g.svg")
-    assert curve["estimator"] == "pca90"
+    assert curve["estimator"] == "pca90_real"
     assert curve["sizes"][-1] == 400
 
 

@@ -90,6 +90,17 @@ def test_points_hold_what_was_measured(swept):
     assert path in result.points[0].checkpoint.parents
 
 
+@pytest.mark.parametrize(("low", "said"), [(40.0, True), (50.0, True), (50.1, False)])
+def test_a_plateau_at_chance_is_said(swept, low, said):
+    result, _ = swept
+    assert result.chance == 50.0
+    plateau = replace(result.plateau, value=60.0, low=low, high=70.0)
+    result = replace(result, plateau=plateau)
+    (table,) = result.tables()
+    assert result.learned is not said
+    assert any(note.startswith("At chance: ") for note in table.notes) is said
+
+
 def test_finished_timesteps_are_not_trained_again(swept, monkeypatch):
     result, path = swept
     refuse_training(monkeypatch)

@@ -60,9 +60,10 @@ def file_model(
             )
     if neuron is not None:
         own = network.config.neuron
-        names = [f.name for f in fields(neuron)]
-        changes = {n: getattr(neuron, n) for n in names if getattr(neuron, n) != getattr(own, n)}
-        network = network.set_neurons(**changes) if changes else network
+        wanted = {f.name: getattr(neuron, f.name) for f in fields(neuron)}
+        network.set_neurons(
+            **{n: v for n, v in wanted.items() if own is None or v != getattr(own, n)}
+        )
     return network
 
 
@@ -90,10 +91,10 @@ class FileConfig:
     """As much of a configuration as the network tells without running.
 
     Attributes:
-        neuron: parameters of its first neuron layer.
+        neuron: as in :class:`AdaptedConfig`.
     """
 
-    neuron: LIFParams
+    neuron: LIFParams | None
 
 
 def _made(name: str, given: dict[str, Any], seed: int | None) -> nn.Module:

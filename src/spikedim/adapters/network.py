@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +31,18 @@ class AdaptedConfig:
         source: class of the network, or the file and function that made it.
         input_shape, num_classes: as for every network.
         layout: how it takes its input, see :func:`wrap`.
-        neuron: parameters of its first neuron layer that is not kept (means of per-neuron ones).
-        tokens, embed_dim: size of its representation, for the bounds of ``design``.
+        neuron: parameters of its first neuron layer that is not kept (means of per-neuron ones);
+            ``None`` where all are.
+        tokens, embed_dim: size of its representation, where it was given (see :func:`wrap`).
     """
 
     source: str
     input_shape: tuple[int, int, int]
     num_classes: int
     layout: str
-    neuron: LIFParams
-    tokens: int
-    embed_dim: int
+    neuron: LIFParams | None
+    tokens: int | None
+    embed_dim: int | None
 
 
 class AdaptedModel(SpikingModel):
@@ -73,13 +74,9 @@ class AdaptedModel(SpikingModel):
         self._ratios = {
             name: _mean(layer.params.threshold) / _mean(config.neuron.threshold)
             for name, layer in _layers(self)
+            if config.neuron is not None and layer.known
         }
         self.training = network.training
-
-    @property
-    def kept(self) -> tuple[str, ...]:
-        """Neurons that run as they are, with spikes to record and no more (see ``wrap``)."""
-        return tuple(name for name, layer in _layers(self) if isinstance(layer, Kept))
 
     def train(self, mode: bool = True) -> AdaptedModel:
         """Set the mode of the original too."""
@@ -88,7 +85,13 @@ class AdaptedModel(SpikingModel):
         return self
 
     def threshold_ratio(self, name: str) -> float:
-        """Threshold of a layer over that of the first one."""
+        """Threshold of a layer over that of the first one whose threshold is known.
+
+        Raises:
+            ModelError: the layer is kept as it is.
+        """
+        if name not in self._ratios:
+            cast(AdaptedLIF, self.get_submodule(name)).dynamics()  # refuses
         return self._ratios[name]
 
     def set_neurons(self, **changes: Any) -> AdaptedModel:
@@ -98,6 +101,10 @@ class AdaptedModel(SpikingModel):
             ConfigError: an unknown field, or a value out of its domain.
             ModelError: a neuron that is kept as it is has no such parameters.
         """
+        if not changes:
+            return self
+        for name in self.kept:  # refuses before any layer is changed
+            cast(Kept, self.get_submodule(name)).change(**changes)
         neuron = override(self.config.neuron, changes, "neuron parameter")
         for name, layer in _layers(self):
             fields = dict(changes)
@@ -203,7 +210,7 @@ def wrap(
     reset: Callable[[nn.Module], Any] | None = None,
     output: int = 0,
     flatten: bool = False,
-    tokens: int = 1,
+    tokens: int | None = None,
     embed_dim: int | None = None,
     source: str | None = None,
 ) -> AdaptedModel:
@@ -234,12 +241,12 @@ def wrap(
         reset: called with the network before every forward pass, for state we know nothing of.
         output: which element of a returned tuple holds the logits.
         flatten: give the network vectors [.., C·H·W] instead of frames.
-        tokens, embed_dim: size of the representation, for the bounds of ``design``; by default
-            one vector as long as the input of the last linear layer.
+        tokens, embed_dim: n and d of the representation, for the bounds of ``design``; by default
+            those of the last spiking layer that has tokens (pixels are), or else of the last one.
         source: what results call the network; its class by default.
 
     Raises:
-        ConfigError: an unknown layout or a shape that is none.
+        ConfigError: an unknown layout, a shape that is none, or tokens or channels below 1.
         ModelError: no neuron is recognised, one is of an unknown class (the message shows how to
             register it), a module keeps state between calls, the network does not run, or it
             mixes samples.
@@ -257,17 +264,19 @@ def wrap(
     shape = tuple(input_shape)
     if len(shape) != 3 or not all(isinstance(n, int) and n >= 1 for n in shape):
         raise ConfigError(f"input_shape={input_shape!r}: expected three whole numbers (C, H, W)")
+    for name, size in (("tokens", tokens), ("embed_dim", embed_dim)):
+        if size is not None and not (isinstance(size, int) and size >= 1):
+            raise ConfigError(f"{name}={size!r}: expected a whole number, 1 or more")
     network = _copied(network)
     layers = _convert(network, multistep=layout != "step")
-    linear = [m for m in network.modules() if isinstance(m, nn.Linear)]
     config = AdaptedConfig(
         source or type(network).__name__,
         shape,
         num_classes or 1,
         layout,
-        _nominal(_first(layers).params),
+        _nominal(layers),
         tokens,
-        embed_dim or (linear[-1].in_features if linear else 1),
+        embed_dim,
     )
     model = AdaptedModel(network, config, reset=reset, output=output, flatten=flatten)
     found = probe(model, model._original[0], config.source, layout)
@@ -280,13 +289,13 @@ def wrap(
     return model
 
 
-def adapted_neuron(network: nn.Module) -> LIFParams:
-    """Parameters of the first neuron layer of a network that was not wrapped.
+def adapted_neuron(network: nn.Module) -> LIFParams | None:
+    """``AdaptedConfig.neuron`` of a network that was not wrapped.
 
     Raises:
         ModelError: as :func:`wrap`, for its neurons.
     """
-    return _nominal(_first(_convert(_copied(network), multistep=True)).params)
+    return _nominal(_convert(_copied(network), multistep=True))
 
 
 def _copied(network: nn.Module) -> nn.Module:
@@ -339,14 +348,13 @@ def _layers(model: nn.Module) -> list[tuple[str, AdaptedLIF]]:
     return [(name, m) for name, m in model.named_modules() if isinstance(m, AdaptedLIF)]
 
 
-def _first(layers: list[AdaptedLIF]) -> AdaptedLIF:
-    """The first layer whose parameters are known, where there is one."""
-    return next((layer for layer in layers if not isinstance(layer, Kept)), layers[0])
-
-
-def _nominal(params: LIFParams) -> LIFParams:
-    """Parameters as plain numbers."""
-    return replace(params, beta=_mean(params.beta), threshold=_mean(params.threshold))
+def _nominal(layers: list[AdaptedLIF]) -> LIFParams | None:
+    """Parameters of the first layer that has known ones, as plain numbers."""
+    for layer in layers:
+        if layer.known:
+            p = layer.params
+            return replace(p, beta=_mean(p.beta), threshold=_mean(p.threshold))
+    return None
 
 
 def _mean(value: float | Tensor) -> float:

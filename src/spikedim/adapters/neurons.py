@@ -28,11 +28,15 @@ class AdaptedLIF(LIF):
     Args:
         params: the neuron.
         multistep: whether one call sees all timesteps, [T, B, ...], or one of them, [B, ...].
+
+    Attributes:
+        stands_for: the neuron it was registered for, until they were compared; else nothing.
     """
 
     def __init__(self, params: LIFParams, multistep: bool = True) -> None:
         super().__init__(params)
         self.multistep = multistep
+        self.stands_for: tuple[nn.Module, ...] = ()
         self._carried: LIFState | None = None
         self._seen: list[tuple[Tensor, Tensor | None]] = []
 
@@ -271,6 +275,8 @@ class Kept(AdaptedLIF):
         reset: brings the original to rest; ``None`` where it keeps no state of its own.
     """
 
+    known = False
+
     def __init__(
         self, neuron: nn.Module, multistep: bool, reset: Callable[[], Any] | None = None
     ) -> None:
@@ -300,6 +306,10 @@ class Kept(AdaptedLIF):
         super().train(mode)
         self._original[0].training = mode
         return self
+
+    def dynamics(self) -> LIFParams:
+        """Not known."""
+        raise self._refusal("has no parameters that are known")
 
     def change(self, **fields: Any) -> None:
         """Not available."""

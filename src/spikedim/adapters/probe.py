@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from spikedim.adapters.comparison import difference
 from spikedim.adapters.neurons import AdaptedLIF
 from spikedim.adapters.registry import how_to_register
-from spikedim.errors import ModelError
+from spikedim.errors import ModelError, SpikedimWarning
 from spikedim.models.base import SpikingModel, evaluating
 
 _T, _SAMPLES, _SCALE = 2, 3, 10.0
@@ -35,7 +39,7 @@ def probe(model: SpikingModel, original: nn.Module, source: str, layout: str) ->
     x = x.to(weight)
     seen: list[dict[tuple[str, str], Tensor]] = []
     outputs: list[Tensor] = []
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), _inputs(model) as inputs:
         for _ in range(2):
             try:
                 outputs.append(model.steps(x, _T))
@@ -58,7 +62,42 @@ def probe(model: SpikingModel, original: nn.Module, source: str, layout: str) ->
                 f"it is:{how_to_register(cls.__name__)}"
             )
     _check_samples(model, x, outputs[0], outputs[1], source, layout)
+    _compare(model, inputs)
     return int(outputs[0].shape[-1])
+
+
+def _compare(model: SpikingModel, inputs: dict[AdaptedLIF, Tensor]) -> None:
+    """Warn, once per class, of registered replacements that are other neurons."""
+    told: dict[type, str] = {}
+    for layer, current in inputs.items():
+        (neuron,) = layer.stands_for
+        if not told.get(type(neuron)):
+            told[type(neuron)] = difference(neuron, layer, current)
+    for text in filter(None, told.values()):
+        warnings.warn(text, SpikedimWarning, stacklevel=4)
+    for layer in _standing_in(model):
+        layer.stands_for = ()
+
+
+def _standing_in(model: SpikingModel) -> list[AdaptedLIF]:
+    return [m for m in model.modules() if isinstance(m, AdaptedLIF) and m.stands_for]
+
+
+@contextmanager
+def _inputs(model: SpikingModel) -> Iterator[dict[AdaptedLIF, Tensor]]:
+    """The first input of every layer that stands for a registered neuron."""
+    found: dict[AdaptedLIF, Tensor] = {}
+
+    def keep(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if len(inputs) == 1:
+            found.setdefault(cast(AdaptedLIF, layer), inputs[0])
+
+    handles = [layer.register_forward_pre_hook(keep) for layer in _standing_in(model)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _check_samples(

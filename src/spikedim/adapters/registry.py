@@ -30,18 +30,23 @@ def register_neuron(
 
     The function receives the neuron and returns its :class:`~spikedim.neurons.LIFParams`, or an
     :class:`AdaptedLIF` module, or ``None`` to keep the neuron as it is: then its method ``reset``,
-    if it has one, is called around every forward pass.
+    if it has one, is called around every forward pass. :func:`wrap` compares what was returned
+    with the neuron on a short random current and warns where they fire differently.
 
     Raises:
         ConfigError: ``cls`` is not a ``torch.nn.Module`` class.
 
     Example:
         >>> from spikedim.adapters import register_neuron
-        >>> from spikedim.neurons import LIFParams
+        >>> from spikedim.neurons import LIFParams, surrogate
         >>> class MyNeuron(torch.nn.Module): ...
         >>> @register_neuron(MyNeuron)
         ... def convert(neuron):
-        ...     return LIFParams(beta=neuron.leak, threshold=neuron.v_th, reset="soft")
+        ...     return LIFParams(
+        ...         beta=neuron.leak, threshold=neuron.v_th, reset="soft",
+        ...         decay_input=False,  # u = beta·u + x; True is u = beta·u + (1 − beta)·x
+        ...         surrogate=surrogate("atan", 2.0),  # derivative of its spike
+        ...     )
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ConfigError(f"register_neuron({cls!r}): expected a subclass of torch.nn.Module")
@@ -60,9 +65,11 @@ def replacement(neuron: nn.Module, multistep: bool) -> AdaptedLIF | None:
         converter, own = _CUSTOM[cls]
         multistep = multistep if own is None else own
         made = converter(neuron)
-        if isinstance(made, LIFParams):
-            return AdaptedLIF(made, multistep)
-        return Kept(neuron, multistep, getattr(neuron, "reset", None)) if made is None else made
+        if made is None:
+            return Kept(neuron, multistep, getattr(neuron, "reset", None))
+        layer = AdaptedLIF(made, multistep) if isinstance(made, LIFParams) else made
+        layer.stands_for = (neuron,)
+        return layer
     library = LIBRARIES.get(root(cls))
     return None if library is None else library.replacement(neuron)
 
@@ -84,10 +91,13 @@ def root(cls: type) -> str:
 
 
 def how_to_register(name: str) -> str:
-    """The three lines that make a neuron class known."""
+    """The lines that make a neuron class known."""
     return (
         "\n  @spikedim.adapters.register_neuron(" + name + ")"
         "\n  def convert(neuron):"
-        '\n      return spikedim.neurons.LIFParams(beta=..., threshold=..., reset="soft")'
-        "\n(return None instead to keep the neuron as it is, without potentials or neuron sweeps)"
+        '\n      return spikedim.neurons.LIFParams(beta=..., threshold=..., reset="soft",'
+        '\n          decay_input=False, surrogate=spikedim.neurons.surrogate("atan", 2.0))'
+        "\n(decay_input=False is u = beta*u + x, True is u = beta*u + (1 - beta)*x; surrogate is "
+        "the derivative of its spike; return None instead to keep the neuron as it is, without "
+        "potentials or neuron sweeps)"
     )

@@ -133,6 +133,8 @@ def design(
         workers = workers or job.workers
         if verify:
             then = "; then five trainings at T* to compare neurons (--no-neurons leaves them out)"
+            if neurons and (kept := job.network().kept):
+                then = f"; neurons are not compared: {', '.join(kept)} kept as they are"
             job.announce(timesteps, workers, then if neurons else "")
         elif pilot:
             job.announce(timesteps[-1:], workers)

@@ -261,7 +261,7 @@ def _of_network(
     axes = checked_axes(what, network.tokens, network.time)
     dataset = load_dataset(data, root)
     x, classes, T = network_inputs(network.name, dataset, split, limit, network.timesteps, how.seed)
-    model, _ = ready_network(network.name, dataset, T, network.checkpoint, how.seed)
+    model = ready_network(network.name, dataset, T, network.checkpoint, how.seed).network
     common: dict[str, Any] = {"layers": network.layers, "tokens": axes.tokens, "time": axes.time}
     if how.whole:
         keys = how.keys or [how.pca if key == "pca95" else key for key in ESTIMATORS]

@@ -140,6 +140,20 @@ def shaped_network(
     return network
 
 
+class Ready(NamedTuple):
+    """A network to look into.
+
+    Attributes:
+        network: the network.
+        trained: it has the weights of a checkpoint, or brings batch-norm statistics of its own.
+        state: which weights it has, in words.
+    """
+
+    network: SpikingModel
+    trained: bool
+    state: str
+
+
 def ready_network(
     name: str,
     dataset: Dataset,
@@ -148,8 +162,8 @@ def ready_network(
     seed: int,
     samples: int = SAMPLES,
     **options: Any,
-) -> tuple[SpikingModel, bool]:
-    """:func:`shaped_network` with batch-norm statistics, and whether it is a trained one.
+) -> Ready:
+    """:func:`shaped_network` with batch-norm statistics.
 
     Fresh batch norm is calibrated on the data. A checkpoint and a network that brings statistics
     of its own are taken as they are.
@@ -160,12 +174,15 @@ def ready_network(
         name, dataset, checkpoint, seed, options: as there.
     """
     from spikedim.models import settle_batchnorm
+    from spikedim.models.calibration import weights_in_words
     from spikedim.progress import note
 
     network = shaped_network(name, dataset, checkpoint, seed, **options)
+    samples = min(samples, len(dataset.train))
     if checkpoint is not None:
-        return network, True
+        return Ready(network, True, weights_in_words(name, checkpoint, samples))
     batches = calibration_batches(name, dataset, T, samples, seed)
-    trained, how = settle_batchnorm(network, batches, T)
-    note(f"{name}: {how}")
-    return network, trained
+    found = settle_batchnorm(network, batches, T)
+    state = weights_in_words(name, None, samples, T, found)
+    note(f"{name}: {state}")
+    return Ready(network, found == "own", state)

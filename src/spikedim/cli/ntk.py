@@ -99,8 +99,14 @@ class KernelReport(Result):
         about = [("alignment with labels", self.alignment), ("held-out accuracy", self.regression)]
         labels = Table("Kernel and labels", ("quantity", "value"), about)
         columns = ("estimator", "centred", "uncentred", "interval")
+        notes = (*self.centred.warnings, *_untrained(self))
+        if self.outputs != "full":
+            notes += (
+                "Values are exact for these samples; intervals are about the population that they "
+                "are drawn from.",
+            )
         return [
-            Table(_title(self), columns, rows, (*self.centred.warnings, *_untrained(self))),
+            Table(_title(self), columns, rows, notes),
             *([self.over.table()] if self.over is not None else []),
             *([labels] if self.alignment is not None else []),
             *self._kernel.tables(),
@@ -153,6 +159,7 @@ class ApproximateReport(Result):
         if self.over is not None:
             rest.insert(0, self.over.table())
         rows, notes = [*first.rows, *aligned], (*first.notes, *_untrained(self))
+        notes += ("Intervals are about the kernel of these samples, which is estimated.",)
         return [replace(first, title=_title(self), rows=rows, notes=notes), *rest]
 
     def plot(self, ax: Any = None) -> Any:
@@ -173,8 +180,8 @@ def _untrained(report: KernelReport | ApproximateReport) -> tuple[str, ...]:
     if report.initialisation is None or report.over is not None:
         return ()
     return (
-        f"One untrained network, seed {report.initialisation}: another may differ by more than "
-        "these intervals, which are about this kernel; --initialisations N measures N.",
+        f"One untrained network, seed {report.initialisation}: another may differ by more; "
+        "--initialisations N measures N.",
     )
 
 
@@ -213,7 +220,8 @@ def ntk(
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="Neuron parameter, e.g. refractory=1, v_reset=-0.5, decay_input=false; repeat.",
+            help="Neuron parameter, e.g. v_th=0.5, t_ref=1, tau_m=2, v_reset=-0.5, "
+            "decay_input=false; repeat.",
         ),
     ] = None,
     per_timestep: Annotated[
@@ -301,6 +309,7 @@ def ntk(
     """
     from spikedim.data import load_dataset
     from spikedim.models import settle_batchnorm
+    from spikedim.models.calibration import weights_in_words
     from spikedim.ntk.effects import sweep as swept
     from spikedim.ntk.invert import invert as inverted
     from spikedim.ntk.one_sided import one_sided as compared
@@ -355,12 +364,15 @@ def ntk(
         networks = []
         for place_in_line in range(initialisations):
             network = shaped_network(model, dataset, checkpoint, seed + place_in_line)
-            network.set_neurons(**_neuron(network, neuron, surrogate, width))
+            if fields := _neuron(network, neuron, surrogate, width):
+                network.set_neurons(**fields)
             network.to(place).eval()
             trained = checkpoint is not None
             if checkpoint is None:
-                trained, settled = settle_batchnorm(network, batches, T)
-                note(f"{model}: {settled}", topic="batch norm")
+                found = settle_batchnorm(network, batches, T)
+                trained = found == "own"
+                state = weights_in_words(model, None, sum(map(samples_of, batches)), T, found)
+                note(f"{model}: {state}", topic="weights")
             networks.append(network)
             if trained and initialisations > 1:
                 raise ConfigError(
@@ -633,16 +645,22 @@ def _neuron(
     import yaml
 
     from spikedim.neurons import surrogate as shaped
+    from spikedim.ntk.effects import SWEPT, neuron_fields
 
-    changes: dict[str, Any] = {}
+    own = network.config.neuron  # where it is not known, set_neurons refuses
+    fields: dict[str, Any] = {}
     for word in words or ():
         name, equals, value = word.partition("=")
         if not equals:
             raise ConfigError(f"--neuron {word!r}: expected NAME=VALUE, e.g. refractory=1")
-        changes[name.strip()] = yaml.safe_load(value)
+        name, given = name.strip(), yaml.safe_load(value)
+        if name in SWEPT and isinstance(given, (int, float)) and name != "v_reset":
+            fields |= neuron_fields(own, name, given)
+        else:
+            fields[name] = given
     if kind is not None or width is not None:
-        changes["surrogate"] = shaped(kind or network.config.neuron.surrogate.kind, width)
-    return changes
+        fields["surrogate"] = shaped(kind or (own.surrogate.kind if own else "sigmoid"), width)
+    return fields
 
 
 def _numbers(text: str | None) -> list[float] | None:

@@ -183,7 +183,7 @@ def _recorded(
 
     dataset = load_dataset(data, root)
     x, _, T = network_inputs(name, dataset, "train", limit, T, seed)
-    network, _ = ready_network(name, dataset, T, checkpoint, seed)
+    network = ready_network(name, dataset, T, checkpoint, seed).network
     found = network_variables(network, x, T, what, units, layers, time)
     return replace(found, source=f"{found.source} of {name} on {dataset.name}")
 

@@ -68,6 +68,7 @@ def profile(
 
     from spikedim.data import load_dataset
     from spikedim.models.registry import is_file
+    from spikedim.neurons import LIF
     from spikedim.profiling import profile as profiled
     from spikedim.profiling.activity import activity
     from spikedim.training import resolve_device
@@ -76,18 +77,23 @@ def profile(
         dataset = load_dataset(data, data_root)
         split = "train" if dataset.test is None else "test"
         x, y, T = network_inputs(model, dataset, split, samples, timesteps, seed)
-        network, trained = ready_network(model, dataset, timesteps, checkpoint, seed)
+        ready = ready_network(model, dataset, timesteps, checkpoint, seed)
         place = resolve_device(device)
-        network, x = network.to(place), x.to(place)
+        network, x = ready.network.to(place), x.to(place)
         result = profiled(
             network,
             x,
             T,
             conventions=convention or None,
-            labels=y if trained or is_file(model) else None,
+            labels=y if ready.trained or is_file(model) else None,
+            state=ready.state,
         )
+        seen = None
         if plot is not None or html is not None:
-            seen = activity(network, x[:_ACTIVE] if x.ndim < 5 else x[:, :_ACTIVE], T)
+            if network.kept:
+                say(f"No potentials of {', '.join(network.kept)}: neurons kept as they are.")
+            if any(isinstance(m, LIF) and m.known for m in network.modules()):
+                seen = activity(network, x[:_ACTIVE] if x.ndim < 5 else x[:, :_ACTIVE], T)
         if plot is not None:
             from spikedim.profiling.figures import overview
 

@@ -123,9 +123,9 @@ def _diagnosed(
     dataset = load_dataset(data, root)
     chosen: dict[str, Any] = {} if gate == "none" else {"gate": gate}
     x, _, steps = network_inputs(model, dataset, split, limit, T, seed)
-    network, trained = ready_network(model, dataset, T, checkpoint, seed, CALIBRATION, **chosen)
+    ready = ready_network(model, dataset, T, checkpoint, seed, CALIBRATION, **chosen)
     return diagnose(
-        network,
+        ready.network,
         x,
         steps,
         what,
@@ -133,7 +133,7 @@ def _diagnosed(
         twin=twin,
         network=model,
         dataset=dataset.name,
-        trained=trained,
+        trained=ready.trained,
         seed=seed,
     )
 

@@ -33,25 +33,28 @@ def lower_bounds(
     spikes = profile.spikes_per_sample.value
     rate = spikes / (profile.T * sum(layer.neurons for layer in profile.layers))
     printed = f"ε = {epsilon:g} as printed, no unit; L_f = {LIPSCHITZ:g} assumed"
-    n, d = model.tokens, model.channels
+    n, d, m = model.tokens, model.channels, pixels.shape[1]
+    of_data = (
+        f"{printed}; d_eff = {d_eff:g} of whole inputs ({m} features), not of a representation"
+    )
     spike_bounds = (
         (
             "worst case L_f²·n·d/ε²",
             "BOUND-WORST",
             theory.spikes_worst_case(n, d, epsilon, LIPSCHITZ),
-            f"{printed}; n = {n} tokens, d = {d} channels",
+            f"{printed}; n = {n} tokens, d = {d} channels of the representation",
         ),
         (
             "input-dependent L_f²·d_eff/ε²",
             "BOUND-INPUT",
             theory.spikes_input_dependent(d_eff, epsilon, LIPSCHITZ),
-            f"{printed}; d_eff = {d_eff:g}",
+            of_data,
         ),
         (
             "input-dependent as the T rule implies, L_f²·n·d_eff/ε²",
             "BOUND-INPUT",
             theory.spikes_input_dependent(d_eff, epsilon, LIPSCHITZ, n),
-            f"{printed}; d_eff = {d_eff:g}, n = {n}",
+            f"{of_data}; n = {n}",
         ),
     )
     bounds = [

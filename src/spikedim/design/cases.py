@@ -244,7 +244,7 @@ def _case(
         first.parameters,
         first.train_samples,
         first.image_size,
-        first.v_th,
+        first.v_th or 0.0,
         _pilot(last, read, kept),
         Outcome.of(found, [s for s in spikes if s is not None]),
     )

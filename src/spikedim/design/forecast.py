@@ -89,7 +89,11 @@ class Forecast(Result):
         ]
         columns = ("predictor", "T (90 %)", "held-out error, mean abs log2", "needs")
         own = f", {self.own} of them your own" if self.own else ""
-        note = f"Ranked on {self.cases} cases{own}, each predicted without its data set."
+        note = (
+            f"Ranked on {self.cases} cases{own}, each predicted without its data set. The 90 % "
+            "intervals hold T* of new cases as those errors tell; the published rule's own "
+            "interval, elsewhere, is that of its inputs C and d_eff."
+        )
         return [
             *self.best.tables(),
             Table("Predicted timesteps", columns, rows, (note, *self.notes)),

@@ -18,6 +18,9 @@ from spikedim.results import Estimate, Result, Table, number
 from spikedim.theory import TimestepPrediction
 from spikedim.training import NeuronSweep, TimestepSweep
 
+#: Setting of a neuron whose parameters are not known.
+KEPT = "kept as it is"
+
 #: Does the published rule agree with what was measured?
 Agreement = Literal[
     "agrees", "overestimates", "underestimates", "undecided", "not learned", "not measured"
@@ -137,15 +140,16 @@ class Recommendation:
 
     Attributes:
         timesteps: recommended T with its interval.
-        threshold, beta, refractory: v_th, membrane decay per step and t_ref in whole steps.
+        threshold, beta, refractory: v_th, membrane decay per step and t_ref in whole steps;
+            ``None`` where every neuron is kept as it is, so that they are not known.
         basis: ``"measured"`` (trained and tested here), ``"predicted"`` or ``"budget"``.
         reasons: one plain sentence per setting.
     """
 
     timesteps: Estimate
-    threshold: float
-    beta: float
-    refractory: int
+    threshold: float | None
+    beta: float | None
+    refractory: int | None
     basis: Literal["measured", "predicted", "budget"]
     reasons: tuple[str, ...]
 
@@ -192,17 +196,26 @@ class Plan(Result):
     budget: BudgetAnswer | None = None
     inversion: Inversion | None = None
 
+    @property
+    def points(self) -> tuple[Operating, ...]:
+        """The operating points and, where its neurons differ from theirs, the recommended one."""
+        return (*self.operating, *([self.recommended] if self.recommended.setting else []))
+
     def tables(self) -> list[Table]:
         """The answer, operating points, neuron settings and bounds, each with its intervals."""
         advice = self.recommendation
+        chance = self.sweep is not None and not self.sweep.learned
         answer = [
             ("timesteps T", advice.timesteps),
-            ("threshold v_th", advice.threshold),
-            ("leak β (per step)", advice.beta),
-            ("refractory period t_ref (steps)", advice.refractory),
-            ("basis", advice.basis),
+            ("threshold v_th", _known(advice.threshold)),
+            ("leak β (per step)", _known(advice.beta)),
+            ("refractory period t_ref (steps)", _known(advice.refractory)),
+            ("basis", f"{advice.basis}{', at chance: no answer' if chance else ''}"),
             (f"predictor {self.forecast.best.name}", f"T = {self.forecast.best.timesteps}"),
-            ("published rule", f"T = {self.predictions[0].timesteps}: {self.agreement}"),
+            (
+                "published rule, interval of C and d_eff",
+                f"T = {self.predictions[0].timesteps}: {self.agreement}",
+            ),
         ]
         if self.budget is not None:
             answer.append(("budget", self.budget.text))
@@ -220,12 +233,14 @@ class Plan(Result):
     def _operating_table(self) -> Table:
         conventions = [energy.convention for energy in self.operating[0].profile.energy]
         rows = []
-        for point in self.operating:
+        for point in self.points:
             energies = {e.convention: e.total for e in point.profile.energy}
-            mark = " ←" if point.timesteps == int(self.recommendation.timesteps.value) else ""
+            setting = f", {point.setting}" if point.setting else ""
+            chosen = (self.recommended.timesteps, self.recommended.setting)
+            mark = " ←" if (point.timesteps, point.setting) == chosen else ""
             rows.append(
                 (
-                    f"{point.timesteps}{mark}",
+                    f"{point.timesteps}{setting}{mark}",
                     point.accuracy or point.expected,
                     point.lost,
                     point.profile.spikes_per_sample,
@@ -252,7 +267,15 @@ class Plan(Result):
             f"Published forms as printed, with ε = {self.target.epsilon / 100:g} and an assumed "
             "L_f = 1; every assumption is in the report and in .bounds."
         )
-        return Table("The theory beside the measurement", columns, rows, (note,))
+        quantities = (
+            "The worst case takes n·d of the network's representation, the input-dependent forms "
+            "d_eff of the data: where d_eff exceeds d, the worst case can be the smaller figure."
+        )
+        return Table("The theory beside the measurement", columns, rows, (note, quantities))
+
+
+def _known(setting: float | None) -> float | str:
+    return KEPT if setting is None else setting
 
 
 def _measured(bound: Bound) -> str:

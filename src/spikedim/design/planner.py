@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from spikedim.adapters import AdaptedModel
 from spikedim.data import Dataset, as_dataset
 from spikedim.design.bounds import lower_bounds
 from spikedim.design.budget import Budget, BudgetAnswer, invert
@@ -29,11 +29,12 @@ from spikedim.dimension import measure
 from spikedim.errors import ConfigError, DataError
 from spikedim.models import (
     SpikingModel,
-    brings_statistics,
+    batchnorm_of,
+    calibrate_batchnorm,
     create_model,
     load_checkpoint,
-    settle_batchnorm,
 )
+from spikedim.models.calibration import weights_in_words
 from spikedim.models.features import layer_shapes
 from spikedim.neurons import LIFParams
 from spikedim.profiling import Profile, profile
@@ -50,6 +51,7 @@ from spikedim.training import (
     sweep_neurons,
     sweep_timesteps,
 )
+from spikedim.training.sweep import majority
 
 #: Timesteps that are trained and tested unless the user names others.
 DEFAULT_TIMESTEPS = (1, 2, 4, 8)
@@ -148,7 +150,7 @@ def design(
     network = create_model(
         model, num_classes=dataset.num_classes, input_shape=dataset.input_shape, seed=seed
     )
-    brought = brings_statistics(network)
+    batchnorm = batchnorm_of(network)
     sweep, neuron_sweep = None, None
     if trains:
         assert run is not None
@@ -163,19 +165,17 @@ def design(
             mode="train" if verify else "inference",
             workers=workers,
         )
-        if neurons and verify:
+        if neurons and verify and not network.kept:
             best = int(sweep.t_star.value)
             neuron_sweep = sweep_neurons(
                 dataset, model, best, NEURON_GRID, config, run, workers=workers
             )
-        state = f"trained, {config.epochs} epochs on {len(dataset.train):,} samples"
-    elif checkpoint is not None:
-        load_checkpoint(network, checkpoint)
-        state = f"weights of {Path(checkpoint).name}"
-    elif brought:
-        state = "weights and batch norm as the network brings them"
+        epochs = f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}"
+        state = f"trained, {epochs} on {len(dataset.train):,} samples"
     else:
-        state = f"untrained, batch norm calibrated on {_CALIBRATION_SAMPLES} samples"
+        if checkpoint is not None:
+            load_checkpoint(network, checkpoint)
+        state = weights_in_words(model, checkpoint, _CALIBRATION_SAMPLES, batchnorm=batchnorm)
 
     case = case_of(dataset, model, network, d_eff.value, seed, sweep, run)
     cases, own = known or (reference_cases(), 0)
@@ -184,14 +184,14 @@ def design(
     if not verify:
         sweep = None  # a pilot is read out, not measured at each T
 
-    x, _ = dataset.tensors("train" if dataset.test is None else "test", limit=profile_samples)
+    x, _ = dataset.tensors("train" if dataset.test is None else "test", profile_samples, seed)
     choice = None
     if sweep is None:
         wanted = _around(int(said.best.timesteps.value), budget is not None)
-        if checkpoint is None and not pilot:
-            images, _ = dataset.tensors("train", limit=_CALIBRATION_SAMPLES)
-            settle_batchnorm(network, torch.split(images, 64), max(wanted))
-        operating = tuple(_predicted(said, T, profile(network, x, T)) for T in wanted)
+        images = None
+        if checkpoint is None and not pilot and batchnorm == "fresh":
+            images, _ = dataset.tensors("train", _CALIBRATION_SAMPLES, seed)
+        operating = tuple(_predicted(said, T, _profiled(network, x, T, images)) for T in wanted)
         recommended = next(p for p in operating if p.timesteps == int(said.best.timesteps.value))
     else:
         operating = _operating(network, sweep, x)
@@ -205,7 +205,7 @@ def design(
         if answer.timesteps is not None and answer.timesteps != recommended.timesteps:
             recommended = next(p for p in operating if p.timesteps == answer.timesteps)
             choice = None  # neurons were compared at T* only
-    advice = _recommend(network.config.neuron, sweep, neuron_sweep, choice, said, answer, target)
+    advice = _recommend(network, sweep, neuron_sweep, choice, said, answer, target)
     summary = ModelSummary(
         model,
         sum(p.numel() for p in network.parameters()),
@@ -256,7 +256,7 @@ def design(
             recommended.timesteps,
             _weights(sweep, checkpoint),
             seed,
-            trained=brought,
+            trained=batchnorm == "own",
         ),
     )
     if run is not None:
@@ -265,9 +265,27 @@ def design(
 
 
 def _tokens(network: SpikingModel, x: torch.Tensor) -> tuple[int, int]:
-    """Tokens and channels of the last spiking layer that has tokens: what the head reads."""
-    shapes = [shape for shape in layer_shapes(network, x[:2], 1) if shape.grid]
-    return (shapes[-1].tokens, shapes[-1].channels) if shapes else (1, network.config.num_classes)
+    """Tokens and channels of what the head reads, unless the user said them.
+
+    They are those of the last spiking layer that has tokens; without tokens, one vector as long as
+    the last spiking layer.
+    """
+    shapes = layer_shapes(network, x[:2], 1)
+    read = next((shape for shape in reversed(shapes) if shape.grid), shapes[-1])
+    given = network.config if isinstance(network, AdaptedModel) else None
+    return (
+        (given and given.tokens) or read.tokens,
+        (given and given.embed_dim) or read.channels,
+    )
+
+
+def _profiled(
+    network: SpikingModel, x: torch.Tensor, T: int, images: torch.Tensor | None
+) -> Profile:
+    """Profile at T; an untrained network takes its batch-norm statistics from ``images`` at T."""
+    if images is not None:
+        calibrate_batchnorm(network, torch.split(images, 64), T)
+    return profile(network, x, T)
 
 
 def _around(T: int, everything: bool) -> tuple[int, ...]:
@@ -334,7 +352,7 @@ def _typed(neuron: LIFParams, choice: NeuronPoint) -> Any:
 
 
 def _recommend(
-    own: LIFParams,
+    network: SpikingModel,
     sweep: TimestepSweep | None,
     neurons: NeuronSweep | None,
     choice: NeuronPoint | None,
@@ -342,7 +360,9 @@ def _recommend(
     answer: BudgetAnswer | None,
     target: Target,
 ) -> Recommendation:
-    settings: dict[str, Any] = {name: getattr(own, name) for name in NEURON_GRID}
+    own: LIFParams | None = network.config.neuron
+    settings: dict[str, Any] = {name: getattr(own, name, None) for name in NEURON_GRID}
+    neuron = _own_neurons(network)
     if answer is not None and answer.timesteps is not None:
         return Recommendation(
             Estimate(answer.timesteps, unit="timesteps"),
@@ -350,7 +370,7 @@ def _recommend(
             basis="budget",
             reasons=(
                 f"T: {answer.text}",
-                "v_th, β and t_ref: the network's own.",
+                f"v_th, β and t_ref: {neuron}.",
             ),
         )
     if sweep is None:
@@ -360,15 +380,18 @@ def _recommend(
             basis="predicted",
             reasons=(
                 f"T: {said.best.name}: {said.best.text} Not checked on this network.",
-                "v_th, β and t_ref: the network's own; verify to compare others.",
+                f"v_th, β and t_ref: {neuron}"
+                f"{'' if network.kept else '; verify to compare others'}.",
             ),
         )
     reasons = [
-        f"T: smallest T within {points_of(target.tolerance)} of the plateau {sweep.plateau}.",
+        f"T: smallest T within {points_of(target.tolerance)} of the plateau {sweep.plateau}"
+        f"{'' if sweep.learned else ', which is at chance: it says nothing'}.",
     ]
     if neurons is None or choice is None:
-        reasons.append("v_th, β and t_ref: the network's own; no others were tried.")
+        reasons.append(f"v_th, β and t_ref: {neuron}; no others were tried.")
     else:
+        assert own is not None
         settings[choice.parameter] = _typed(own, choice)
         tried = sum(not point.base for point in neurons.points) + 1
         reasons.append(
@@ -378,6 +401,16 @@ def _recommend(
             f"it reaches {choice.accuracy} on the test set."
         )
     return Recommendation(sweep.t_star, **settings, basis="measured", reasons=tuple(reasons))
+
+
+def _own_neurons(network: SpikingModel) -> str:
+    """What the settings that are not swept stand for."""
+    if not network.kept:
+        return "the network's own"
+    kept = f"{', '.join(network.kept)}: neurons kept as they are, whose settings are not known"
+    if network.config.neuron is None:
+        return f"not known ({kept}; register an equivalent to compare others)"
+    return f"the network's own where they are known ({kept})"
 
 
 def _cheapest(neurons: NeuronSweep, tolerance: float) -> NeuronPoint:
@@ -396,8 +429,6 @@ def _cheapest(neurons: NeuronSweep, tolerance: float) -> NeuronPoint:
 
 
 def _data_summary(dataset: Dataset) -> DataSummary:
-    labels = (dataset.test or dataset.train).labels
-    assert labels is not None
     return DataSummary(
         dataset.name,
         dataset.kind,
@@ -405,7 +436,7 @@ def _data_summary(dataset: Dataset) -> DataSummary:
         0 if dataset.test is None else len(dataset.test),
         dataset.input_shape,
         dataset.num_classes,
-        float(np.bincount(labels).max() / len(labels)),
+        majority(dataset),
         dataset.source,
         dataset.fingerprint,
     )

@@ -10,12 +10,12 @@ from spikedim.design.plan import Agreement, DataSummary, Operating, Recommendati
 from spikedim.results import Estimate, number, points_of
 from spikedim.theory import TimestepPrediction
 from spikedim.training import TimestepSweep
+from spikedim.training.timestep import above_chance
 
 
 def learned(sweep: TimestepSweep, majority: float) -> bool:
     """Whether the plateau lies above what always answering the most frequent class reaches."""
-    low = sweep.plateau.value if sweep.plateau.low is None else sweep.plateau.low
-    return low > 100 * majority
+    return above_chance(sweep.plateau, 100 * majority)
 
 
 def agreement(
@@ -74,7 +74,8 @@ def verdict(
     if sweep is None:
         lines += _expectation(said, point)
     else:
-        lines.append(_score(said, sweep))
+        if agreed != "not learned":
+            lines.append(_score(said, sweep))
     lines.append(_rule(prediction, agreed, sweep, target))
     if sweep is None:
         lines += said.notes
@@ -148,20 +149,27 @@ def _headline(
             f"{points_of(target.tolerance)} of the plateau {sweep.plateau}; at T = "
             f"{point.timesteps}, {model} reaches {point.accuracy} accuracy on {data.name}."
         )
-    neuron = f" with {point.setting}" if point.setting else ""
+    reaches = (
+        f"{model} reaches {point.accuracy} accuracy on {number(point.accuracy.n or 0)} test "
+        f"samples of {data.name}"
+    )
+    within = f"the smallest T within {points_of(target.tolerance)} of the plateau {sweep.plateau}"
+    if not point.setting:
+        return f"Use T = {_span(t)}: {reaches}; T* is {within}."
     return (
-        f"Use T = {_span(t)}{neuron}: {model} reaches {point.accuracy} accuracy on "
-        f"{number(point.accuracy.n or 0)} test samples of {data.name}; T* is the smallest T within "
-        f"{points_of(target.tolerance)} of the plateau {sweep.plateau}."
+        f"Use T = {point.timesteps} with {point.setting}: {reaches}. T* = {_span(t)}, {within}, "
+        f"was measured with the network's own neurons; with {point.setting} only T = "
+        f"{point.timesteps} was trained."
     )
 
 
 def _cost(point: Operating) -> str:
     parts = [f"{energy.total} per sample ({energy.convention})" for energy in point.profile.energy]
+    setting = f" with {point.setting}" if point.setting else ""
     return (
-        f"At T = {point.timesteps} it fires {point.profile.spikes_per_sample} per sample and needs "
-        f"{' or '.join(parts)}; {point.profile.dense.total} for the dense network of the same "
-        "shapes in one pass."
+        f"At T = {point.timesteps}{setting} it fires {point.profile.spikes_per_sample} per sample "
+        f"and needs {' or '.join(parts)}; {point.profile.dense.total} for the dense network of the "
+        "same shapes in one pass."
     )
 
 
@@ -172,8 +180,9 @@ def _rule(
     target: Target,
 ) -> str:
     text = (
-        f"The published rule C·d_eff/ε² gives T = {_span(prediction.timesteps)} "
-        f"(C = {prediction.constant}, d_eff = {prediction.d_eff}, ε = {number(target.epsilon)} %)"
+        f"The published rule C·d_eff/ε² gives T = {_span(prediction.timesteps)}, by its inputs "
+        f"C = {prediction.constant} and d_eff = {prediction.d_eff} at ε = "
+        f"{number(target.epsilon)} %"
     )
     if sweep is None:
         return text + "."

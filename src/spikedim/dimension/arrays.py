@@ -29,6 +29,8 @@ class Samples:
         integer: the data are whole numbers.
         sparse: ``array`` is a CSR matrix.
         index: rows of ``array`` that are the samples; all when ``None``.
+        space: dimension of the space they lie in, where it is larger than d: of gradients known by
+            their inner products, n coordinates are stored of any number.
     """
 
     array: Any
@@ -38,6 +40,12 @@ class Samples:
     integer: bool
     sparse: bool
     index: NDArray[np.intp] | None = None
+    space: int | None = None
+
+    @property
+    def dimension(self) -> int:
+        """The most directions that they can have."""
+        return self.d if self.space is None else self.space
 
     def rows(self, start: int, stop: int, dtype: Any = np.float64) -> Float:
         """Rows ``start:stop`` as a dense ``[stop - start, d]`` array."""

@@ -11,7 +11,7 @@ from scipy import optimize, stats
 
 from spikedim.dimension.arrays import as_samples
 from spikedim.dimension.estimators import get_estimator
-from spikedim.dimension.intervals import LIMIT, around, curve_of
+from spikedim.dimension.intervals import LIMIT, around
 from spikedim.dimension.moments import Array
 from spikedim.dimension.resampling import Resampler
 from spikedim.errors import ConfigError
@@ -24,13 +24,15 @@ class GrowthCurve(Result):
     """d_eff(n) on random subsets and the fit θ(n) = θ_∞ − a/√n − b/n with a, b of one sign.
 
     Args:
-        estimator: key of the estimator.
+        estimator: key of the estimator (``pcaQQ_real`` where ``pcaQQ`` was asked for).
         sizes: numbers of samples, ascending.
         values: mean over the subsets of each size.
         spread: standard deviation over them.
         limit: θ_∞ with an interval from the subsets.
         slope, curvature: a and b of the fit.
         limited: the value at the largest n is more than 3 % from θ_∞.
+
+    The form is that of large n; :attr:`fits_from` says from which measured size on it fits.
     """
 
     estimator: str
@@ -47,6 +49,14 @@ class GrowthCurve(Result):
         n = np.asarray(n, np.float64)
         return np.asarray(self.limit.value - self.slope / np.sqrt(n) - self.curvature / n)
 
+    @property
+    def fits_from(self) -> float:
+        """The smallest size from which on the fit is within 5 %, or a s.d., of every mean."""
+        off = np.abs(self.fit(self.sizes) - self.values)
+        misses = np.flatnonzero(off > np.maximum(self.spread, 0.05 * np.abs(self.values)))
+        first = int(misses[-1]) + 1 if len(misses) else 0
+        return float(self.sizes[min(first, len(self.sizes) - 1)])
+
     def tables(self) -> list[Table]:
         """One row per sample size, the extrapolated limit last."""
         rows: list[Sequence[Any]] = [
@@ -54,23 +64,30 @@ class GrowthCurve(Result):
             for n, v, s in zip(self.sizes, self.values, self.spread, strict=True)
         ]
         rows.append(("∞ (fit)", self.limit.value, str(self.limit)))
-        notes = ("limited by n: the largest sample is not enough",) if self.limited else ()
+        notes = ["limited by n: the largest sample is not enough"] if self.limited else []
+        if self.fits_from > self.sizes[0]:
+            notes.append(f"the fit is one of large n: it holds from n = {self.fits_from:,.0f} on")
         columns = ("n", self.estimator, "s.d. over subsets")
         return [Table(f"{self.estimator} against the number of samples", columns, rows, notes)]
 
     def plot(self, ax: Any = None) -> Any:
-        """Measured values, fit and extrapolated band; returns the matplotlib axes."""
+        """Measured values, fit where it holds, and extrapolated band; returns the axes."""
         if ax is None:
             import matplotlib.pyplot as plt
 
             _, ax = plt.subplots(figsize=(5, 3.5), layout="constrained")
-        n = np.geomspace(self.sizes[0], 10 * self.sizes[-1], 200)
-        ax.plot(n, self.fit(n), color="#1f5a93", lw=1.4, label="fit")
+        n = np.geomspace(self.fits_from, 10 * self.sizes[-1], 200)
+        ax.plot(
+            n, self.fit(n), color="#1f5a93", lw=1.4, label=f"fit, from n = {self.fits_from:,.0f} on"
+        )
         ax.errorbar(self.sizes, self.values, self.spread, fmt="o", ms=4, color="#b8321f",
-                    label="subsets")  # fmt: skip
+                    label="mean of subsets ± s.d.")  # fmt: skip
         if self.limit.low is not None and self.limit.high is not None:
-            ax.axhspan(self.limit.low, self.limit.high, color="#1f5a93", alpha=0.15, lw=0)
-        ax.set(xscale="log", xlabel="samples n", ylabel=self.estimator)
+            ax.axhspan(
+                self.limit.low, self.limit.high, color="#1f5a93", alpha=0.15, lw=0,
+                label=f"n → ∞, {100 * self.limit.confidence:g} % interval",
+            )  # fmt: skip
+        ax.set(xscale="log", xlabel="samples n", ylabel=f"d_eff, {self.estimator}")
         ax.legend(fontsize=8, frameon=False)
         return ax
 
@@ -89,7 +106,8 @@ def growth_curve(
 
     Args:
         x: samples ``[n, d...]``.
-        estimator: key of a spectral estimator; pcaQQ is measured as a real-valued count.
+        estimator: key of a spectral estimator; for ``pcaQQ``, whose whole counts jump,
+            ``pcaQQ_real`` is measured.
         center: subtract the mean of each subset.
         sizes: subset sizes; six from n/32 to n by default.
         repeats: subsets per size (disjoint where they fit).
@@ -113,7 +131,8 @@ def growth_curve(
             f"sizes={list(sizes)}, repeats={repeats}; expected at least 3 sizes between 4 and "
             f"{n} and at least 2 repeats"
         )
-    curve = curve_of(item)
+    if item.counts:
+        item = get_estimator(f"{item.key}_real")
     source = Resampler.of(samples, center)
     draws = np.empty((repeats, len(sizes)))
     rng = np.random.default_rng(seed)
@@ -125,7 +144,7 @@ def growth_curve(
                     order, start = rng.permutation(n), 0
                 chosen = np.sort(order[start : start + size])
                 start += size
-                draws[turn, place] = curve(source.subset(chosen))
+                draws[turn, place] = item.function(source.subset(chosen))
                 progress.advance()
             if size == n:
                 draws[1:, place] = draws[0, place]
@@ -141,7 +160,7 @@ def growth_curve(
         f"fit over {len(sizes)} sizes, {repeats} subsets each",
     )  # fmt: skip
     limited = bool(abs(limit - values[-1]) > LIMIT * max(values[-1], 1.0))
-    return GrowthCurve(estimator, numbers, values, spread, found, slope, curvature, limited)
+    return GrowthCurve(item.key, numbers, values, spread, found, slope, curvature, limited)
 
 
 def fit_growth(sizes: Array, values: Array) -> tuple[float, float, float]:

@@ -144,7 +144,7 @@ def measure(
         notes += limits
     notes += _notes(samples, spec, direct)
     ordered = {key: found[key] for key in keys}
-    return DimensionReport(ordered, spec, tuple(notes), samples.n, samples.d, center, seed)
+    return DimensionReport(ordered, spec, tuple(notes), samples.n, spec.d, center, seed)
 
 
 def _defaults(quantile: float) -> list[str]:

@@ -85,7 +85,7 @@ class Resampler:
         return np.setdiff1d(np.arange(self.samples.n), index)
 
     def _spectrum(self, matrix: Array | Moments) -> Spectrum:
-        return spectrum_of(matrix, self.samples.d, self.center)
+        return spectrum_of(matrix, self.samples.dimension, self.center)
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def spectrum(
         raise ConfigError(f"method={method!r}; expected 'auto', 'covariance' or 'gram'")
     side = smaller_side(samples) if method == "auto" else method
     check_memory(samples.n if side == "gram" else samples.d, memory_limit)
-    return spectrum_of(second_moments(samples, center, side), samples.d, center)
+    return spectrum_of(second_moments(samples, center, side), samples.dimension, center)
 
 
 def smaller_side(samples: Samples) -> str:

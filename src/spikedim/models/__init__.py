@@ -10,7 +10,7 @@ from spikedim.models import spikingresformer_variants as _spikingresformer  # no
 from spikedim.models.attention import attention_maps
 from spikedim.models.base import Macs, SpikingModel
 from spikedim.models.calibration import (
-    brings_statistics,
+    batchnorm_of,
     calibrate_batchnorm,
     settle_batchnorm,
 )
@@ -74,7 +74,7 @@ __all__ = [
     "ViTConfig",
     "VisionTransformer",
     "attention_maps",
-    "brings_statistics",
+    "batchnorm_of",
     "build_model",
     "calibrate_batchnorm",
     "convert",

@@ -44,7 +44,8 @@ class SpikingModel(nn.Module, ABC):
     batch gives what its samples give alone and ``torch.func`` transforms apply.
 
     Attributes:
-        config: the frozen dataclass that rebuilds this network, neurons included.
+        config: the frozen dataclass that rebuilds this network, neurons included; its ``neuron``
+            is ``None`` where no neuron's parameters are known.
         input_shape: (C, H, W) of one frame.
         num_classes: length of the logits.
         default_timesteps: T of a static input when the caller gives none.
@@ -84,6 +85,11 @@ class SpikingModel(nn.Module, ABC):
     def forward(self, x: Tensor, T: int | None = None) -> Tensor:
         """Logits [B, classes]: the mean over time of :meth:`steps`, same arguments and errors."""
         return self.steps(x, T).mean(0)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Neuron layers that run as they are: spikes to record, no parameters that we know."""
+        return tuple(name for name, m in self.named_modules() if isinstance(m, LIF) and not m.known)
 
     def threshold_ratio(self, name: str) -> float:
         """Threshold of the neuron layer ``name``, as a multiple of ``config.neuron.threshold``."""

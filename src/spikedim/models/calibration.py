@@ -3,63 +3,56 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from spikedim.errors import DataError
 from spikedim.models.base import SpikingModel
-from spikedim.models.features import batch_axis
+from spikedim.models.registry import is_file
+
+BatchNorm = Literal["fresh", "own", "absent"]
 
 
-def brings_statistics(model: SpikingModel) -> bool:
-    """Whether some running statistics of the network are not the initial ones.
+def batchnorm_of(model: SpikingModel) -> BatchNorm:
+    """Whether a network needs :func:`calibrate_batchnorm`: its running statistics are ``"fresh"``.
 
-    Such a network was trained or calibrated: its weights belong to its statistics, which other
-    ones must not replace.
+    ``"own"`` statistics, of which some are not the initial ones, were trained or calibrated: the
+    weights belong to them, others must not replace them. ``"absent"``: it keeps none.
     """
-    for keeper in _keepers(model):
+    keepers = _keepers(model)
+    for keeper in keepers:
         fresh = copy.deepcopy(keeper, {id(p): p for p in keeper.parameters()})
         fresh.reset_running_stats()
         pairs = zip(keeper.buffers(recurse=False), fresh.buffers(recurse=False), strict=True)
-        if not all(torch.equal(own, initial) for own, initial in pairs):
-            return True
-    return False
+        if not all(torch.equal(mine, initial) for mine, initial in pairs):
+            return "own"
+    return "fresh" if keepers else "absent"
 
 
 def settle_batchnorm(
     model: SpikingModel, batches: Iterable[Tensor], T: int | None = None
-) -> tuple[bool, str]:
-    """:func:`calibrate_batchnorm`, unless the network :func:`brings_statistics` of its own.
+) -> BatchNorm:
+    """:func:`calibrate_batchnorm` where :func:`batchnorm_of` is ``"fresh"``.
 
     Args:
         model: the network, which ends in eval mode.
         batches, T: as for :func:`calibrate_batchnorm`; not read where they are not needed.
 
     Returns:
-        Whether the network was taken as it is, and which of the two happened, in words.
+        What batch norm was found.
 
     Raises:
         DataError: as :func:`calibrate_batchnorm`.
     """
-    if brings_statistics(model):
-        model.eval()
-        return True, "batch norm as the network brings it"
-    if not _keepers(model):
-        model.eval()
-        return False, "no batch norm to calibrate"
-    seen = 0
-
-    def counted() -> Iterator[Tensor]:
-        nonlocal seen
-        for batch in batches:
-            seen += batch.shape[batch_axis(batch)]
-            yield batch
-
-    calibrate_batchnorm(model, counted(), T)
-    return False, f"batch norm calibrated on {seen:,} samples"
+    found = batchnorm_of(model)
+    if found == "fresh":
+        calibrate_batchnorm(model, batches, T)
+    model.eval()
+    return found
 
 
 def calibrate_batchnorm(
@@ -109,6 +102,33 @@ def calibrate_batchnorm(
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
         model.eval()
+
+
+def weights_in_words(
+    name: str,
+    checkpoint: str | Path | None,
+    samples: int,
+    T: int | None = None,
+    batchnorm: BatchNorm = "fresh",
+) -> str:
+    """Which weights a network has that was not trained here, for beside its figures.
+
+    Args:
+        name: of the network, or FILE.py:FUNCTION.
+        checkpoint: whose weights it has, if any.
+        samples: training samples that it was calibrated on.
+        T: timesteps that it was calibrated at; ``None`` for each T anew.
+        batchnorm: what it was built with; only a fresh one was calibrated.
+    """
+    if checkpoint is not None:
+        return f"weights of {Path(checkpoint).name}"
+    weights = f"weights as {name} makes them" if is_file(name) else "untrained"
+    if batchnorm == "own":
+        return f"{weights}, batch norm as the network brings it"
+    if batchnorm == "absent":
+        return f"{weights}, no batch norm"
+    at = "each T" if T is None else f"T = {T}"
+    return f"{weights}, batch norm calibrated at {at} on {samples} training samples"
 
 
 def _keepers(model: SpikingModel) -> list[Any]:

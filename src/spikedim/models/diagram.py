@@ -178,6 +178,8 @@ def _kind(module: nn.Module) -> str:
     if isinstance(module, nn.Linear):
         return f"Linear {module.in_features} → {module.out_features}"
     if isinstance(module, LIF):
+        if not module.known:
+            return f"{module.extra_repr()}, kept as it is"
         p = module.params
         learned = next(module.parameters(), None) is not None
         beta = "learned β" if learned else f"β {_value(p.beta)}"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,10 @@ class LIF(nn.Module):
     Attributes:
         activation: where set, the layer is continuous: this function of (current, parameters)
             replaces the dynamics, see :mod:`spikedim.neurons.continuous`.
+        known: whether ``params`` say what the layer does.
     """
+
+    known: ClassVar[bool] = True
 
     def __init__(self, params: LIFParams | None = None) -> None:
         super().__init__()

@@ -394,5 +394,5 @@ def steps_of(model: nn.Module, x: Tensor, T: int | None) -> int:
 
 
 def neurons_of(model: nn.Module) -> Sequence[LIF]:
-    """LIF layers of the network."""
-    return [module for module in model.modules() if isinstance(module, LIF)]
+    """LIF layers of the network whose parameters are known."""
+    return [module for module in model.modules() if isinstance(module, LIF) and module.known]

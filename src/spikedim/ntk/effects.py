@@ -16,6 +16,7 @@ from spikedim.models.base import SpikingModel
 from spikedim.neurons import LIFParams
 from spikedim.ntk.ticks import readable_log
 from spikedim.ntk.variants import (
+    QUIET,
     Array,
     Prepare,
     as_networks,
@@ -41,7 +42,6 @@ SWEPT: dict[str, tuple[float, ...]] = {
     "t_ref": (0, 1, 2, 3),
     "tau_m": (1.25, 1.5, 2.0, 3.0, 4.0, 8.0),
 }
-_QUIET = 0.005  # spikes per neuron and step below which a kernel rests on a few spikes
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def sweep(
     tried = sorted({float(v) for v in (SWEPT[parameter] if values is None else values)})
     if len(tried) < 2:
         raise ConfigError(f"{parameter}: {len(tried)} value; a sweep needs at least 2")
-    changes = [_changes(networks[0].config.neuron, parameter, value) for value in tried]
+    changes = [neuron_fields(networks[0].config.neuron, parameter, value) for value in tried]
     items = estimators(estimator)[:1]
     groups = split(samples_of(x), seed)
     logs, rates = [], []
@@ -259,7 +259,7 @@ def sweep(
         for value, known in zip(tried, usable, strict=True)
         if not known
     ]
-    quiet = usable & (mean_rate < _QUIET)
+    quiet = usable & (mean_rate < QUIET)
     if quiet.any():
         rest = effects(usable & ~quiet)
         notes.append(
@@ -304,7 +304,12 @@ def _quiet_note(parameter: str, points: Sequence[SweepPoint], rest: Sequence[Eff
     return f"{note}; slopes without: {slopes}."
 
 
-def _changes(neuron: LIFParams, parameter: str, value: float) -> dict[str, Any]:
+def neuron_fields(neuron: LIFParams, parameter: str, value: float) -> dict[str, Any]:
+    """Fields of the neuron that give a parameter of the theory, a key of :data:`SWEPT`, a value.
+
+    Raises:
+        ConfigError: the value is out of its domain.
+    """
     if parameter == "v_th":
         return {"threshold": value}
     if parameter == "tau_m":

@@ -17,7 +17,8 @@ from itertools import cycle
 import torch
 from torch import Tensor, nn
 
-from spikedim.neurons import Surrogate
+from spikedim.errors import ModelError
+from spikedim.neurons import LIF, Surrogate
 from spikedim.ntk.capture import Capture, Readout, check_evaluating, neurons_of
 from spikedim.ntk.deposit import deposit
 from spikedim.ntk.multiply import multiply
@@ -57,14 +58,31 @@ class Setup:
 
 
 def with_surrogate(model: nn.Module, surrogate: Surrogate | None) -> nn.Module:
-    """The same network, parameters shared, with another surrogate in every neuron."""
+    """The same network, parameters shared, with another surrogate in every neuron.
+
+    Raises:
+        ModelError: a neuron, or the network, has a surrogate of its own that is not known.
+    """
     if surrogate is None:
         return model
+    kept = [type(m).__name__ for m in model.modules() if isinstance(m, LIF) and not m.known]
+    if kept or not neurons_of(model):
+        what = "neurons that are kept as they are" if kept else "no neurons of spikedim"
+        raise ModelError(
+            f"the surrogate of {type(model).__name__} cannot be changed, it has {what}; leave "
+            "surrogate and width out, or register the neurons (spikedim.adapters.register_neuron)"
+        )
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
     for layer in neurons_of(twin):
         layer.params = replace(layer.params, surrogate=surrogate)
     return twin
+
+
+def surrogates_of(model: nn.Module) -> tuple[tuple[str, float, float], ...]:
+    """Distinct (kind, width, peak) of the neurons that are known."""
+    found = {layer.params.surrogate for layer in neurons_of(model)}
+    return tuple(sorted({(s.kind, s.width, s.peak) for s in found}))
 
 
 @dataclass(frozen=True)
@@ -247,7 +265,11 @@ def products(x: Tensor, y: Tensor, full: bool) -> Tensor:
 def jacobian_rows(
     setup: Setup, x: Tensor, cotangents: Tensor, method: str, chunk: int = 8
 ) -> Iterator[tuple[str, Tensor]]:
-    """Jacobian of every parameter, [F, B, P], by ``torch.func`` or by a loop of autograd calls."""
+    """Jacobian of every parameter, [F, B, P], by ``torch.func`` or by a loop of autograd calls.
+
+    Raises:
+        ModelError: the network is in training mode, or ``torch.func`` cannot transform it.
+    """
     check_evaluating(setup.model)
     names = [n for n, p in setup.model.named_parameters() if p.requires_grad]
     count = setup.count(x)
@@ -268,10 +290,18 @@ def jacobian_rows(
 
     axis = 1 if setup.events else 0
     per_sample = torch.func.vmap(torch.func.jacrev(single), in_dims=(None, axis))
-    parts = [
-        per_sample(moving, setup.batch(x, start, min(start + chunk, count)))
-        for start in range(0, count, chunk)
-    ]
+    try:
+        parts = [
+            per_sample(moving, setup.batch(x, start, min(start + chunk, count)))
+            for start in range(0, count, chunk)
+        ]
+    except RuntimeError as error:
+        if "functorch" not in str(error) and "vmap" not in str(error):
+            raise
+        raise ModelError(
+            "torch.func cannot transform this network, e.g. a torch.autograd.Function without "
+            f"setup_context; use method='structured' or 'loop' ({str(error).splitlines()[0]})"
+        ) from error
     for name in names:
         yield name, torch.cat([p.pop(name) for p in parts]).flatten(2).transpose(0, 1)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from spikedim.errors import ConfigError, ModelError
 from spikedim.models.base import SpikingModel
 from spikedim.ntk.variants import (
+    QUIET,
     Array,
     Membrane,
     Prepare,
@@ -79,7 +80,8 @@ class Inversion(Result):
         found: the neuron nearest to the target inside the window; ``None`` if no neuron fires at
             such a rate.
         feasible: whether it meets the target.
-        reachable: least and largest value measured inside the window.
+        reachable: least and largest value measured inside the window; of a feasible target, on the
+            way to it.
         guess: threshold by the closed form for the network's own leak; NaN where it has none.
         trials: every measurement, in order.
         most: largest value that so few samples can show at all, which is that of equal
@@ -127,7 +129,7 @@ class Inversion(Result):
                 ("t_ref, steps", best.refractory),
                 ("rate", self._rate(best.rate)),
             ]
-        if self.reachable is not None:
+        if self.reachable is not None and not self.feasible:
             rows.append(("reachable", " to ".join(map(number, self.reachable))))
         if self.target > self.most:
             rows.append(("at most, by the number of samples", self.most))
@@ -140,8 +142,14 @@ class Inversion(Result):
         answer = "feasible" if self.feasible else "infeasible: the nearest neuron"
         if best is None:
             answer = "infeasible: no neuron tried fires at such a rate"
+        notes = []
+        if best is not None and best.rate < QUIET:
+            notes.append(
+                f"It hardly fires, below {QUIET:g} spikes per step: its {self.quantity} rests on a "
+                "few spikes. Ask for a higher rate."
+            )
         return [
-            Table(f"Inversion, {answer}", ("quantity", "value"), rows),
+            Table(f"Inversion, {answer}", ("quantity", "value"), rows, notes),
             Table("Measurements", columns, trials),
         ]
 

@@ -20,8 +20,17 @@ from spikedim.errors import BudgetError, ConfigError, DataError, ModelError
 from spikedim.models.base import SpikingModel, check_finite
 from spikedim.neurons import Surrogate, surrogate
 from spikedim.ntk.capture import Readout, check_evaluating, logits, neurons_of
-from spikedim.ntk.directions import Basis, basis
-from spikedim.ntk.gram import METHODS, Blocks, Plan, Setup, block, jacobian_rows, products
+from spikedim.ntk.directions import fewest_sums
+from spikedim.ntk.gram import (
+    METHODS,
+    Blocks,
+    Plan,
+    Setup,
+    block,
+    jacobian_rows,
+    products,
+    surrogates_of,
+)
 from spikedim.ntk.gram import with_surrogate as replaced
 from spikedim.ntk.identity import identity
 from spikedim.ntk.plan import budget_of, plans, probe, verify, without_rule
@@ -126,18 +135,14 @@ def gram(
     blocks: dict[str, Any]
     if method == "structured":
         without = without_rule(setup, x) if fallback else ()
-        rotated = basis(setup, x) if outputs == "trace" and not without else None
-        flexible = memory is None
-        work = _Work(setup, x, x2, cotangents, full, budget, flexible, without, rotated)
+        sums = trace_sums(setup, x, without) if outputs == "trace" else cotangents
+        work = _Work(setup, x, x2, sums, full, budget, memory is None, without)
         blocks, used = work.run(directory, engine, address, workers)
     else:
         blocks, used = _by_jacobian(setup, x, x2, cotangents, full, method, budget)
     values = np.zeros((n * (len(cotangents) if full else 1), m * (len(cotangents) if full else 1)))
     for name in blocks:
         values += blocks[name]
-    kinds = {
-        (s.kind, s.width, s.peak) for s in (n.params.surrogate for n in neurons_of(setup.model))
-    }
     moving = [p for p in model.parameters() if p.requires_grad]
     return Kernel(
         values,
@@ -146,7 +151,7 @@ def gram(
         cotangents.shape[1],
         x2 is None,
         T,
-        tuple(sorted(kinds)),
+        surrogates_of(setup.model),
         method,
         str(cotangents.dtype).removeprefix("torch."),
         sum(p.numel() for p in moving),
@@ -207,24 +212,45 @@ def with_named_surrogate(
     return twin
 
 
-def output_sums(setup: Setup, x: Tensor, outputs: str | int) -> Tensor:
-    """The sums of outputs to differentiate, [F, O]."""
+def output_like(setup: Setup, x: Tensor) -> Tensor:
+    """The outputs of the first sample, [1, O].
+
+    Raises:
+        ModelError: it is of another shape.
+    """
     with torch.no_grad():
         out = setup.readout(setup.model, setup.batch(x, 0, 1), setup.T)
     if out.ndim != 2 or len(out) != 1:
+        own = setup.readout is logits
+        call = f"model(x{', T' if isinstance(setup.model, SpikingModel) else ''})"
+        steps = out.ndim == 3 and len(out) != 1
+        what = "the mean over timesteps" if steps else "the last token"
+        mend = f"{what}: lambda model, x, T: {call}{'.mean(0)' if steps else '[:, -1]'}"
         raise ModelError(
-            f"the network gives shape {tuple(out.shape)} for one sample, expected [samples, "
-            "outputs]; give a readout, e.g. the last token: "
-            "lambda model, x, T: model(x, T)[:, -1]"
+            f"the {'network' if own else 'readout'} gives shape {tuple(out.shape)} for one sample, "
+            f"expected [samples, outputs]; give {'a' if own else 'another'} readout, e.g. {mend}"
         )
-    every = torch.eye(out.shape[1], dtype=out.dtype, device=out.device)
+    return out
+
+
+def output_sums(setup: Setup, x: Tensor, outputs: str | int) -> Tensor:
+    """The outputs one by one, as sums of outputs to differentiate, [F, O]."""
+    out = output_like(setup, x)
     if outputs in ("trace", "full"):
-        return every
+        return torch.eye(out.shape[1], dtype=out.dtype, device=out.device)
     if isinstance(outputs, bool) or not isinstance(outputs, int):
         raise ConfigError(f"outputs={outputs!r}; expected 'trace', 'full' or the index of one")
-    if not 0 <= outputs < len(every):
-        raise ConfigError(f"outputs={outputs}; the network has outputs 0 to {len(every) - 1}")
-    return every[outputs : outputs + 1]
+    if not 0 <= outputs < out.shape[1]:
+        raise ConfigError(f"outputs={outputs}; the network has outputs 0 to {out.shape[1] - 1}")
+    found = torch.zeros_like(out)
+    found[:, outputs] = 1
+    return found
+
+
+def trace_sums(setup: Setup, x: Tensor, without: tuple[str, ...] = ()) -> Tensor:
+    """As few sums of outputs as have kernels that add up to the trace kernel, [F, O]."""
+    fewer = fewest_sums(setup, x, without)
+    return output_sums(setup, x, "trace") if fewer is None else fewer
 
 
 def _by_jacobian(
@@ -279,11 +305,9 @@ class _Work:
         budget: float,
         flexible: bool,
         without: tuple[str, ...],
-        rotated: Basis | None,
     ) -> None:
         self._setup, self._x, self._x2 = setup, x, x2
-        self._cotangents = cotangents if rotated is None else rotated.vectors
-        self._rotated, self._full, self._without = rotated, full, without
+        self._cotangents, self._full, self._without = cotangents, full, without
         self._budget, self._flexible = budget, flexible
         verify(setup, x, without)
         self._probe = probe(setup, x, without)
@@ -335,7 +359,7 @@ class _Work:
         if stored and folder is None:
             raise BudgetError(
                 f"the kernel and its parts by layer take {whole / 2**30:.3g} GiB, over half of the "
-                f"{budget / 2**30:.3g} GiB allowed; give a directory to keep them in{sketch}"
+                f"{budget / 2**30:.3g} GiB allowed; give a directory (-o) to keep them in{sketch}"
             )
         tile = max(n, m)
         if stored:
@@ -355,7 +379,8 @@ class _Work:
             for a in spans(n, tile)
             for b in spans(m, tile)
             if self._x2 is not None or b >= a
-            for plan, c in self._shares(made, functions, -(-functions // pieces))
+            for plan in made
+            for c in spans(functions, -(-functions // pieces))
         ]
         return units, stored, need
 
@@ -369,24 +394,6 @@ class _Work:
             return self._budget
         first = float(folder.step("budget", lambda: self._budget))
         return first if first <= 2 * self._budget else self._budget
-
-    def _shares(
-        self, plans: list[Plan], functions: int, step: int
-    ) -> list[tuple[Plan, tuple[int, int]]]:
-        """Which plan works off which sums of outputs; those that reach the head only, there."""
-        rotated = self._rotated
-        through = functions
-        rest: list[tuple[Plan, tuple[int, int]]] = []
-        if rotated is not None and len(plans) == 1:
-            through = rotated.through
-            more = self._probe.columns // self._probe.layers[rotated.head].columns
-            plan = replace(
-                plans[0],
-                flight=plans[0].flight * max(1, more),
-                group={rotated.head: slice(None)},
-            )
-            rest = [(plan, (through, functions))]
-        return [(plan, part) for plan in plans for part in spans(through, step)] + rest
 
     def _finished(
         self, units: list[Unit], folder: Run | None

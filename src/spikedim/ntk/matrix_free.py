@@ -25,7 +25,7 @@ from spikedim.errors import BudgetError, ConfigError
 from spikedim.neurons import Surrogate
 from spikedim.ntk.capture import Readout
 from spikedim.ntk.gram import batches
-from spikedim.ntk.kernel import output_sums, prepared
+from spikedim.ntk.kernel import output_like, output_sums, prepared, trace_sums
 from spikedim.ntk.plan import budget_of
 from spikedim.ntk.stream import Stream
 from spikedim.progress import Task, note, task
@@ -62,8 +62,8 @@ class KernelOperator:
         model: a network in eval mode; parameters that do not require gradients are left out.
         x: samples, as the network takes them.
         T: timesteps of a static input.
-        outputs: ``"full"`` for every pair of outputs, [n·O, n·O] with the output running fastest;
-            ``"trace"`` for their sum, [n, n]; a whole number for one output.
+        outputs: ``"trace"`` sums the kernels of all outputs, [n, n]; ``"full"`` keeps every pair of
+            them, [n·O, n·O] with the output running fastest; a whole number takes one output.
         center: multiply with HKH, H = 1 − 11ᵀ/size, rather than K.
         surrogate, width: surrogate of every neuron in place of the network's own; a width alone
             changes their widths.
@@ -83,7 +83,7 @@ class KernelOperator:
         >>> net = create_model("spikformer_micro", seed=0).eval()
         >>> operator = KernelOperator(net, torch.randn(4, *net.input_shape))
         >>> operator.size
-        40
+        4
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class KernelOperator:
         x: Tensor,
         *,
         T: int | None = None,
-        outputs: str | int = "full",
+        outputs: str | int = "trace",
         center: bool = True,
         surrogate: str | Surrogate | None = None,
         width: float | None = None,
@@ -101,10 +101,13 @@ class KernelOperator:
         fallback: bool = False,
     ) -> None:
         setup = prepared(model, x, T, readout, surrogate, width)
-        cotangents = output_sums(setup, x, outputs)
+        self._outputs = 1 if isinstance(outputs, int) else output_like(setup, x).shape[1]
+        self._stream = stream = Stream(setup, x, fallback)
         # the kernels of all functions, each of [F, O] sums of outputs, are added up
-        self._functions = cotangents[:, None] if outputs == "trace" else cotangents[None]
-        self._stream = Stream(setup, x, fallback)
+        if outputs == "trace":
+            self._functions = trace_sums(setup, x, stream.without)[:, None]
+        else:
+            self._functions = output_sums(setup, x, outputs)[None]
         self.center = center
         self._samples = setup.count(x)
         self.size = self._samples * self._functions.shape[1]
@@ -114,6 +117,13 @@ class KernelOperator:
         self._precision = max((float(torch.finfo(kind).eps) for kind in kinds), default=_EPS)
         self._plan(budget_of(memory))
         self._bar: Task | None = None
+
+    @property
+    def about(self) -> str:
+        """Samples and outputs in words."""
+        over = "summed over " if len(self._functions) > 1 else ""
+        count = f"{self._outputs:,} output{'s' * (self._outputs != 1)}"
+        return f"{self._samples:,} samples, {over}{count}"
 
     @property
     def precision(self) -> float:
@@ -227,11 +237,8 @@ def _reporting(operator: Operator, label: str, rounds: Sequence[int]) -> Iterato
 def _announce(operator: Operator, rounds: Sequence[int]) -> None:
     text = f"{sum(rounds):,} products with a kernel of {operator.size:,} rows"
     if isinstance(operator, KernelOperator):
-        functions, each = operator._functions.shape[:2]
-        over = "summed over " if functions > 1 else ""
-        count = functions * each
-        text += f" ({operator._samples:,} samples, {over}{count:,} output{'s' * (count != 1)}): "
-        text += f"{sum(map(operator.passes, rounds)):,} backward passes through a batch"
+        passes = sum(map(operator.passes, rounds))
+        text += f" ({operator.about}): {passes:,} backward passes through a batch"
     note(text)
 
 
@@ -253,6 +260,7 @@ class KernelTraces(Result):
         seed: of the vectors.
         seconds: wall time.
         centred: whether they are of HKH.
+        about: samples and outputs of the kernel in words.
     """
 
     trace: Estimate
@@ -264,6 +272,7 @@ class KernelTraces(Result):
     seed: int
     seconds: float
     centred: bool = False
+    about: str = ""
 
     def tables(self) -> list[Table]:
         """The three numbers and what they took."""
@@ -273,7 +282,7 @@ class KernelTraces(Result):
             (f"‖{kernel}‖²_F", self.square),
             (f"participation ratio, {kind}", self.ratio),
             ("confidence", f"{100 * self.ratio.confidence:g} %"),
-            ("rows of the kernel", self.size),
+            ("rows of the kernel", f"{self.size:,} ({self.about})" if self.about else self.size),
             ("method", f"{self.method}, {self.products} products"),
             ("seconds", self.seconds),
         ]
@@ -364,7 +373,8 @@ def kernel_traces(
         for v, all_ in ((trace, traces), (square, squares))
     ]
     seconds = time.monotonic() - started
-    return KernelTraces(sides[0], sides[1], found, n, method, used, seed, seconds, centred)
+    about = getattr(operator, "about", "")
+    return KernelTraces(sides[0], sides[1], found, n, method, used, seed, seconds, centred, about)
 
 
 def _signs(rng: np.random.Generator, n: int, count: int) -> Float:

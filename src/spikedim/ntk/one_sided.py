@@ -81,8 +81,8 @@ class Likeness:
         width: of the surrogate; ``None`` where it has no part.
         error: ‖K − K_true‖_F/‖K_true‖_F of the kernels as they are.
         alignment: cosine of the two, centred: 1 where they differ by a factor.
-        dimension: participation ratio (tr K)²/tr(KKᵀ) of the centred kernel, for J_true·J_sgᵀ
-            that of its symmetric part.
+        dimension: participation ratio (Σσ)²/Σσ² of the singular values of the centred kernel, which
+            of a symmetric one are its eigenvalues.
         asymmetry: ‖K − Kᵀ‖_F/2‖K‖_F.
     """
 
@@ -308,8 +308,10 @@ def _statistics(kernel: Array, true: Array, groups: Sequence[Array]) -> Array:
         with np.errstate(divide="ignore", invalid="ignore"):  # a silent network has none
             error = np.linalg.norm(k - t) / np.linalg.norm(t)
             asymmetry = np.linalg.norm(k - k.T) / (2 * np.linalg.norm(k))
-            k, t = (centered_gram((m + m.T) / 2) for m in (k, t))
-            size = np.linalg.norm(k)
-            alignment = (k * t).sum() / (size * np.linalg.norm(t))
-            rows.append((error, alignment, np.trace(k) ** 2 / size**2, asymmetry))
+            k = k - k.mean(0) - k.mean(1, keepdims=True) + k.mean()
+            values = np.linalg.svd(k, compute_uv=False)
+            dimension = values.sum() ** 2 / (values**2).sum()
+            k, t = (k + k.T) / 2, centered_gram(t)
+            alignment = (k * t).sum() / (np.linalg.norm(k) * np.linalg.norm(t))
+            rows.append((error, alignment, dimension, asymmetry))
     return np.array(rows).T

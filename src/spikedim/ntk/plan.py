@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedim.dimension.spectrum import available_memory
-from spikedim.errors import BudgetError, ModelError
+from spikedim.errors import BudgetError, ConfigError, ModelError
 from spikedim.ntk.capture import uncovered
 from spikedim.ntk.deposit import deposit
 from spikedim.ntk.gram import Plan, Setup
@@ -121,19 +121,19 @@ def without_rule(setup: Setup, x: Tensor) -> tuple[str, ...]:
 def verify(setup: Setup, x: Tensor, without: tuple[str, ...] = ()) -> None:
     """Check on two samples that every layer's rows are told apart by sample.
 
-    The gradient of the first sample's outputs is compared with autograd's, from the same spikes;
-    the second sample must have none.
+    The gradient of the second sample's outputs is compared with autograd's, from the same spikes;
+    the first sample must have none, which also tells samples from timesteps.
 
     Raises:
         ModelError: it differs, naming the parameter.
     """
     count = min(2, setup.count(x))
     pair = setup.batch(x, 0, count)
-    first = torch.zeros(count, 1, dtype=torch.bool, device=x.device)
-    first[0] = True
+    chosen = torch.zeros(count, 1, dtype=torch.bool, device=x.device)
+    chosen[-1] = True
 
     def readout(model: nn.Module, x: Tensor, T: int | None) -> Tensor:
-        return torch.where(first, setup.readout(model, x, T), 0.0)
+        return torch.where(chosen, setup.readout(model, x, T), 0.0)
 
     found = replace(setup, readout=readout).capture(pair, without)
     weights = torch.linspace(0.5, 1.5, found.outputs).to(found.output)
@@ -152,12 +152,14 @@ def verify(setup: Setup, x: Tensor, without: tuple[str, ...] = ()) -> None:
         if name in without:
             continue
         mine = gradients[name].dense()[0] if name in gradients else gradient.new_zeros(count, 1)
-        error = float((mine[0] - gradient.flatten()).norm()) + float(mine[1:].norm())
+        error = float((mine[-1] - gradient.flatten()).norm()) + float(mine[:-1].norm())
         if error > tolerance * (float(gradient.norm()) + 1e-3 * scale):
             raise ModelError(
                 f"the gradient of {name} is not told apart by sample (off by "
                 f"{error / max(float(gradient.norm()), 1e-300):.2g}): a layer's input has no axis "
-                "of samples where one is looked for; use method='jacobian' or 'loop'"
+                "of samples where one is looked for, or samples influence each other, as timesteps "
+                "do. Samples are along axis 0 of x; give T, the timesteps that layers see as [T, "
+                "B, ...]; for layers that see neither use method='jacobian' or 'loop'"
             )
 
 
@@ -172,7 +174,13 @@ def _splittable(call: Call) -> bool:
 
 
 def budget_of(memory: float | None) -> float:
-    """Bytes of a budget in GiB; half of the free memory for ``None``."""
+    """Bytes of a budget in GiB; half of the free memory for ``None``.
+
+    Raises:
+        ConfigError: it is not positive.
+    """
+    if memory is not None and not memory > 0:
+        raise ConfigError(f"memory={memory:g} GiB must be above 0")
     return 0.5 * available_memory() if memory is None else memory * 2**30
 
 

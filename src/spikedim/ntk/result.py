@@ -11,12 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spikedim.dimension import DimensionReport, list_estimators, measure
+from spikedim.dimension.arrays import as_samples
 from spikedim.dimension.kernels import symmetric_eigenvectors
 from spikedim.errors import ConfigError, DataError
 from spikedim.results import Estimate, Result, Table
 from spikedim.theory.statistics import wilson_interval
 
 Float = NDArray[np.float64]
+
+
+def in_words(surrogate: Sequence[tuple[str, float, float]]) -> str:
+    """Surrogates (kind, width, peak) of the neurons that are known."""
+    kinds = ", ".join(f"{k} (width {w:g}, peak {p:g})" for k, w, p in surrogate)
+    return kinds or "the network's own"
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Kernel(Result):
         classes: number of outputs O.
         symmetric: there was no second set of samples.
         T: timesteps of a static input, ``None`` for the network's own.
-        surrogate: distinct (kind, width, peak) of the neurons.
+        surrogate: distinct (kind, width, peak) of the neurons; empty where none is known.
         method: implementation.
         dtype: precision of the network.
         parameters: number of parameters differentiated.
@@ -86,17 +93,32 @@ class Kernel(Result):
     ) -> DimensionReport:
         """Effective dimension of the gradients, by every estimator that reads a spectrum.
 
+        The gradients of all outputs of a sample are no independent observations: of
+        ``outputs="full"`` there are neither intervals nor ``pr_corrected``.
+
         Args:
             center: of HKH. The uncentred kernel is dominated by the mean gradient: its dimension
                 is near 1 whatever the network.
             estimators: keys; by default all that need the spectrum only.
             **options: of :func:`spikedim.dimension.measure`.
+
+        Raises:
+            ConfigError: what needs independent rows is asked of ``outputs="full"``.
         """
+        dependent = self.outputs == "full"
         if estimators is None:
             estimators = [e.key for e in list_estimators() if e.needs == "spectrum"]
-        report = measure(self.features(), estimators, center, **options)
-        spectrum = replace(report.spectrum, d=self.parameters)
-        return replace(report, spectrum=spectrum, d=self.parameters)
+            if dependent:
+                estimators.remove("pr_corrected")
+        if dependent and (options.setdefault("interval", "none") != "none"):
+            raise ConfigError(
+                "interval of outputs='full': the outputs of a sample depend on each other; use "
+                "'none', outputs='trace' or an index"
+            )
+        # a sample has a gradient for each output, whose kernels the trace adds up
+        numbers = self.parameters * (self.classes if self.outputs == "trace" else 1)
+        rows = as_samples(self.features())
+        return measure(replace(rows, space=max(numbers, rows.d)), estimators, center, **options)
 
     def alignment(self, labels: Any, center: bool = True) -> float:
         """Kernel-target alignment ⟨K, Y⟩/(‖K‖‖Y‖) with Y = 1 where two labels are equal.
@@ -163,12 +185,11 @@ class Kernel(Result):
 
     def tables(self) -> list[Table]:
         """What the kernel is of, and the share of each layer."""
-        kinds = ", ".join(f"{k} (width {w:g}, peak {p:g})" for k, w, p in self.surrogate)
         rows: list[tuple[str, Any]] = [
             ("shape", " x ".join(map(str, self.values.shape))),
             ("outputs", f"{self.outputs} of {self.classes}"),
             ("parameters", self.parameters),
-            ("surrogate", kinds or "none"),
+            ("surrogate", in_words(self.surrogate)),
             ("method", f"{self.method}, {self.dtype}"),
             ("seconds", self.seconds),
             ("memory predicted", f"{self.bytes / 2**30:.3g} GiB"),

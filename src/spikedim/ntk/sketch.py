@@ -1,10 +1,11 @@
 """The trace kernel from a few random sums of outputs and short sketches of the gradients.
 
-Two random projections replace the exact kernel Σ_o J_o J_oᵀ. A sum of outputs with random signs z
-has the kernel (zᵀJ)(zᵀJ)ᵀ, whose mean over z is the trace kernel: m backward passes instead of one
-per output. And a gradient of P numbers is folded, with random signs, to k: inner products keep
-their mean, memory is n·m·k instead of n·P. Each sum has signs of its own, so that the m kernels
-are independent, ⟨K_i, K_j⟩ for i ≠ j is an unbiased ‖K‖²_F, and their scatter gives the error.
+Two random projections replace the exact kernel Σ_o J_o J_oᵀ. A sum of outputs with random weights z
+has the kernel (zᵀJ)(zᵀJ)ᵀ, whose mean over z is the trace kernel if that of zzᵀ is the identity: m
+backward passes instead of one per output. And a gradient of P numbers is folded, with random signs,
+to k: inner products keep their mean, memory is n·m·k instead of n·P. Each sum has weights and signs
+of its own, so that the m kernels are independent, ⟨K_i, K_j⟩ for i ≠ j is an unbiased ‖K‖²_F, and
+their scatter gives the error.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from torch import Tensor, nn
 from spikedim.dimension.arrays import spans
 from spikedim.errors import BudgetError, ConfigError, DataError, StorageError
 from spikedim.neurons import Surrogate
-from spikedim.ntk.capture import Readout, neurons_of
-from spikedim.ntk.gram import Setup
+from spikedim.ntk.capture import Readout
+from spikedim.ntk.directions import random_sums
+from spikedim.ntk.gram import Setup, surrogates_of
 from spikedim.ntk.identity import identity
-from spikedim.ntk.kernel import output_sums, prepared
+from spikedim.ntk.kernel import output_like, output_sums, prepared
 from spikedim.ntk.plan import budget_of
+from spikedim.ntk.result import in_words
 from spikedim.ntk.stream import Stream
 from spikedim.progress import Task, note, task
 from spikedim.results import Estimate, Result, Table, number, plain
@@ -74,7 +77,7 @@ class SketchedKernel(Result):
         growth: the same of subsets of n, n/2, n/4, … samples, up to eight of each. Where it still
             grows, d_eff is that of the samples rather than of the network.
         T: timesteps of a static input, ``None`` for the network's own.
-        surrogate: distinct (kind, width, peak) of the neurons.
+        surrogate: distinct (kind, width, peak) of the neurons; empty where none is known.
         parameters: number of parameters differentiated.
         seed: of all signs.
         seconds: wall time.
@@ -148,7 +151,6 @@ class SketchedKernel(Result):
     def tables(self) -> list[Table]:
         """What was sketched, and the participation ratios."""
         m, n, k = self.sketches.shape
-        kinds = ", ".join(f"{kind} (width {w:g}, peak {p:g})" for kind, w, p in self.surrogate)
         rows: list[tuple[str, Any]] = [
             ("samples", n),
             ("participation ratio, centred", self.centered),
@@ -158,7 +160,7 @@ class SketchedKernel(Result):
             ("sums of outputs", f"{m} random" if self.random_sums else "all"),
             ("sketches of each gradient", f"{1 if self.random_sums else m} of {k} numbers"),
             ("parameters", self.parameters),
-            ("surrogate", kinds or "none"),
+            ("surrogate", in_words(self.surrogate)),
             ("seconds", self.seconds),
             ("memory predicted", f"{self.bytes / 2**30:.3g} GiB"),
         ]
@@ -269,24 +271,24 @@ def sketched_gram(
         raise ConfigError("outputs='full'; a sketch is of 'trace', 'sum' or the index of an output")
     normal_quantile(confidence)
     setup = prepared(model, x, T, readout, surrogate, width)
-    every = output_sums(setup, x, "trace" if outputs == "sum" else outputs)
-    random_sums = outputs == "trace" and len(every) > probes
-    if random_sums:
-        draws = np.random.default_rng((seed, 0)).choice((-1.0, 1.0), (probes, len(every)))
-        cotangents = torch.as_tensor(draws).to(every)
-    else:
-        cotangents = every.sum(0, keepdim=True) if outputs == "sum" else every
+    like = output_like(setup, x)
+    classes = like.shape[1]
+    drawn = outputs == "trace" and classes > probes
     stream = Stream(setup, x, fallback)
+    if drawn:
+        cotangents = random_sums(setup, x, probes, classes, seed, stream.without)
+    else:
+        cotangents = torch.ones_like(like) if outputs == "sum" else output_sums(setup, x, outputs)
     n = setup.count(x)
-    vectors = len(cotangents) * (1 if random_sums else probes)
+    vectors = len(cotangents) * (1 if drawn else probes)
     batch, need = _batch(stream, n, probes * size, vectors, budget_of(memory))
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     note(
         f"sketched NTK of {n:,} samples and {parameters:,} parameters: {len(cotangents)} passes "
         f"in batches of {batch}, about {need / 2**30:.2g} GiB"
     )
-    sketches = every.new_zeros(probes, n, size)
-    fold = _Fold(setup, seed, random_sums)
+    sketches = like.new_zeros(probes, n, size)
+    fold = _Fold(setup, seed, drawn)
 
     def draw(start: int, stop: int, rows: Tensor, bar: Task) -> None:
         def use(function: int, samples: slice, name: str, full: Tensor) -> None:
@@ -313,7 +315,7 @@ def sketched_gram(
                 else:
                     rows.copy_(torch.from_numpy(stored["rows"]))
                     bar.advance(stop - start, "kept from before")
-    method = _method(probes, random_sums)
+    method = _method(probes, drawn)
 
     uncentered = Estimate(*_ratio([_moments(sketches)], confidence), n, "", confidence, method)
     order = torch.from_numpy(np.random.default_rng((seed, 2)).permutation(n)).to(sketches.device)
@@ -324,19 +326,16 @@ def sketched_gram(
         products = parts[0][1] if count == n else products
         growth.append(_subsets(parts, count, confidence, method))
         count //= 2
-    kinds = {
-        (s.kind, s.width, s.peak) for s in (n.params.surrogate for n in neurons_of(setup.model))
-    }
     return SketchedKernel(
         sketches.cpu().numpy(),
         outputs,
-        every.shape[1],
-        random_sums,
+        classes,
+        drawn,
         growth[0].mean,
         uncentered.within(1.0, n) if uncentered.high else uncentered,
         tuple(growth),
         T,
-        tuple(sorted(kinds)),
+        surrogates_of(setup.model),
         parameters,
         seed,
         time.monotonic() - started,

@@ -31,6 +31,7 @@ class Stream:
 
     Attributes:
         probe: what one sample takes.
+        without: parameters that have no rule.
 
     Raises:
         ModelError: a parameter has no rule, or a layer's rows cannot be told apart by sample.
@@ -38,11 +39,11 @@ class Stream:
 
     def __init__(self, setup: Setup, x: Tensor, fallback: bool = False) -> None:
         self._setup, self._x = setup, x
-        self._alone = without_rule(setup, x) if fallback else ()
+        self.without = without_rule(setup, x) if fallback else ()
         self._names = {id(p): name for name, p in setup.model.named_parameters()}
         self._kept: dict[tuple[int, int], Capture] = {}
-        verify(setup, x, self._alone)
-        self.probe = probe(setup, x, self._alone)
+        verify(setup, x, self.without)
+        self.probe = probe(setup, x, self.without)
 
     @property
     def batch(self) -> int:
@@ -81,13 +82,13 @@ class Stream:
             capture = self._kept.get((start, stop))
             if capture is None:
                 x = self._setup.batch(self._x, start, stop)
-                capture = self._setup.capture(x, self._alone)
+                capture = self._setup.capture(x, self.without)
             if keep:
                 self._kept[start, stop] = capture
             for index, weights in enumerate(cotangents):
                 last = not keep and index == len(cotangents) - 1
                 self._differentiate(capture, weights, index, slice(start, stop), use, last)
-            if self._alone:
+            if self.without:
                 self._differentiate_alone(cotangents, range(start, stop), use)
             done(stop - start)
 
@@ -120,7 +121,7 @@ class Stream:
     def _differentiate_alone(self, cotangents: Tensor, samples: range, use: Use) -> None:
         for sample in samples:
             x = self._setup.batch(self._x, sample, sample + 1)
-            found = loop_row(self._setup, x, cotangents, list(self._alone))
-            for name, rows in zip(self._alone, found, strict=True):
+            found = loop_row(self._setup, x, cotangents, list(self.without))
+            for name, rows in zip(self.without, found, strict=True):
                 for index, row in enumerate(rows):
                     use(index, slice(sample, sample + 1), name, row[None])

@@ -29,7 +29,7 @@ from spikedim.neurons import Surrogate
 from spikedim.ntk.capture import Capture, Readout, logits, steps_of
 from spikedim.ntk.deposit import deposit
 from spikedim.ntk.gram import Plan, Setup, products
-from spikedim.ntk.kernel import has_events, output_sums, with_named_surrogate
+from spikedim.ntk.kernel import has_events, output_sums, trace_sums, with_named_surrogate
 from spikedim.ntk.layers import CONVOLUTIONS
 from spikedim.ntk.passes import Call, Rows
 from spikedim.ntk.plan import budget_of, plans, probe
@@ -195,7 +195,7 @@ def by_timestep(
     if isinstance(model, SpikingModel) and x.is_floating_point() and not events:
         x, T, events = x.expand(steps_of(model, x, T), *x.shape), None, True
     setup = Setup(network, T, readout or logits, events)
-    sums = output_sums(setup, x, outputs)
+    sums = trace_sums(setup, x) if outputs == "trace" else output_sums(setup, x, outputs)
     n = setup.count(x)
     pair = setup.capture(setup.batch(x, 0, min(2, n)))
     shared = bool(pair.leaks) or any(_cut(call, pair) is None for call in pair.calls)

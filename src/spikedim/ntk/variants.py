@@ -46,6 +46,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "refractory": ("threshold",),
 }
 GROUPS = 20
+#: Spikes per neuron and step below which a kernel rests on a few spikes.
+QUIET = 0.005
 
 
 def configured(neuron: LIFParams) -> tuple[str, ...]:
@@ -324,6 +326,11 @@ def as_networks(models: SpikingModel | Sequence[SpikingModel]) -> tuple[SpikingM
             raise ModelError(foreign(network))
     if any(network.config != networks[0].config for network in networks):
         raise ModelError("the networks differ by more than their weights; give one configuration")
+    if networks[0].kept:
+        raise ModelError(
+            f"neurons {', '.join(networks[0].kept)} are kept as they are and cannot be varied; "
+            "register an equivalent with spikedim.adapters.register_neuron"
+        )
     layers = [m for network in networks for m in network.modules() if isinstance(m, LIF)]
     if any(layer.activation is not None or layer.params.smooth for layer in layers):
         raise ModelError("the network is continuous already; give the spiking one")

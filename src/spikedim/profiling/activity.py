@@ -112,7 +112,7 @@ def activity(
     batch_size: int = 4,
     forward: Forward | None = None,
 ) -> Activity:
-    """Record potentials and a raster of every :class:`LIF` layer of ``model``.
+    """Record potentials and a raster of every :class:`LIF` layer whose neuron is known.
 
     Args:
         model: a network with LIF layers; it runs in eval mode and is left as found.
@@ -125,7 +125,7 @@ def activity(
     Raises:
         ConfigError: ``neurons`` is not positive.
         DataError: the input holds NaN or infinity.
-        ModelError: the network has no LIF layer, or none ran.
+        ModelError: the network has no such layer, or none ran.
 
     Example:
         >>> import torch
@@ -138,7 +138,7 @@ def activity(
     if neurons < 1:
         raise ConfigError(f"neurons={neurons}: a raster shows at least one neuron of a layer")
     check_finite(x, int(x.ndim == 5))
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, LIF)}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, LIF) and m.known}
     if not layers:
         raise ModelError(
             f"{type(model).__name__} has no spikedim.neurons.LIF layer whose potential is known"

@@ -39,12 +39,15 @@ def assemble(
     saturation: float,
     gates: list[Finding],
     correct: np.ndarray | None,
+    state: str = "",
 ) -> Profile:
     """The profile of everything ``counter`` saw; ``correct`` is 0/1 per sample, where known."""
     T, n = counter.T, counter.samples
     records = list(counter.operations.values())
     names = operation_names(records)
-    operations = tuple(_operation(*pair, T, n) for pair in zip(records, names, strict=True))
+    operations = tuple(
+        _operation(*pair, T, n, counter) for pair in zip(records, names, strict=True)
+    )
     neurons = _neurons(counter)
     layers = tuple(
         _layer(record, found.spikes, T, n)
@@ -69,7 +72,7 @@ def assemble(
         operations=operations,
         categories=_categories(counter, n),
         others=tuple(
-            CategoryCount(label, t.calls, t.elements / n, t.operations / n, layer)
+            CategoryCount(label, counter.each(t.calls), t.elements / n, t.operations / n, layer)
             for layer, label, t in others
         ),
         spikes_per_sample=mean_estimate(total, "spikes"),
@@ -83,6 +86,7 @@ def assemble(
         accuracy=accuracy,
         per_correct=tuple(_per_correct(e, correct) for e in charged if correct is not None),
         sample_spikes=total,
+        state=state,
     )
 
 
@@ -142,7 +146,9 @@ def _layer(record: NeuronRecord, slots: np.ndarray, T: int, n: int) -> LayerProf
     )
 
 
-def _operation(record: OperationRecord, name: str, T: int, n: int) -> OperationProfile:
+def _operation(
+    record: OperationRecord, name: str, T: int, n: int, counter: Counter
+) -> OperationProfile:
     means = record.per_sample.mean(1)
     operands = range(len(record.kinds))
     steps = [batch.steps for batch in record.batches]
@@ -164,7 +170,7 @@ def _operation(record: OperationRecord, name: str, T: int, n: int) -> OperationP
         coincident=float(means[-1]) if record.product else None,
         weights=record.size(2) / record.copies,
         before_neurons=record.stem,
-        calls=record.calls,
+        calls=counter.each(record.calls),
         _counts=np.stack(counts),
     )
 
@@ -177,9 +183,11 @@ def _categories(counter: Counter, n: int) -> tuple[CategoryCount, ...]:
         total.elements += tally.elements
         total.operations += tally.operations
     elements = sum(r.elements for r in counter.neurons.values())
-    sums["neuron updates"] = Tally(len(counter.neurons), elements, elements)
+    calls = sum(r.calls for r in counter.neurons.values())
+    sums["neuron updates"] = Tally(calls, elements, elements)
     return tuple(
-        CategoryCount(k, v.calls, v.elements / n, v.operations / n) for k, v in sorted(sums.items())
+        CategoryCount(k, counter.each(v.calls), v.elements / n, v.operations / n)
+        for k, v in sorted(sums.items())
     )
 
 
@@ -192,7 +200,8 @@ def _unsupported(
     total = n * sum(record.dense for record in records) + counted + missed
     items = sorted(counter.unsupported.items(), key=lambda item: -item[1].operations)
     return tuple(
-        Unsupported(k, v.calls, v.operations / n, v.operations / max(1, total)) for k, v in items
+        Unsupported(k, counter.each(v.calls), v.operations / n, v.operations / max(1, total))
+        for k, v in items
     )
 
 

@@ -45,7 +45,7 @@ class Counter(TorchDispatchMode):
 
     def __init__(self, model: nn.Module, T: int) -> None:
         super().__init__()
-        self.model, self.T, self.samples = model, T, 0
+        self.model, self.T, self.samples, self.passes = model, T, 0, 0
         self.operations: dict[tuple[str, str, int], OperationRecord] = {}
         self.neurons: dict[str, NeuronRecord] = {}
         self.others: defaultdict[tuple[str, str], Tally] = defaultdict(Tally)
@@ -80,10 +80,15 @@ class Counter(TorchDispatchMode):
             for handle in handles:
                 handle.remove()
         self.samples += size
+        self.passes += 1
         for operation in self.operations.values():
             operation.close(self.T)
         for neuron in self.neurons.values():
             neuron.close(self.T)
+
+    def each(self, calls: int) -> int:
+        """Calls in one forward pass, of those in all."""
+        return round(calls / self.passes)
 
     def _hooks(self, name: str, module: nn.Module) -> Iterator[Any]:
         layer = name or ROOT
@@ -133,6 +138,7 @@ class Counter(TorchDispatchMode):
         record = self.neurons.setdefault(layer, NeuronRecord(layer, type_name))
         record.kind = max(record.kind, kind)
         record.elements += spikes.numel()
+        record.calls += 1
         record.nonzero += 0.0 if nonzero.is_meta else float(nonzero.sum())
         record.pending.append(folded[:, 0])
 

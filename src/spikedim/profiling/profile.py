@@ -40,6 +40,7 @@ def profile(
     saturation: float = 0.9,
     forward: Forward | None = None,
     labels: Tensor | Sequence[int] | None = None,
+    state: str = "",
 ) -> Profile:
     """Count spikes, synaptic operations and energy of ``model`` on ``inputs``.
 
@@ -60,6 +61,7 @@ def profile(
         forward: runs ``forward(model, x, T)`` for a module without ``steps``.
         labels: class of each input, in order, for the cost per correct prediction; the prediction
             is the largest logit of the output, averaged over time if it is [T, B, classes].
+        state: what is known of the weights (``"untrained"``), to stand beside the figures.
 
     Returns:
         Spikes, operations and energy in mJ per sample.
@@ -67,7 +69,7 @@ def profile(
     Raises:
         ConfigError: ``T``, ``batch_size``, ``saturation`` or a convention is out of domain.
         DataError: no samples, NaN or infinite values, static frames and events mixed, or labels
-            that do not fit.
+            that do not fit or are no class of the network.
         ModelError: no spiking layer is found or runs, or the output is not finite.
 
     Example:
@@ -89,6 +91,7 @@ def profile(
     static: bool | None = None
     parameter = next(model.parameters(), None)
     predictions: list[Tensor] = []
+    classes = 0
     with evaluating(model), torch.no_grad():
         for x in track(_batches(inputs, batch_size), "profiling"):
             if static not in (None, x.ndim < 5):
@@ -106,12 +109,13 @@ def profile(
                 )
             if labels is not None:
                 predictions.append(_predict(output))
+                classes = output.shape[-1]
     if counter.samples == 0:
         raise DataError("inputs hold no samples; give at least one")
     if not counter.neurons:
         raise ModelError(f"no spiking layer of {type(model).__name__} ran; {_registration()}")
-    correct = None if labels is None else _correct(torch.cat(predictions), labels)
-    return assemble(model, counter, rules, bool(static), saturation, gates, correct)
+    correct = None if labels is None else _correct(torch.cat(predictions), labels, classes)
+    return assemble(model, counter, rules, bool(static), saturation, gates, correct, state)
 
 
 def _predict(output: Any) -> Tensor:
@@ -123,11 +127,18 @@ def _predict(output: Any) -> Tensor:
     return (output if output.ndim == 2 else output.mean(0)).argmax(-1).cpu()
 
 
-def _correct(predictions: Tensor, labels: Tensor | Sequence[int]) -> np.ndarray:
+def _correct(predictions: Tensor, labels: Tensor | Sequence[int], classes: int) -> np.ndarray:
     known = torch.as_tensor(labels).cpu()
     if known.shape != predictions.shape:
         raise DataError(
             f"labels have shape {tuple(known.shape)}, but there are {len(predictions)} samples"
+        )
+    strange = known[(known < 0) | (known >= classes)]
+    if len(strange):
+        raise DataError(
+            f"{len(strange)} of {len(known)} labels are no class of the network, which has "
+            f"{classes} (0 to {classes - 1}), e.g. {strange[0].item()}; check the labels, or build "
+            "the network with more classes"
         )
     return (predictions == known).double().numpy()
 

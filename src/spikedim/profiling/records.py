@@ -106,7 +106,8 @@ class OperationRecord:
 class NeuronRecord:
     """Spikes of one spiking layer: per batch float64 [copies, B], with the steps of the copies.
 
-    ``elements`` and ``nonzero`` are values emitted, and those of them that are not zero.
+    ``elements`` and ``nonzero`` are values emitted, and those of them that are not zero; ``calls``
+    are executions.
     """
 
     layer: str
@@ -114,6 +115,7 @@ class NeuronRecord:
     kind: Kind = Kind.BINARY
     elements: int = 0
     nonzero: float = 0.0
+    calls: int = 0
     counts: list[np.ndarray] = field(default_factory=list)
     steps: list[np.ndarray] = field(default_factory=list)
     pending: list[np.ndarray] = field(default_factory=list)

@@ -65,7 +65,7 @@ class OperationProfile:
         coincident: pairs of nonzero values that meet; ``None`` unless a product.
         weights: weights read per execution.
         before_neurons: it runs ahead of the first spiking layer.
-        calls: executions behind these figures.
+        calls: executions in one forward pass.
     """
 
     layer: str
@@ -99,7 +99,7 @@ class CategoryCount:
 
     Attributes:
         category: one of :data:`spikedim.profiling.CATEGORIES`, or ``neuron updates``.
-        calls: executions.
+        calls: executions in one forward pass.
         elements: values written.
         operations: arithmetic operations, by the rule of the category.
         layer: where; empty in the totals.
@@ -117,7 +117,7 @@ class Unsupported:
     """An operation no rule counts.
 
     Attributes:
-        name, calls: which, how often.
+        name, calls: which, how often in one forward pass.
         operations: per sample, one for each value it reads or writes (whichever are more).
         share: ``operations`` over all operations counted, dense: its least share of the compute.
     """
@@ -165,6 +165,7 @@ class Profile(Result):
         accuracy: percent, where labels were given.
         per_correct: cost per correct prediction, likewise.
         sample_spikes: spikes of each sample, in input order.
+        state: what is known of the weights; empty where nothing was said.
     """
 
     model: str
@@ -186,6 +187,7 @@ class Profile(Result):
     accuracy: Estimate | None
     per_correct: tuple[PerCorrect, ...]
     sample_spikes: np.ndarray = field(compare=False, repr=False)
+    state: str = ""
 
     @property
     def rate(self) -> float:

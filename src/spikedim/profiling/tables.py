@@ -30,7 +30,7 @@ def profile_tables(profile: Profile) -> list[Table]:
 
 def _unsupported(profile: Profile) -> Table:
     rows = [(u.name, u.calls, u.operations, f"{u.share:.2%}") for u in profile.unsupported]
-    columns = ("operation", "calls", "values per sample", "share of operations, at least")
+    columns = ("operation", "calls a pass", "values per sample", "share of operations, at least")
     note = "One operation is taken for every value read or written; register_rule counts more."
     return Table("Operations without a counting rule", columns, rows, (note,))
 
@@ -56,10 +56,12 @@ def _energy(profile: Profile) -> Table:
     if correct:
         columns.append("energy per correct prediction")
     notes = tuple(item.scope for item in (*profile.energy, profile.dense, profile.quantised))
+    if profile.state:
+        notes = (f"Network: {profile.state}.", *notes)
     accuracy = f", {profile.accuracy} accuracy" if profile.accuracy else ""
     title = (
         f"{profile.model} at T = {profile.T}: energy by convention "
-        f"({number(profile.spikes_per_sample.value)} spikes per sample{accuracy}, "
+        f"({profile.spikes_per_sample} per sample{accuracy}, "
         f"n = {profile.samples})"
     )
     return Table(title, columns, rows, notes)
@@ -127,6 +129,7 @@ def _operations(profile: Profile) -> Table:
             f"{o.layer} {o.operation}",
             " x ".join(o.inputs),
             " x ".join(number(rate, 3) for rate in o.rates),
+            o.copies,
             o.dense,
             " | ".join(number(count) for count in o.fanout),
             o.coincident,
@@ -138,16 +141,21 @@ def _operations(profile: Profile) -> Table:
         "operation",
         "input",
         "nonzero",
+        "runs",
         "dense MACs",
         "events x fan-out",
         "coincident",
         f"{first.convention} energy over time" if first else "over time",
     )
-    return Table("Synaptic operations by layer, per sample", columns, rows)
+    note = (
+        f"MACs and events are sums over runs: {profile.T} where a layer runs at every timestep; "
+        "a convention may charge what ran once, for a static input, at every timestep."
+    )
+    return Table("Synaptic operations by layer, per sample", columns, rows, (note,))
 
 
 def _others(profile: Profile) -> Table:
     rows = [(c.category, c.calls, c.elements, c.operations) for c in profile.categories]
-    columns = ("category", "calls", "values written per sample", "operations per sample")
+    columns = ("category", "calls a pass", "values written per sample", "operations per sample")
     note = "By layer in the JSON export (others). Charged only by a convention that prices them."
     return Table("Operations without synapses", columns, rows, (note,))

@@ -37,29 +37,30 @@ ESTIMATORS = {
 
 def operating(plan: Data) -> Grid:
     """Accuracy, spikes and energy at each measured T."""
-    points = plan["operating"]
+    points, best = list(plan["operating"]), plan["recommended"]
+    points += [best] if best["setting"] else []
     conventions = [e["convention"] for e in points[0]["profile"]["energy"]]
     rows = []
     for point in points:
         totals = {e["convention"]: full(e["total"]) for e in point["profile"]["energy"]}
         rows.append(
             [
-                str(point["timesteps"]),
+                str(point["timesteps"]) + (f", {point['setting']}" if point["setting"] else ""),
                 _accuracy(point),
                 "–" if point.get("lost") is None else full(point["lost"]),
                 full(point["profile"]["spikes_per_sample"]),
                 *[totals.get(name, "–") for name in conventions],
             ]
         )
-    steps = [point["timesteps"] for point in points]
-    chosen = (steps.index(plan["recommended"]["timesteps"]),)
+    settings = [(point["timesteps"], point["setting"]) for point in points]
+    chosen = (settings.index((best["timesteps"], best["setting"])),)
     columns = ["T", "test accuracy", "expected below large T", "spikes per sample"]
     columns += [f"energy per sample, {name}" for name in conventions]
     share = coverage(points[0]["profile"]["spikes_per_sample"])
     lost = next((point["lost"] for point in points if point.get("lost") is not None), None)
     expected = "" if lost is None else f" ({coverage(lost)} where it is expected, not measured)"
     notes = (
-        f"Below each value: its {share} interval{expected} and n. Highlighted: the recommended T.",
+        f"Below each value: its {share} interval{expected} and n. Highlighted: recommended.",
         f"Network: {plan['model']['state']}.",
     )
     return Grid("Accuracy, spikes and energy by timesteps", columns, rows, notes, chosen)
@@ -102,7 +103,8 @@ def forecast(plan: Data) -> Grid:
         f"Known beforehand: d_eff = {number(case['d_eff'])}, {number(case['parameters'])} "
         f"parameters, {pilot}.",
         f"Ranked by errors on {number(said['cases'])} cases{own}, each predicted without its data "
-        "set; the interval is made of the same errors.",
+        "set; the interval is made of the same errors (that of the published rule elsewhere: of "
+        "its inputs C and d_eff).",
         *said["notes"],
     )
     return Grid("What each predictor says", columns, rows, notes, (0,))
@@ -122,7 +124,11 @@ def predictions(plan: Data) -> Grid:
         for rule in plan["predictions"]
     ]
     columns = ("rule", "ε", "C", "d_eff", "C·d_eff/ε²", "T (rounded up)")
-    return Grid("What the published rule predicts", columns, rows)
+    note = (
+        "T's interval here is that of its inputs C and d_eff. Where predictors are compared it is "
+        "another: it holds 90 % of the T* of new cases, as the rule's errors on known ones tell."
+    )
+    return Grid("What the published rule predicts", columns, rows, (note,))
 
 
 def dimension(plan: Data) -> Grid:
@@ -234,7 +240,11 @@ def bounds(plan: Data) -> Grid | None:
             ]
         )
     columns = ("figure of the theory", "kind and claim", "value", "measured", "assumes")
-    return Grid("Bounds and code requirements", columns, rows)
+    note = (
+        "The worst case takes n·d of the network's representation, the input-dependent forms d_eff "
+        "of the data: where d_eff exceeds d, the worst case can be the smaller figure."
+    )
+    return Grid("Bounds and code requirements", columns, rows, (note,))
 
 
 def provenance(plan: Data) -> Grid:

@@ -157,7 +157,7 @@ def _tiles(plan: Data, point: Data) -> list[Tile]:
         )
     rule = plan["predictions"][0]
     said, tone, detail = _AGREEMENT[plan["agreement"]]
-    steps = f"T = {timesteps(rule['timesteps'])} at ε = {tables.epsilon_label(rule)}"
+    steps = f"T = {timesteps(rule['timesteps'])} by its inputs, at ε = {tables.epsilon_label(rule)}"
     tiles.append(Tile("Published rule", said, f"{detail}; {steps}", tone=tone))
     return tiles
 
@@ -181,13 +181,17 @@ def _behind(estimate: Data, about: str) -> str:
 def _settings(advice: Data) -> list[Setting]:
     return [
         Setting("Timesteps T", timesteps(advice["timesteps"])),
-        Setting("Threshold v_th", number(advice["threshold"])),
-        Setting("Leak β (membrane kept per step)", number(advice["beta"])),
+        Setting("Threshold v_th", _known(advice["threshold"])),
+        Setting("Leak β (membrane kept per step)", _known(advice["beta"])),
         Setting(
             "Refractory period t_ref",
-            f"{number(advice['refractory'])} step{'' if advice['refractory'] == 1 else 's'}",
+            _known(advice["refractory"], " step" if advice["refractory"] == 1 else " steps"),
         ),
     ]
+
+
+def _known(value: float | None, unit: str = "") -> str:
+    return "kept as it is" if value is None else f"{number(value)}{unit}"
 
 
 def _basis(plan: Data) -> str:
@@ -208,10 +212,14 @@ def _sweep_lead(plan: Data) -> str:
             "Accuracy was not measured at each T. What is lost against large T is predicted, with "
             "the interval that holds 9 of 10 new cases."
         )
+    setting = plan["recommended"]["setting"]
+    own = ""
+    if setting:
+        own = f" Both are those of the network's own neurons, not of the recommended {setting}."
     return (
         "T* is the smallest T whose accuracy is within "
-        f"{points_of(plan['sweep']['tolerance'])} of the plateau. Intervals cover the finite test "
-        "set, not other training seeds."
+        f"{points_of(plan['sweep']['tolerance'])} of the plateau.{own} Intervals cover the finite "
+        "test set, not other training seeds."
     )
 
 

@@ -139,7 +139,13 @@ def sweep_neurons(
         DataError, ModelError, StorageError: as :func:`spikedim.training.fit`.
     """
     check_timesteps(T)
-    origin: LIFParams = model_entry(model_name).config.neuron if base is None else base
+    origin: LIFParams | None = model_entry(model_name).config.neuron if base is None else base
+    if origin is None:
+        raise ConfigError(
+            f"the neurons of {model_name} are kept as they are: they have no threshold, leak or "
+            "refractory period to sweep; register an equivalent with "
+            "spikedim.adapters.register_neuron"
+        )
     settings = _settings(grid, origin)
     dataset.split("test")
     tried = list(dict.fromkeys(neuron for _, _, neuron in settings))

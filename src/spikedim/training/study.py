@@ -126,18 +126,29 @@ class Study:
             )
         ]
 
-    def neuron(self, cell: int, changes: Mapping[str, Any]) -> LIFParams:
+    def neuron(self, cell: int, changes: Mapping[str, Any]) -> LIFParams | None:
         """The neurons of a cell's network with ``changes``, named as the table's columns.
 
+        ``None`` for neurons that are kept as they are.
+
         Raises:
-            ConfigError: an unknown parameter, or a value out of its domain.
+            ConfigError: an unknown parameter, a value out of its domain, or a change of neurons
+                that are kept.
         """
         unknown = [name for name in changes if name not in NEURON]
         if unknown:
             raise ConfigError(
                 f"neuron parameter {unknown[0]!r} cannot be studied; use {', '.join(NEURON)}"
             )
-        own: LIFParams = model_entry(self.cells[cell].model).config.neuron
+        name = self.cells[cell].model
+        own: LIFParams | None = model_entry(name).config.neuron
+        if own is None:
+            if changes:
+                raise ConfigError(
+                    f"the neurons of {name} are kept as they are: they have no "
+                    f"{', '.join(changes)} to study; register an equivalent"
+                )
+            return None
         return replace(own, **{NEURON[name]: value for name, value in changes.items()})
 
     def settings(self) -> dict[str, Any]:

@@ -40,7 +40,8 @@ class StudyRow:
             per ``eval_T``; the rows with ``eval_T == train_T`` are accuracy against trained T.
         seed: of weights, data order, augmentation and held-out split. The chosen subset of the
             data does not depend on it.
-        beta, v_th, t_ref, reset: of every neuron: leak, threshold, refractory steps, reset mode.
+        beta, v_th, t_ref, reset: of every neuron: leak, threshold, refractory steps, reset mode;
+            ``None`` where neurons are kept as they are.
         encoder: how images became input.
         train_samples, test_samples, classes, image_size: of the data as used; ``image_size`` is
             the side in pixels.
@@ -70,10 +71,10 @@ class StudyRow:
     train_T: int
     eval_T: int
     seed: int
-    beta: float
-    v_th: float
-    t_ref: int
-    reset: str
+    beta: float | None
+    v_th: float | None
+    t_ref: int | None
+    reset: str | None
     encoder: str
     train_samples: int
     test_samples: int

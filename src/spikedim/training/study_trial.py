@@ -43,7 +43,7 @@ class StudyTrial:
     cell: int
     T: int
     seed: int
-    neuron: LIFParams
+    neuron: LIFParams | None
 
     def label(self, study: Study) -> str:
         """What the progress display says."""
@@ -180,10 +180,10 @@ def _common(study: Study, cell: Cell, place: StudyTrial, key: str) -> dict[str, 
         "parameters": 0,
         "train_T": place.T,
         "seed": place.seed,
-        "beta": float(np.mean(np.asarray(neuron.beta))),
-        "v_th": float(np.mean(np.asarray(neuron.threshold))),
-        "t_ref": neuron.refractory,
-        "reset": neuron.reset,
+        "beta": None if neuron is None else float(np.mean(np.asarray(neuron.beta))),
+        "v_th": None if neuron is None else float(np.mean(np.asarray(neuron.threshold))),
+        "t_ref": None if neuron is None else neuron.refractory,
+        "reset": None if neuron is None else neuron.reset,
         "encoder": study.encoder,
         "train_samples": len(dataset.train),
         "test_samples": len(dataset.split("test")),

@@ -18,7 +18,7 @@ from spikedim.storage import Run
 from spikedim.training.config import TrainConfig, check_timesteps
 from spikedim.training.parallel import Setting, run_trials
 from spikedim.training.tables import write_parquet
-from spikedim.training.timestep import check_tolerance, t_star
+from spikedim.training.timestep import above_chance, check_tolerance, t_star
 from spikedim.training.trial import Trial, sweep_provenance
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class TimestepSweep(Result):
         neuron: neuron parameters used; ``None`` for the model's own.
         notes: what limits the answer.
         provenance: versions, machine, threads, configuration and data of the newest training.
+        chance: percent of the test samples that belong to the most frequent class, which a
+            constant answer reaches.
     """
 
     dataset: str
@@ -90,6 +92,12 @@ class TimestepSweep(Result):
     neuron: LIFParams | None
     notes: tuple[str, ...]
     provenance: Provenance = field(repr=False)
+    chance: float = 0.0
+
+    @property
+    def learned(self) -> bool:
+        """Whether the plateau lies above what a constant answer reaches."""
+        return above_chance(self.plateau, self.chance)
 
     def at(self, T: int) -> TimestepPoint:
         """The point at ``T``.
@@ -115,7 +123,15 @@ class TimestepSweep(Result):
             f"{self.model} on {self.dataset}: T* = {self.t_star} "
             f"(within {points_of(self.tolerance)} of {number(self.plateau.value)} %)"
         )
-        return [Table(title, columns, rows, self.notes)]
+        notes = self.notes
+        if not self.learned:
+            chance = (
+                f"At chance: the plateau {self.plateau} is not above {number(self.chance)} %, what "
+                "always answering the most frequent class reaches. The network has not learned, so "
+                "T* says nothing; train longer, or on more samples."
+            )
+            notes = (chance, *notes)
+        return [Table(title, columns, rows, notes)]
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw accuracy against T with intervals, the plateau band and T*."""
@@ -222,7 +238,15 @@ def sweep_timesteps(
         neuron=neuron,
         notes=answer.notes,
         provenance=source,
+        chance=100 * majority(dataset),
     )
+
+
+def majority(dataset: Dataset) -> float:
+    """Share of the most frequent class among the labels that a network is tested on."""
+    labels = (dataset.test or dataset.train).labels
+    assert labels is not None
+    return float(np.bincount(labels).max() / len(labels))
 
 
 def _grid(T_values: Sequence[int]) -> tuple[int, ...]:

@@ -43,12 +43,13 @@ def _row(trial: Trial, t: int) -> dict[str, Any]:
     accuracy = trial.accuracy[t - 1]
     spikes = trial.spikes_per_sample[t - 1]
     source = trial.provenance
+    neuron = trial.neuron or {}
     return {
         "encoder": trial.encoder,
         "seed": trial.seed,
-        "threshold": trial.neuron["threshold"],
-        "beta": trial.neuron["beta"],
-        "refractory": trial.neuron["refractory"],
+        "threshold": neuron.get("threshold"),
+        "beta": neuron.get("beta"),
+        "refractory": neuron.get("refractory"),
         "neuron": json.dumps(plain(trial.neuron), sort_keys=True),
         "trained_T": trial.T,
         "T": t,

@@ -141,6 +141,11 @@ def t_star(
     )
 
 
+def above_chance(plateau: Estimate, chance: float) -> bool:
+    """Whether the interval of the plateau lies above ``chance``, both in percent."""
+    return (plateau.value if plateau.low is None else plateau.low) > chance
+
+
 def accuracy_estimate(correct: np.ndarray, confidence: float = 0.95) -> Estimate:
     """Accuracy in percent of a 0/1 array, with its Wilson interval."""
     hits, n = int(np.sum(correct)), len(correct)

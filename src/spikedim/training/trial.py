@@ -26,7 +26,8 @@ class Trial:
     """A trained and tested network; per-prefix lists run over t = 1..T, or further if asked.
 
     Attributes:
-        T, seed, encoder, neuron: what was trained (``neuron`` as the network really used it).
+        T, seed, encoder, neuron: what was trained (``neuron`` as the network really used it,
+            ``None`` where its neurons are kept as they are).
         correct: 0/1 [t, samples] after each number of steps.
         accuracy, spikes_per_sample, firing_rate: per prefix.
         held_out: accuracy on the samples held out of training; ``None`` without.
@@ -38,7 +39,7 @@ class Trial:
     T: int
     seed: int
     encoder: str
-    neuron: dict[str, Any]
+    neuron: dict[str, Any] | None
     correct: np.ndarray
     accuracy: tuple[Estimate, ...]
     spikes_per_sample: tuple[Estimate, ...]
@@ -66,7 +67,7 @@ def trial_key(
     return re.sub(r"[^\w.-]", "_", key)
 
 
-def _neuron(model_name: str, neuron: LIFParams | None) -> LIFParams:
+def _neuron(model_name: str, neuron: LIFParams | None) -> LIFParams | None:
     return model_entry(model_name).config.neuron if neuron is None else neuron
 
 
