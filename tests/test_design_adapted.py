@@ -192,7 +192,7 @@ def test_a_profile_draws_what_kept_neurons_show(file, capsys, name):
     assert "neurons kept as they are" in said.err
     page = (file.parent / "p.html").read_text()
     assert ("Membrane potentials" in page) is (name == "mixed")
-    assert f"network: weights as mine.py:{name} makes them, batch norm calibrated at T = 4" in page
+    assert f"network: weights as mine.py:{name} makes them, no batch norm" in page
 
 
 @pytest.mark.parametrize(
