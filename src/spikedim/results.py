@@ -196,7 +196,7 @@ def _readable_unit(value: float, unit: str) -> tuple[float, str]:
 def _rounded(estimate: list[float | None]) -> list[str | None]:
     """Value and bounds as text, to the two leading digits of the interval's half-width.
 
-    None is rounded away in a wide interval: a value keeps two digits of its own, a bound one.
+    However wide the interval, each keeps a digit of its own.
     """
     _, low, high = estimate
     spread = 0.0 if low is None or high is None else (high - low) / 2
@@ -207,14 +207,12 @@ def _rounded(estimate: list[float | None]) -> list[str | None]:
     if not -6 <= decimals <= 6:
         return [None if v is None else number(v) for v in estimate]
 
-    def text(value: float | None, digits: int) -> str | None:
-        if value is None:
-            return None
-        own = digits - 1 - math.floor(math.log10(abs(value))) if value else decimals
+    def text(value: float) -> str:
+        own = -math.floor(math.log10(abs(value))) if value else decimals
         places = max(decimals, min(own, 6))
         return f"{round(value, places):,.{max(0, places)}f}"
 
-    return [text(v, digits) for v, digits in zip(estimate, (2, 1, 1), strict=True)]
+    return [None if v is None else text(v) for v in estimate]
 
 
 def _cell(value: Any) -> str:
