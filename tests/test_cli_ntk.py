@@ -221,6 +221,16 @@ def test_several_initialisations(method, capsys, tmp_path):
         assert json.loads(capsys.readouterr().out)["over"]["mean"] == mean
 
 
+@pytest.mark.parametrize("method", ["auto", "matrix-free"])
+def test_a_mean_of_all_pairs_of_outputs_may_exceed_the_number_of_samples(method, capsys):
+    words = ("--method", method, "--samples", 8, "--outputs", "full", "--json")
+    assert run(*words, "--initialisations", 2) == 0
+    over = json.loads(capsys.readouterr().out)["over"]
+    each = [e["value"] for e in over["each"]]
+    assert max(each) > 7
+    assert over["mean"]["value"] == pytest.approx(np.exp(np.mean(np.log(each))))
+
+
 def test_more_samples_than_there_are(capsys):
     words = [word for word in NANO if word != "--quiet"]
     with pytest.raises(SystemExit):

@@ -91,6 +91,11 @@ class KernelReport(Result):
         """The centred participation ratio."""
         return self.centred["pr"]
 
+    @property
+    def rows(self) -> int:
+        """Rows of the kernel."""
+        return len(self._kernel.values)
+
     def tables(self) -> list[Table]:
         """Dimensions side by side, then the kernel and its layers."""
         rows = [
@@ -150,6 +155,12 @@ class ApproximateReport(Result):
         found: Estimate = kernel.centered if self.method == "sketch" else kernel.ratio
         return found
 
+    @property
+    def rows(self) -> int:
+        """Rows of the kernel."""
+        kernel: Any = self.kernel
+        return int(kernel.samples if self.method == "sketch" else kernel.size)
+
     def tables(self) -> list[Table]:
         """What was estimated, and of which network; then its details."""
         first, *rest = self.kernel.tables()
@@ -159,7 +170,8 @@ class ApproximateReport(Result):
         if self.over is not None:
             rest.insert(0, self.over.table())
         rows, notes = [*first.rows, *aligned], (*first.notes, *_untrained(self))
-        notes += ("Intervals are about the kernel of these samples, which is estimated.",)
+        if getattr(self.kernel, "method", "") != "exact":
+            notes += ("Intervals are about the kernel of these samples, which is estimated.",)
         return [replace(first, title=_title(self), rows=rows, notes=notes), *rest]
 
     def plot(self, ax: Any = None) -> Any:
@@ -440,7 +452,7 @@ def ntk(
             if len(reports) > 1:
                 each = tuple(report.headline for report in reports)
                 seeds = tuple(range(seed, seed + len(reports)))
-                mean = over_networks([e.value for e in each]).within(1.0, count - 1)
+                mean = over_networks([e.value for e in each]).within(1.0, result.rows - 1)
                 result = replace(result, over=Initialisations(seeds, each, mean))
         if out is not None:
             _write(result, out)

@@ -34,7 +34,8 @@ def fewest_sums(setup: Setup, x: Tensor, without: tuple[str, ...] = ()) -> Tenso
     """Sums [D + 1, O] whose kernels add up to the trace kernel, ``None`` where it takes all O.
 
     What lies between head and outputs must be linear and the same for all samples. That the other
-    vectors reach nothing below the head, and have the same kernel there, is measured on a sample.
+    vectors reach nothing below the head, and have the same kernel there, is measured on a sample,
+    in single precision or better.
 
     Args:
         without: parameters that have no rule.
@@ -45,7 +46,11 @@ def fewest_sums(setup: Setup, x: Tensor, without: tuple[str, ...] = ()) -> Tenso
         return None
     weight = head.module.weight.detach()
     outputs, features = weight.shape
-    if features >= outputs or sum(c.layer == head.layer for c in capture.calls) > 1:
+    if (
+        weight.itemsize < 4
+        or features >= outputs
+        or sum(c.layer == head.layer for c in capture.calls) > 1
+    ):
         return None
     vectors = _singular(weight)
     draws = torch.randn(2, outputs, generator=torch.Generator().manual_seed(0))
@@ -73,7 +78,7 @@ def fewest_sums(setup: Setup, x: Tensor, without: tuple[str, ...] = ()) -> Tenso
         allowed = _ROUNDING * torch.finfo(weight.dtype).eps
         first, second = one @ one.mT, two @ two.mT
         alike = (first - second).abs().max() <= allowed * first.abs().max()
-    if reaching == 0 or not first.any() or max(below, below_too) > allowed * reaching or not alike:
+    if not first.any() or max(below, below_too) > allowed * reaching or not alike:
         return None
     return torch.cat([vectors, others[:1]])
 
@@ -97,13 +102,14 @@ def random_sums(
     head = _head(capture)
     vectors = None if head is None else _singular(head.module.weight.detach())
     count = outputs if vectors is None else len(vectors)
-    signs = torch.as_tensor(draw.choice((-1.0, 1.0), (probes, count))).to(like)
+    signs = torch.as_tensor(draw.choice((-1.0, 1.0), (probes, count)))
     if vectors is None:
-        return signs
+        return signs.to(like)
+    vectors = vectors.to(signs)
     sums = signs @ vectors
     if count < outputs:
-        sums += _beside(vectors, torch.as_tensor(draw.standard_normal((probes, outputs))).to(like))
-    return sums
+        sums += _beside(vectors, torch.as_tensor(draw.standard_normal((probes, outputs))))
+    return sums.to(like)
 
 
 def _head(capture: Capture) -> Call | None:

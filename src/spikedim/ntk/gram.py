@@ -191,25 +191,32 @@ class _Side:
                         rows[index, start:stop] = 0
 
     def _gather_alone(self, piece: Tensor) -> None:
+        alone = list(self._plan.alone)
         for start, stop in self._batches:
             for sample in range(start, stop):
                 x = self._setup.batch(self._x, sample, sample + 1)
-                found = loop_row(self._setup, x, piece, list(self._plan.alone))
-                for name, value in zip(self._plan.alone, found, strict=True):
-                    for index in range(len(piece)):
-                        place = len(piece), index, start, stop
-                        rows, _ = self._room(name, place, value.shape[1:])
-                        rows[sample - start] = value[index]
+                for index, found in enumerate(loop_rows(self._setup, x, piece, alone)):
+                    place = len(piece), index, start, stop
+                    for name, value in zip(alone, found, strict=True):
+                        rows, _ = self._made(name, place, value.shape)
+                        rows[sample - start] = value
 
     def _differentiate(
         self, capture: Capture, weights: Tensor, place: tuple[int, int, int, int], last: bool
     ) -> None:
         plan = self._plan
         calls = [c for c in capture.calls if plan.channels(c.layer) is not None]
-        leaks = [name for name in capture.leaks if plan.channels(name) is not None]
+        leaks = [
+            name
+            for name in capture.leaks
+            if plan.channels(name) is not None and name not in plan.without
+        ]
 
         def room(module: nn.Module, layer: str, name: str, shape: tuple[int, ...]) -> Place:
-            return self._room(self._names[id(getattr(module, name))], place, shape[1:])
+            path = self._names[id(getattr(module, name))]
+            if path in plan.without:  # used here as well, but differentiated as a whole
+                return None
+            return self._made(path, place, shape[1:])
 
         def receive(call: Call, gradient: Tensor) -> None:
             channels = plan.channels(call.layer)
@@ -219,10 +226,10 @@ class _Side:
         with torch.no_grad():
             found = capture.run(weights, receive, calls, leaks, keep=not last)
             for name, gradient in found.items():
-                rows, _ = self._room(name, place, (1,))
+                rows, _ = self._made(name, place, (1,))
                 rows.copy_(gradient[:, None])
 
-    def _room(
+    def _made(
         self, name: str, place: tuple[int, int, int, int], shape: tuple[int, ...]
     ) -> tuple[Tensor, bool]:
         """Where the gradients of a parameter belong, and whether nothing is there yet."""
@@ -274,9 +281,12 @@ def jacobian_rows(
     names = [n for n, p in setup.model.named_parameters() if p.requires_grad]
     count = setup.count(x)
     if method == "loop":
-        rows = [loop_row(setup, setup.batch(x, i, i + 1), cotangents, names) for i in range(count)]
+        samples = [
+            [torch.stack(g) for g in zip(*loop_rows(setup, one, cotangents, names), strict=True)]
+            for one in (setup.batch(x, i, i + 1) for i in range(count))
+        ]
         for index, name in enumerate(names):
-            yield name, torch.stack([row[index] for row in rows], 1)
+            yield name, torch.stack([sample[index] for sample in samples], 1)
         return
     fixed: dict[str, Tensor] = {n: p for n, p in setup.model.named_parameters() if n not in names}
     fixed |= dict(setup.model.named_buffers())
@@ -318,12 +328,13 @@ class ReadoutModule(nn.Module):
         return self._setup.readout(self.model, x, self._setup.T)
 
 
-def loop_row(setup: Setup, x: Tensor, cotangents: Tensor, names: list[str]) -> list[Tensor]:
-    """Gradients [F, P] of the named parameters, of one sample, by autograd."""
+def loop_rows(
+    setup: Setup, x: Tensor, cotangents: Tensor, names: list[str]
+) -> Iterator[list[Tensor]]:
+    """Gradients [P] of the named parameters, of one sample, for each sum of outputs in turn."""
     parameters = dict(setup.model.named_parameters())
     with torch.enable_grad():
         y = cotangents @ setup.readout(setup.model, x, setup.T)[0]
-    rows = []
     for index in range(len(cotangents)):
         found = torch.autograd.grad(
             y[index],
@@ -332,5 +343,4 @@ def loop_row(setup: Setup, x: Tensor, cotangents: Tensor, names: list[str]) -> l
             allow_unused=True,
             materialize_grads=True,
         )
-        rows.append([gradient.flatten() for gradient in found])
-    return [torch.stack([row[i] for row in rows]) for i in range(len(names))]
+        yield [gradient.flatten() for gradient in found]

@@ -172,12 +172,14 @@ def prepared(
 
     Raises:
         DataError: ``x`` is not a tensor, or holds NaN or infinity.
-        ModelError: the network is in training mode.
+        ModelError: the network is in training mode, or all its parameters are frozen.
         ConfigError: an unknown surrogate.
     """
     if not isinstance(x, Tensor):
         raise DataError(f"x is a {type(x).__name__}; give a tensor, e.g. torch.as_tensor(x)")
     check_evaluating(model)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ModelError("no parameter requires a gradient; unfreeze some: requires_grad_(True)")
     check_finite(x, int(has_events(model, x)))
     network = with_named_surrogate(model, surrogate, width)
     return Setup(network, T, readout or logits, has_events(model, x))

@@ -99,11 +99,11 @@ def features(
             yield name, Features(_sum_but(per_sample, keep))
         return
     if merged := isinstance(module, CONVOLUTIONS):
-        rows, g = patches(module, x), _grouped_output(module, g)
-    else:
-        rows, g = x[..., None, :], g[..., None, :]
-    a = by_sample(rows[None], samples, steps, merged)[0].flatten(1, -3)  # [B, R, groups, I]
-    g = by_sample(g, samples, steps, merged).flatten(2, -3)  # [F, B, R, groups, O]
+        x, g = patches(module, x), _grouped_output(module, g)
+    a, g = by_sample(x[None], samples, steps, merged)[0], by_sample(g, samples, steps, merged)
+    if not merged:
+        a, g = a[..., None, :], g[..., None, :]
+    a, g = a.flatten(1, -3), g.flatten(2, -3)  # [B, R, groups, I], [F, B, R, groups, O]
     if module.weight.requires_grad:
         yield "weight", Features(g, a)
     if bias is not None and bias.requires_grad:
@@ -111,16 +111,16 @@ def features(
 
 
 def by_sample(x: Tensor, samples: int, steps: int, merged: bool = False) -> Tensor:
-    """Bring the sample axis of [F, ...] to the front: [F, B, R, ...].
+    """Bring the sample axis of [F, ..., C] to the front: [F, B, R, ..., C].
 
-    The leading axes are read as [T, B, ...] (unless ``merged``), [B, ...], [T·B·N, ...] or
+    The axes between are read as [T, B, ...] (unless ``merged``), [B, ...], [T·B·N, ...] or
     [B·N, ...], the first that fits: time (or one step) before samples, samples before tokens.
 
     Raises:
         ModelError: none of them fits.
     """
     first = x.shape[1]
-    if not merged and x.ndim > 2 and x.shape[2] == samples and first in (steps, 1):
+    if not merged and x.ndim > 3 and x.shape[2] == samples and first in (steps, 1):
         return x.transpose(1, 2)
     if first == samples:
         return x[:, :, None]
@@ -181,7 +181,7 @@ def _grouped_output(module: nn.Conv1d | nn.Conv2d, g: Tensor) -> Tensor:
 
 def _embedding(module: nn.Embedding, ids: Tensor, g: Tensor, samples: int, steps: int) -> Features:
     """Gradient rows of the tokens that occur; a one-hot input makes it a linear layer."""
-    tokens = by_sample(ids[None], samples, steps)[0].flatten(1)  # [B, R]
+    tokens = by_sample(ids[None, ..., None], samples, steps)[0].flatten(1)  # [B, R]
     rows = by_sample(g, samples, steps).flatten(2, -2)  # [F, B, R, E]
     full = g.new_zeros(len(g), samples, module.num_embeddings, module.embedding_dim)
     index = tokens[None, :, :, None].expand_as(rows)

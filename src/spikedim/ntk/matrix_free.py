@@ -102,12 +102,12 @@ class KernelOperator:
     ) -> None:
         setup = prepared(model, x, T, readout, surrogate, width)
         self._outputs = 1 if isinstance(outputs, int) else output_like(setup, x).shape[1]
-        self._stream = stream = Stream(setup, x, fallback)
+        self._setup, self._x, self._summed = setup, x, outputs == "trace"
+        self._stream = Stream(setup, x, fallback)
         # the kernels of all functions, each of [F, O] sums of outputs, are added up
-        if outputs == "trace":
-            self._functions = trace_sums(setup, x, stream.without)[:, None]
-        else:
-            self._functions = output_sums(setup, x, outputs)[None]
+        self._functions = output_sums(setup, x, outputs)
+        self._functions = self._functions[:, None] if self._summed else self._functions[None]
+        self._settle()
         self.center = center
         self._samples = setup.count(x)
         self.size = self._samples * self._functions.shape[1]
@@ -136,8 +136,15 @@ class KernelOperator:
         return 2 * outputs * len(self._batches) * -(-vectors // self._held)
 
     def apply(self, vectors: Float) -> Float:
-        """K·vectors or HKH·vectors for ``vectors`` [size, k], float64 [size, k]."""
-        right = self._centred(np.asarray(vectors, np.float64))
+        """K·vectors or HKH·vectors for ``vectors`` [size, k], float64 [size, k].
+
+        Raises:
+            ConfigError: vectors of another shape.
+        """
+        right = np.asarray(vectors, np.float64)
+        if right.ndim != 2 or len(right) != self.size:
+            raise ConfigError(f"vectors have shape {right.shape}; expected [{self.size:,}, k]")
+        right = self._centred(right)
         if self._bar is None:
             with _reporting(self, "products", [right.shape[1]]):
                 return self.apply(vectors)
@@ -147,6 +154,11 @@ class KernelOperator:
             for functions in self._functions.split(together):
                 out[:, start:stop] += self._round(functions, right[:, start:stop])
         return self._centred(out)
+
+    def _settle(self) -> None:
+        """Choose the sums of outputs by the weights that the head has now."""
+        if self._summed:
+            self._functions = trace_sums(self._setup, self._x, self._stream.without)[:, None]
 
     def _plan(self, budget: float) -> None:
         """Share the memory between a batch, directions Jᵀv and forwards that are kept."""
@@ -224,6 +236,7 @@ def _reporting(operator: Operator, label: str, rounds: Sequence[int]) -> Iterato
         with task(label, sum(rounds)) as bar:
             yield _Counted(operator, bar)
         return
+    operator._settle()
     # a product can take minutes, so that what is counted is its passes
     with task(f"{label} (passes)", sum(map(operator.passes, rounds))) as bar:
         operator._bar = bar
@@ -255,7 +268,7 @@ class KernelTraces(Result):
     Args:
         trace, square, ratio: the three numbers with intervals.
         size: rows of the kernel.
-        method: estimator.
+        method: estimator, ``"exact"`` where the kernel was formed.
         products: vectors multiplied with the kernel.
         seed: of the vectors.
         seconds: wall time.
@@ -351,7 +364,8 @@ def kernel_traces(
         else:
             traces, squares = _exchangeable(operator, _signs(rng, n, half))
     trace, square = float(traces.mean()), float(squares.mean())
-    how = f"{method}, {used} products, Student"
+    method = "exact" if exact else method
+    how = "exact" if exact else f"{method}, {used} products, Student"
 
     def estimate(value: float, low: float, high: float) -> Estimate:
         return Estimate(value, low, high, n, "", confidence, how)
@@ -365,7 +379,7 @@ def kernel_traces(
     if trace > 0 and square > 0:
         ratio = trace**2 / square
         reach = float(np.exp(half_width(2 * traces / trace - squares / square)))
-        found = estimate(ratio, ratio / reach, ratio * reach).within(1.0, n)
+        found = estimate(ratio, ratio / reach, ratio * reach).within(1.0, max(n - centred, 1))
     else:
         found = estimate(0.0, 0.0, 0.0)
     sides = [
@@ -401,6 +415,8 @@ def _deflated(operator: Operator, basis: Float, probes: Float) -> tuple[Float, F
 def _exchangeable(operator: Operator, probes: Float) -> tuple[Float, Float]:
     """Estimates from each probe, deflated by the images of all others."""
     image = operator.apply(probes)
+    if not image.any():
+        return np.zeros(probes.shape[1]), np.zeros(probes.shape[1])
     basis, triangle = linalg.qr(image, mode="economic")
     inside = operator.apply(basis)
     # column i of S is the unit vector of the span that the image of probe i alone brings in

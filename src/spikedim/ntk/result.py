@@ -110,10 +110,12 @@ class Kernel(Result):
             estimators = [e.key for e in list_estimators() if e.needs == "spectrum"]
             if dependent:
                 estimators.remove("pr_corrected")
-        if dependent and (options.setdefault("interval", "none") != "none"):
+        if dependent and (
+            options.setdefault("interval", "none") != "none" or "pr_corrected" in estimators
+        ):
             raise ConfigError(
-                "interval of outputs='full': the outputs of a sample depend on each other; use "
-                "'none', outputs='trace' or an index"
+                "intervals and pr_corrected of outputs='full': the outputs of a sample depend on "
+                "each other; use interval='none', outputs='trace' or an index"
             )
         # a sample has a gradient for each output, whose kernels the trace adds up
         numbers = self.parameters * (self.classes if self.outputs == "trace" else 1)

@@ -287,7 +287,8 @@ def sketched_gram(
         f"sketched NTK of {n:,} samples and {parameters:,} parameters: {len(cotangents)} passes "
         f"in batches of {batch}, about {need / 2**30:.2g} GiB"
     )
-    sketches = like.new_zeros(probes, n, size)
+    wide = torch.promote_types(like.dtype, torch.float32)
+    sketches = torch.zeros(probes, n, size, dtype=wide, device=like.device)
     fold = _Fold(setup, seed, drawn)
 
     def draw(start: int, stop: int, rows: Tensor, bar: Task) -> None:
@@ -372,7 +373,7 @@ class _Fold:
         All parameters of all sums lie side by side and are folded as one vector. The signs of the
         second sketch are those of the first times new ones, which makes them as independent.
         """
-        rows = rows[function : function + 1] if self._random_sums else rows
+        rows, full = rows[function : function + 1] if self._random_sums else rows, full.to(rows)
         index, start = self._place[name]
         start += function * self._length
         draw = np.random.default_rng((self._seed, 1, function, index))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from spikedim.ntk.capture import Capture
 from spikedim.ntk.deposit import deposit
-from spikedim.ntk.gram import Setup, loop_row
+from spikedim.ntk.gram import Setup, loop_rows
 from spikedim.ntk.passes import Call
 from spikedim.ntk.plan import LIVE, in_flight, probe, verify, without_rule
 
@@ -52,7 +52,8 @@ class Stream:
 
     def need(self, batch: int) -> int:
         """Bytes of one pass through a batch: activations, and gradients of the widest layer."""
-        return batch * (self.probe.saved + LIVE * self.probe.largest + 2 * self._widest)
+        single = 2 * sum(self._setup.model.get_parameter(name).nbytes for name in self.without)
+        return single + batch * (self.probe.saved + LIVE * self.probe.largest + 2 * self._widest)
 
     @property
     def _widest(self) -> int:
@@ -88,8 +89,8 @@ class Stream:
             for index, weights in enumerate(cotangents):
                 last = not keep and index == len(cotangents) - 1
                 self._differentiate(capture, weights, index, slice(start, stop), use, last)
-            if self.without:
-                self._differentiate_alone(cotangents, range(start, stop), use)
+            for sample in range(start, stop) if self.without else ():
+                self._differentiate_alone(cotangents, sample, use)
             done(stop - start)
 
     def forget(self) -> None:
@@ -104,9 +105,12 @@ class Stream:
 
             def room(
                 module: nn.Module, layer: str, name: str, shape: tuple[int, ...]
-            ) -> tuple[Tensor, bool]:
+            ) -> tuple[Tensor, bool] | None:
+                path = self._names[id(getattr(module, name))]
+                if path in self.without:  # used here as well, but differentiated as a whole
+                    return None
                 full = gradient.new_empty(shape).flatten(1)
-                made.append((self._names[id(getattr(module, name))], full))
+                made.append((path, full))
                 return full, True
 
             deposit(call, gradient, capture.samples, capture.steps, slice(None), room)
@@ -114,14 +118,13 @@ class Stream:
                 use(index, part, name, full)
 
         with torch.no_grad():
-            leaks = capture.run(weights, receive, leaks=list(capture.leaks), keep=not last)
+            wanted = [name for name in capture.leaks if name not in self.without]
+            leaks = capture.run(weights, receive, leaks=wanted, keep=not last)
             for name, gradient in leaks.items():
                 use(index, part, name, gradient[:, None].clone())
 
-    def _differentiate_alone(self, cotangents: Tensor, samples: range, use: Use) -> None:
-        for sample in samples:
-            x = self._setup.batch(self._x, sample, sample + 1)
-            found = loop_row(self._setup, x, cotangents, list(self.without))
-            for name, rows in zip(self.without, found, strict=True):
-                for index, row in enumerate(rows):
-                    use(index, slice(sample, sample + 1), name, row[None])
+    def _differentiate_alone(self, cotangents: Tensor, sample: int, use: Use) -> None:
+        x = self._setup.batch(self._x, sample, sample + 1)
+        for index, found in enumerate(loop_rows(self._setup, x, cotangents, list(self.without))):
+            for name, row in zip(self.without, found, strict=True):
+                use(index, slice(sample, sample + 1), name, row[None])
