@@ -262,10 +262,23 @@ def test_result_renders_everywhere():
         (Estimate(float("nan")), "n/a"),
         (Estimate(1.0, -float("inf"), float("inf")), "1 [-∞, ∞]"),
         (Estimate(5.0, 5.0, 5.0), "5 [5, 5]"),
+        (Estimate(0.435, 0.0, 30_000.0), "0.4 [0, 30,000]"),
+        (Estimate(1_711.3, 1.0, 2_900.0), "1,700 [1, 2,900]"),
     ],
 )
 def test_estimates_read_well(estimate, text):
     assert str(estimate) == text
+
+
+def test_a_column_of_energies_has_one_unit():
+    def column(*values):
+        rows = [(i, None if v is None else Estimate(v, unit="mJ")) for i, v in enumerate(values)]
+        return [cells[1] for cells in Table("", ("i", "energy"), rows).cells()]
+
+    assert column(6.4e-5, 1.3e-4) == ["0.064 µJ", "0.13 µJ"]
+    assert column(6.4e-5, None, 5e-5) == ["64 nJ", "–", "50 nJ"]
+    assert column(2.0, 5e-2) == ["2 mJ", "0.05 mJ"]
+    assert column(6.4e-9, 1.3e-4) == ["0.0064 nJ", "0.13 µJ"]  # too far apart for one
 
 
 def test_provenance_records_versions_and_command():

@@ -44,7 +44,10 @@ class Estimate:
         return dataclasses.replace(self, value=cut(self.value), low=below, high=above)
 
     def __str__(self) -> str:
-        factor, unit = _readable_unit(self.value, self.unit)
+        return self.text(*_readable_unit(self.value, self.unit))
+
+    def text(self, factor: float, unit: str) -> str:
+        """Value, interval and unit, after multiplication with ``factor``."""
         shown = [None if v is None else v * factor for v in (self.value, self.low, self.high)]
         value, low, high = _rounded(shown)
         if low is not None:
@@ -62,8 +65,13 @@ class Table:
     notes: Sequence[str] = field(default_factory=tuple)
 
     def cells(self) -> list[list[str]]:
-        """Rows as text, numbers rounded for reading."""
-        return [[_cell(value) for value in row] for row in self.rows]
+        """Rows as text, numbers rounded for reading; a column of energies has one unit."""
+        rows = [list(row) for row in self.rows]
+        for column in range(len(self.columns)):
+            some = [row for row in rows if isinstance(row[column], Estimate)]
+            for row, shown in zip(some, _alike([row[column] for row in some]), strict=True):
+                row[column] = shown
+        return [[_cell(value) for value in row] for row in rows]
 
     def to_markdown(self) -> list[str]:
         """The table as Markdown lines, without title and notes."""
@@ -191,6 +199,14 @@ def _readable_unit(value: float, unit: str) -> tuple[float, str]:
     if unit == "mJ" and 0 < abs(value) < 0.1:
         return (1e3, "µJ") if abs(value) >= 1e-4 else (1e6, "nJ")
     return 1.0, unit
+
+
+def _alike(estimates: list[Estimate]) -> list[str]:
+    """As text; energies in the unit of the largest, where none is so small as to need its own."""
+    sizes = [abs(e.value) for e in estimates]
+    if {e.unit for e in estimates} != {"mJ"} or not min(sizes) > max(sizes) / 1000:
+        return [str(e) for e in estimates]
+    return [e.text(*_readable_unit(max(sizes), "mJ")) for e in estimates]
 
 
 def _rounded(estimate: list[float | None]) -> list[str | None]:
