@@ -369,11 +369,16 @@ def test_interrupt_says_how_to_continue(words, here):
         [sys.executable, "-m", "spikedim", *words, "--out", "run"],
         stderr=subprocess.PIPE,
         text=True,
+        # a shell's background job ignores Ctrl-C, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     first = process.stderr.readline()  # it has announced its work
     wait_for(lambda: list(here.glob("run/*")), lambda: process.poll() is None)
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=600)
+    try:
+        _, rest = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130, first + rest
     assert "interrupted: run the same command again" in rest
     assert "Traceback" not in rest
