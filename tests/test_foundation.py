@@ -262,6 +262,11 @@ def test_result_renders_everywhere():
         (Estimate(float("nan")), "n/a"),
         (Estimate(1.0, -float("inf"), float("inf")), "1 [-∞, ∞]"),
         (Estimate(5.0, 5.0, 5.0), "5 [5, 5]"),
+        (Estimate(0.004, 0, 1), "0.004 [0.00, 1.00]"),
+        (Estimate(1e-6, 0, 1), "0.000001 [0.00, 1.00]"),
+        (Estimate(1e-9, 0, 1), "1.000e-09 [0.00, 1.00]"),
+        (Estimate(0.5, -2e-7, 1), "0.50 [-2.000e-07, 1.00]"),
+        (Estimate(0, 0, 1e-4), "0.000000 [0.000000, 0.000100]"),
     ],
 )
 def test_estimates_read_well(estimate, text):
