@@ -97,7 +97,7 @@ def test_settings_of_a_kept_neuron_are_not_made_up(file):
     plan = planned("mine.py:odd")
     advice = plan.recommendation
     assert (advice.threshold, advice.beta, advice.refractory) == (None, None, None)
-    assert plan.case.threshold == 0
+    assert plan.case.threshold is None
     assert "not known (2: neurons kept as they are" in advice.reasons[1]
     said = str(plan)
     assert "v_th 1" not in said
