@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from spikedim.adapters import AdaptedLIF, from_spikingjelly, register_neuron, to_spikingjelly, wrap
+from spikedim.adapters.comparison import difference
 from spikedim.adapters.surrogates import ScaledSurrogate, identify
 from spikedim.cli import main
 from spikedim.errors import CheckpointError, ConfigError, ModelError, SpikedimWarning
@@ -847,6 +848,80 @@ def test_a_registered_neuron_that_is_another_is_warned_of_once(multistep, option
     (said,) = registered(multistep, **options)
     assert said.startswith("Custom: what is registered for it")
     assert said.endswith(words)
+
+
+class Integrator(nn.Module):
+    """u = beta·u + (1 − beta)·x with a hard reset and an atan derivative, all timesteps at once."""
+
+    def __init__(self, beta, check=None):
+        super().__init__()
+        self.beta, self.check = beta, check or (lambda x: None)
+
+    def forward(self, x):
+        self.check(x)
+        u, out = torch.zeros_like(x[0]), []
+        for x_t in x:
+            u = self.beta * u + (1 - self.beta) * x_t
+            s = spike(u - 0.7, Surrogate("atan", 2.0))
+            u = u * (1 - s.detach())
+            out.append(s)
+        return torch.stack(out)
+
+
+def warned_of(neuron, **options):
+    """What is warned of when ``neuron`` is registered with ``options``."""
+    kind = type(neuron)
+    right = {"beta": neuron.beta, "reset": "hard", "surrogate": Surrogate("atan", 2.0)}
+    register_neuron(kind)(lambda _: LIFParams(threshold=0.7, **{**right, **options}))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        wrap(network(neuron), input_shape=SHAPE, layout="TB")
+    return [str(w.message) for w in caught if issubclass(w.category, SpikedimWarning)]
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.8, 0.9, 0.95, 0.99, 0.999])
+def test_neurons_of_any_gain_are_made_to_fire(beta):
+    assert warned_of(Integrator(beta)) == []
+    (said,) = warned_of(Integrator(beta), reset="soft")
+    assert said.endswith("; reset='hard' gives those of the neuron")
+
+
+@pytest.mark.parametrize("wrong", [{"beta": 0.98}, {"beta": 0.9}])
+def test_another_leak_is_not_blamed_on_the_surrogate(wrong):
+    (said,) = warned_of(Integrator(0.999), **wrong)
+    assert "is another neuron" in said
+    assert "surrogate" not in said
+
+
+def test_a_surrogate_is_named_only_where_it_is_seen_to_be_another():
+    def scale(x):  # a gradient that no surrogate of ours has
+        if x.requires_grad:
+            x.register_hook(lambda g: g * (1 + x.detach().abs()))
+
+    (said,) = warned_of(Integrator(0.5, scale))
+    assert said.endswith("fires as it does, but its derivative (training, ntk) is another")
+
+
+class Mute(AdaptedLIF):
+    """Never fires."""
+
+    def forward(self, x):
+        return 0 * x
+
+
+def test_silent_neurons_are_not_compared():
+    neuron = nn.Sequential()
+    neuron.forward = lambda x: x - x.detach()  # silent too, with another derivative
+    assert difference(neuron, Mute(LIFParams()), torch.rand(3, 2, 4)) == ""
+
+
+def asserts(x):
+    assert len(x) == 4
+
+
+@pytest.mark.parametrize("check", [asserts, lambda x: {4: 0}[len(x)], lambda x: 1 / (len(x) - 16)])
+def test_an_exception_of_the_neuron_does_not_end_the_conversion(check):
+    assert warned_of(Integrator(0.5, check)) == []
 
 
 def test_the_lines_to_register_name_what_decides():

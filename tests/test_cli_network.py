@@ -10,6 +10,7 @@ import torch
 from spikedim.cli import main
 from spikedim.data import load_dataset
 from spikedim.models import batchnorm_of, create_model, save_checkpoint, settle_batchnorm
+from spikedim.models.calibration import is_trained
 from spikedim.profiling import profile
 
 FILE = """
@@ -48,6 +49,20 @@ def trained(input_shape, num_classes):
     network = Folded()
     network.norm.running_mean.fill_(0.4)
     network.norm.running_var.fill_(3.0)
+    return network
+
+
+def bare(input_shape, num_classes):
+    network = Folded()
+    network.norm = nn.Identity()
+    return network
+
+
+def loaded(input_shape, num_classes):
+    network = bare(input_shape, num_classes)
+    torch.manual_seed(5)  # stands for the weights of a file
+    for p in network.parameters():
+        nn.init.normal_(p, 0.2, 0.3)
     return network
 """
 
@@ -131,6 +146,33 @@ def test_a_kernel_of_a_trained_network_has_no_seed(mode, here, capsys):
     several = [*words, "--model", "own.py:trained", "--initialisations", "2", "--quiet"]
     _, err = run(capsys, *several, code=2)
     assert "--initialisations 2 is for untrained networks" in err
+
+
+def test_what_may_be_trained_is_not_called_untrained(here, capsys):
+    words = ["--data", "digits", "-T", "2", "--model", "own.py:loaded", "--quiet"]
+    out, _ = run(capsys, "ntk", *words, "--samples", "12")
+    assert "untrained" not in out
+    assert "One network as its file makes it, seed 0" in " ".join(out.split())
+    out, _ = run(capsys, "profile", *words, "--samples", "12", "--json")
+    assert json.loads(out)["accuracy"] is not None
+    for name, checkpoint, batchnorm, trained in (
+        ("own.py:loaded", None, "absent", None),
+        ("own.py:loaded", None, "fresh", None),
+        ("own.py:loaded", None, "own", True),
+        ("own.py:loaded", "x.safetensors", "absent", True),
+        ("spikformer_nano", None, "fresh", False),
+        ("spikformer_nano", "x.safetensors", "fresh", True),
+    ):
+        assert is_trained(name, checkpoint, batchnorm) is trained
+
+
+@pytest.mark.parametrize("mode", [[], ["--reduction"]])
+def test_initialisations_that_are_the_same_are_refused(mode, here, capsys):
+    words = ["ntk", "--data", "digits", "-T", "2", "--samples", "12", "--quiet", *mode]
+    words += ["--initialisations", "3", "--model"]
+    _, err = run(capsys, *words, "own.py:loaded", code=2)
+    assert "own.py:loaded makes the same weights with seeds 0 and 1" in err
+    run(capsys, *words, "own.py:bare")
 
 
 def test_design_says_what_it_did_to_the_statistics(here, capsys):

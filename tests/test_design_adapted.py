@@ -6,7 +6,7 @@ import pytest
 
 from spikedim.cli import main
 from spikedim.data import load_dataset
-from spikedim.design import design, planner, verdict
+from spikedim.design import NeuronTarget, design, planner, verdict
 from spikedim.errors import ConfigError, ModelError
 from spikedim.models import create_model, model_entry
 from spikedim.report import render
@@ -97,7 +97,7 @@ def test_settings_of_a_kept_neuron_are_not_made_up(file):
     plan = planned("mine.py:odd")
     advice = plan.recommendation
     assert (advice.threshold, advice.beta, advice.refractory) == (None, None, None)
-    assert plan.case.threshold == 0
+    assert plan.case.threshold is None
     assert "not known (2: neurons kept as they are" in advice.reasons[1]
     said = str(plan)
     assert "v_th 1" not in said
@@ -105,6 +105,21 @@ def test_settings_of_a_kept_neuron_are_not_made_up(file):
     assert render(plan).count("kept as it is") == 3
     assert model_entry("mine.py:odd").config.neuron is None
     assert model_entry("mine.py:bare").config.neuron is None
+
+
+def test_other_neurons_than_kept_ones_are_refused_before_any_work(file, capsys, monkeypatch):
+    def never(*given, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(planner, "profile", never)
+    monkeypatch.setattr(planner, "sweep_timesteps", never)
+    message = "neurons 4 are kept as they are and cannot be varied"
+    with pytest.raises(ModelError, match=message):
+        planned("mine.py:mixed", neuron=NeuronTarget(d_eff=4.0))
+    with pytest.raises(SystemExit) as caught:
+        main(["design", "--model", "mine.py:mixed", "--target-d-eff", "4", "--verify", "--quiet"])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_known_neurons_beside_kept_ones_are_named(file):

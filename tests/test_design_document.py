@@ -5,6 +5,7 @@ import pytest
 from spikedim.design.cases import Case
 from spikedim.design.document import answer, document
 from spikedim.design.validation import pooled_seeds, seed_noise, validate
+from spikedim.results import plain
 from study_cases import case
 
 DATA, NETS = "abcd", "mno"
@@ -48,6 +49,16 @@ def test_a_page_judges_its_variants_and_names_those_that_are_too_small():
     assert "| seeds pooled, one case per recipe | 13 |" in page
     assert "25 cases (a data set, a network, a recipe and a seed) in 12 places" in page
     assert "1 to 2 seeds per recipe" in page
+
+
+def test_a_threshold_that_is_not_known_is_not_made_up():
+    kept = replace(study()[0], threshold=None)
+    known = replace(kept, threshold=0.5)
+    assert Case.from_dict(plain(kept)) == kept
+    assert Case.from_dict({**plain(kept), "threshold": 0.0}) == kept
+    assert kept.recipe != known.recipe
+    page = document([*study(), kept, known], {}, [], None, None, "x")
+    assert "not varied (v_th = 0.5, 1, not known)" in page
 
 
 def test_a_case_of_another_grid_says_its_own():

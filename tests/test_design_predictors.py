@@ -56,6 +56,13 @@ def test_cases_leave_out_failed_and_too_short_trials():
     assert [c.seed for c in cases_from_rows([*table, *again])] == [0]
 
 
+def test_neurons_that_are_not_known_give_no_threshold():
+    table, _ = rows(("a",), ("m",), (0,))
+    assert [c.threshold for c in cases_from_rows(table)] == [1.0]
+    kept = [replace(r, v_th=None, beta=None, t_ref=None, reset=None) for r in table]
+    assert [c.threshold for c in cases_from_rows(kept)] == [None]
+
+
 def test_two_trainings_of_one_case_are_refused_not_mixed():
     table, _ = rows(("a",), ("m",), (0,))
     longer = [replace(r, epochs=50, key=f"{r.key}-longer") for r in table]

@@ -146,6 +146,22 @@ def test_samples_without_labels_and_texts():
         (lambda: make_dataset("own", DataLoader(TensorDataset(images(9)))), "a DataLoader"),
         (lambda: make_dataset("own", ([[1, 2], [3, 4]], [0, 1])), "list with a list"),
         (lambda: make_dataset("own", Own(lambda i: torch.rand(2, i + 1))), "sample 1 has shape"),
+        (
+            lambda: make_dataset("own", Own(lambda i: np.array([[0, 1.0 if i else 1]]))),
+            r"sample 1 has shape \(1, 2\) of float64, sample 0 has shape \(1, 2\) of int64",
+        ),
+        (
+            lambda: measure(Own(lambda i: np.full(2, 300 * i, np.uint16 if i else np.uint8))),
+            "of uint16, sample 0 has shape .* of uint8",
+        ),
+        (
+            lambda: make_dataset("own", Own(lambda i: "abc" if i == 2 else np.zeros(2))),
+            r"sample 2 is a text, sample 0 has shape \(2,\) of float64",
+        ),
+        (
+            lambda: make_dataset("own", Own(lambda i: np.zeros(2) if i else "abc")),
+            r"sample 1 has shape \(2,\) of float64, sample 0 is a text",
+        ),
         (lambda: make_dataset("own", Own(lambda i: (1, 2, 3))), r"expected \(x, y\) or x"),
         (lambda: make_dataset("own", Own(lambda i: {"image": 1})), r"expected \(x, y\) or x"),
         (lambda: make_dataset("own", Own(lambda i: i, 0)), "no samples"),

@@ -38,9 +38,10 @@ def gathered(samples: Any, what: str = "x") -> tuple[Any, np.ndarray | None]:
         what: its name in messages.
 
     Raises:
-        DataError: no samples, samples of different shapes, or neither (x, y) nor x.
+        DataError: no samples, samples of different shapes or types, or neither (x, y) nor x.
     """
     inputs: Any = None
+    first = ""
     labels = []
     for i in track(range(len(samples)), f"reading {what}"):
         item = samples[i]
@@ -49,24 +50,31 @@ def gathered(samples: Any, what: str = "x") -> tuple[Any, np.ndarray | None]:
             kind = type(item).__name__
             raise DataError(f"{what}: sample {i} is a {kind} {_brief(item)}; expected (x, y) or x")
         labels += [as_array(y) for y in rest]
-        if isinstance(x, str):
-            inputs = [] if inputs is None else inputs
-            inputs.append(x)
-            continue
-        value = np.asarray(as_array(x))
+        value = x if isinstance(x, str) else np.asarray(as_array(x))
+        form = _form(value)
         if inputs is None:
-            inputs = np.empty((len(samples), *value.shape), value.dtype)
-        if isinstance(inputs, list) or value.shape != inputs.shape[1:]:
-            first = "a text" if isinstance(inputs, list) else f"of shape {inputs.shape[1:]}"
-            raise DataError(
-                f"{what}: sample {i} has shape {value.shape}, sample 0 is {first}; bring all to one"
-            )
+            first, inputs = form, _room(value, len(samples))
+        if form != first:  # the array of the first would cast it silently
+            raise DataError(f"{what}: sample {i} {form}, sample 0 {first}; bring all to one")
         inputs[i] = value
     if inputs is None:
         raise DataError(f"{what}: no samples; expected at least one")
     if labels and len(labels) != len(inputs):
         raise DataError(f"{what}: {len(inputs)} samples but {len(labels)} labels")
     return inputs, np.asarray(labels) if labels else None
+
+
+def _form(sample: str | np.ndarray) -> str:
+    """What all samples have in common, in words."""
+    if isinstance(sample, str):
+        return "is a text"
+    return f"has shape {sample.shape} of {sample.dtype}"
+
+
+def _room(sample: str | np.ndarray, count: int) -> Any:
+    if isinstance(sample, str):
+        return [""] * count
+    return np.empty((count, *sample.shape), sample.dtype)
 
 
 def _brief(item: Any) -> str:

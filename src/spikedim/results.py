@@ -225,7 +225,9 @@ def _rounded(estimate: list[float | None]) -> list[str | None]:
 
     def text(value: float) -> str:
         own = -math.floor(math.log10(abs(value))) if value else decimals
-        places = max(decimals, min(own, 6))
+        if own > max(decimals, 6):
+            return number(value)  # more decimals than are read
+        places = max(decimals, own)
         return f"{round(value, places):,.{max(0, places)}f}"
 
     return [None if v is None else text(v) for v in estimate]

@@ -18,6 +18,7 @@ from spikedim.errors import SpikedimError, SpikedimWarning
 from spikedim.neurons import RESETS, LIFParams, Surrogate
 
 _T = 16
+_LEAST_GAIN = 1e-6
 _ROUNDING = 1e-3  # share of spikes, and of the largest derivative, that may differ
 
 
@@ -25,20 +26,20 @@ def difference(neuron: nn.Module, layer: AdaptedLIF, seen: Tensor) -> str:
     """How ``layer`` fires, or is differentiated, otherwise than ``neuron``; empty if it is not.
 
     It names the options of :class:`LIFParams` that agree, if there are any. A neuron that cannot
-    be called with a current alone is not compared.
+    be called with a current alone, or raises whatever at this one, is not compared; nor are two
+    that stay silent.
 
     Args:
         neuron: the original; a copy of it is called, from rest where it has a ``reset``.
         layer: what was registered for it.
         seen: an input of the layer in its network, for its shape and type.
     """
-    frame = seen[0] if layer.multistep else seen
-    threshold = torch.as_tensor(layer.dynamics().threshold).detach().to(frame)
-    draw = torch.randn(_T, *frame.shape, generator=torch.Generator().manual_seed(0)).to(frame)
-    current = threshold * (0.5 + 1.5 * draw)
+    current = _current(layer, seen[0] if layer.multistep else seen)
     wanted = _response(neuron, current, layer.multistep)
     own = _response(layer, current, layer.multistep)
     if wanted is None or own is None or wanted[0].shape != own[0].shape:
+        return ""
+    if not (wanted[0].any() or own[0].any()):
         return ""
     name = type(neuron).__name__
     if not _same_spikes(wanted[0], own[0]):
@@ -52,11 +53,20 @@ def difference(neuron: nn.Module, layer: AdaptedLIF, seen: Tensor) -> str:
         distance = (wanted[1] - own[1]).abs().max()
         if distance > _ROUNDING * torch.maximum(wanted[1].abs().max(), own[1].abs().max()):
             return (
-                f"{name}: what is registered for it fires as it does, but its surrogate derivative "
-                f"(training, ntk) is another, {_said(layer.params.surrogate)}"
-                f"{_named(neuron, layer)}"
+                f"{name}: what is registered for it fires as it does, but its "
+                f"{_other_derivative(neuron, layer)}"
             )
     return ""
+
+
+def _current(layer: AdaptedLIF, frame: Tensor) -> Tensor:
+    """[T, ...] that makes a good share of the registered neurons fire, whatever their gain."""
+    params = layer.dynamics()
+    threshold, gain = (
+        torch.as_tensor(v).detach().to(frame) for v in (params.threshold, params.gain)
+    )
+    draw = torch.randn(_T, *frame.shape, generator=torch.Generator().manual_seed(0)).to(frame)
+    return threshold / gain.clamp(min=_LEAST_GAIN) * (0.5 + 1.5 * draw)
 
 
 def _response(
@@ -68,11 +78,11 @@ def _response(
         with torch.enable_grad():
             spikes = _spikes(module, x, multistep)
             (slope,) = torch.autograd.grad(spikes[0].sum(), x)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, SpikedimError):
+    except Exception:  # of a neuron we know nothing of
         try:
             with torch.no_grad():
                 return _spikes(module, current, multistep), None
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, SpikedimError):
+        except Exception:
             return None
     return spikes.detach(), slope[0]
 
@@ -127,8 +137,19 @@ def _others(params: LIFParams) -> Iterator[tuple[LIFParams, str]]:
                 continue
 
 
-def _named(neuron: nn.Module, layer: AdaptedLIF) -> str:
-    """Words for the surrogate of the neuron, where it can be told from its response at rest."""
+def _other_derivative(neuron: nn.Module, layer: AdaptedLIF) -> str:
+    """Which derivative is another: the surrogate's only where the neuron is seen to have one."""
+    registered, found = _said(layer.params.surrogate), _surrogate(neuron, layer)
+    if found is None or _said(found) == registered:
+        return "derivative (training, ntk) is another"
+    return (
+        f"surrogate derivative (training, ntk) is another, {registered}; "
+        f"surrogate={_said(found)} is its own"
+    )
+
+
+def _surrogate(neuron: nn.Module, layer: AdaptedLIF) -> Surrogate | None:
+    """That of the neuron, where it can be told from its response at rest."""
     params = layer.params
 
     def fire(potential: Tensor) -> Tensor:
@@ -138,9 +159,9 @@ def _named(neuron: nn.Module, layer: AdaptedLIF) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", SpikedimWarning)
-            return f"; surrogate={_said(identify(fire, type(neuron).__name__))} is its own"
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, SpikedimWarning):
-        return ""
+            return identify(fire, type(neuron).__name__)
+    except Exception:  # of a neuron we know nothing of
+        return None
 
 
 def _said(surrogate: Surrogate) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -145,12 +145,12 @@ class Ready(NamedTuple):
 
     Attributes:
         network: the network.
-        trained: it has the weights of a checkpoint, or brings batch-norm statistics of its own.
+        trained: as :func:`spikedim.models.calibration.is_trained` tells.
         state: which weights it has, in words.
     """
 
     network: SpikingModel
-    trained: bool
+    trained: bool | None
     state: str
 
 
@@ -174,15 +174,45 @@ def ready_network(
         name, dataset, checkpoint, seed, options: as there.
     """
     from spikedim.models import settle_batchnorm
-    from spikedim.models.calibration import weights_in_words
+    from spikedim.models.calibration import is_trained, weights_in_words
     from spikedim.progress import note
 
     network = shaped_network(name, dataset, checkpoint, seed, **options)
     samples = min(samples, len(dataset.train))
     if checkpoint is not None:
-        return Ready(network, True, weights_in_words(name, checkpoint, samples))
+        return Ready(
+            network, is_trained(name, checkpoint), weights_in_words(name, checkpoint, samples)
+        )
     batches = calibration_batches(name, dataset, T, samples, seed)
     found = settle_batchnorm(network, batches, T)
     state = weights_in_words(name, None, samples, T, found)
     note(f"{name}: {state}")
-    return Ready(network, found == "own", state)
+    return Ready(network, is_trained(name, None, found), state)
+
+
+def require_distinct(name: str, networks: Sequence[SpikingModel], seed: int) -> None:
+    """Refuse several initialisations of a network whose weights do not depend on the seed.
+
+    Args:
+        name: of the network.
+        networks: made with ``seed``, ``seed + 1`` and so on, their batch norm as it was made.
+        seed: of the first.
+
+    Raises:
+        ConfigError: two of them are the same.
+    """
+    for second, network in enumerate(networks):
+        for first, other in enumerate(networks[:second]):
+            if _same_state(network, other):
+                raise ConfigError(
+                    f"--initialisations {len(networks)}: {name} makes the same weights with seeds "
+                    f"{seed + first} and {seed + second}, so they say nothing about others: leave "
+                    "the option out"
+                )
+
+
+def _same_state(a: SpikingModel, b: SpikingModel) -> bool:
+    import torch
+
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(map(torch.equal, first.values(), second.values()))

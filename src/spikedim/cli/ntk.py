@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from spikedim.cli import options
-from spikedim.cli.network import calibration_batches, network_inputs, shaped_network
+from spikedim.cli.network import (
+    calibration_batches,
+    network_inputs,
+    require_distinct,
+    shaped_network,
+)
 from spikedim.cli.output import emit, save_figure, say, working
 from spikedim.errors import ConfigError, DataError
 from spikedim.results import Estimate, Result, Table
@@ -61,7 +66,7 @@ class KernelReport(Result):
             without labels or with too few samples per class.
         layers: share of each layer in the trace.
         timesteps: share of each timestep and pair of steps in it; ``None`` where not asked for.
-        initialisation: seed of an untrained network; ``None`` for a trained one.
+        initialisation: seed that the weights were made with; ``None`` for trained ones.
         over: the same for other initialisations; ``None`` where not asked for.
     """
 
@@ -133,7 +138,7 @@ class ApproximateReport(Result):
         kernel: what was estimated of it.
         alignment: kernel-target alignment with the labels, centred; ``None`` if matrix-free.
         spectrum: leading eigenvalues and spectral density; ``None`` of a sketch.
-        initialisation: seed of an untrained network; ``None`` for a trained one.
+        initialisation: seed that the weights were made with; ``None`` for trained ones.
         over: the same for other initialisations; ``None`` where not asked for.
     """
 
@@ -188,11 +193,14 @@ def _title(report: KernelReport | ApproximateReport) -> str:
 
 
 def _untrained(report: KernelReport | ApproximateReport) -> tuple[str, ...]:
-    """What the intervals of an untrained network do not cover."""
+    """What the intervals of one network that may be untrained do not cover."""
+    from spikedim.models.registry import is_file
+
     if report.initialisation is None or report.over is not None:
         return ()
+    kind = "network as its file makes it" if is_file(report.network) else "untrained network"
     return (
-        f"One untrained network, seed {report.initialisation}: another may differ by more; "
+        f"One {kind}, seed {report.initialisation}: another may differ by more; "
         "--initialisations N measures N.",
     )
 
@@ -313,15 +321,15 @@ def ntk(
 ) -> None:
     """Effective dimension of the neural tangent kernel, and which neuron gives the wanted one.
 
-    Without --checkpoint the network is untrained, and the batch norm of every variant of it is
-    calibrated on the data; a trained one, also of FILE.py:FUNCTION, keeps its statistics.
+    Without --checkpoint a network of ours is untrained, and the batch norm of every variant of it
+    is calibrated on the data; one of FILE.py:FUNCTION that brings batch-norm statistics keeps them.
     Texts are read as bytes.
 
     Example: spikedim ntk --data digits --model spikformer_nano --reduction --neuron refractory=1
     """
     from spikedim.data import load_dataset
     from spikedim.models import settle_batchnorm
-    from spikedim.models.calibration import weights_in_words
+    from spikedim.models.calibration import is_trained, weights_in_words
     from spikedim.ntk.effects import sweep as swept
     from spikedim.ntk.invert import invert as inverted
     from spikedim.ntk.one_sided import one_sided as compared
@@ -373,19 +381,21 @@ def ntk(
         x = x.to(place)
         calibration = calibration_batches(model, dataset, timesteps, CALIBRATION, seed)
         batches = [batch.to(place) for batch in calibration]
-        networks = []
-        for place_in_line in range(initialisations):
-            network = shaped_network(model, dataset, checkpoint, seed + place_in_line)
+        networks = [
+            shaped_network(model, dataset, checkpoint, seed + place_in_line)
+            for place_in_line in range(initialisations)
+        ]
+        require_distinct(model, networks, seed)
+        trained = is_trained(model, checkpoint)
+        for network in networks:
             if fields := _neuron(network, neuron, surrogate, width):
                 network.set_neurons(**fields)
             network.to(place).eval()
-            trained = checkpoint is not None
             if checkpoint is None:
                 found = settle_batchnorm(network, batches, T)
-                trained = found == "own"
+                trained = is_trained(model, None, found)
                 state = weights_in_words(model, None, sum(map(samples_of, batches)), T, found)
                 note(f"{model}: {state}", topic="weights")
-            networks.append(network)
             if trained and initialisations > 1:
                 raise ConfigError(
                     f"--initialisations {initialisations} is for untrained networks; {model} "

@@ -95,8 +95,9 @@ def order(
 ) -> None:
     """Causal order and graph of variables under additive noise of equal variance.
 
-    A residual test says where the data contradict that. Without --checkpoint the network of
-    --model is untrained, its batch norm calibrated on the data.
+    A residual test says where the data contradict that. Without --checkpoint a network of ours
+    is untrained, its batch norm calibrated on the data; one of FILE.py:FUNCTION that brings
+    batch-norm statistics is taken as it is.
 
     Example: spikedim order --data table.csv --estimator gaussian --out found
 

@@ -67,7 +67,6 @@ def profile(
         return
 
     from spikedim.data import load_dataset
-    from spikedim.models.registry import is_file
     from spikedim.neurons import LIF
     from spikedim.profiling import profile as profiled
     from spikedim.profiling.activity import activity
@@ -85,7 +84,7 @@ def profile(
             x,
             T,
             conventions=convention or None,
-            labels=y if ready.trained or is_file(model) else None,
+            labels=None if ready.trained is False else y,
             state=ready.state,
         )
         seen = None

@@ -66,8 +66,9 @@ def rank(
 ) -> None:
     """Measure rank and affine rank of a network's tokens, and check what changes them.
 
-    Without --checkpoint the network is untrained, its batch norm calibrated on the data. Texts
-    are read as bytes.
+    Without --checkpoint a network of ours is untrained, its batch norm calibrated on the data; one
+    of FILE.py:FUNCTION that brings batch-norm statistics is taken as it is. Texts are read as
+    bytes.
 
     Example: spikedim rank --data digits --model spikformer_nano -T 4 --plot rank.png
 

@@ -102,7 +102,7 @@ class Case:
         dataset, model, seed: which; ``seed`` is that of weights and data order.
         d_eff: PCA-95 % dimension of the training inputs.
         classes, parameters, train_samples, image_size: of data and network.
-        threshold: v_th of every neuron; 0 where it is not known.
+        threshold: v_th of every neuron; ``None`` where it is not known.
         pilot: one training at the largest T, read out earlier; ``None`` without any.
         outcome: the truth; ``None`` where it is not known.
     """
@@ -115,7 +115,7 @@ class Case:
     parameters: int
     train_samples: int = 0
     image_size: int = 0
-    threshold: float = 0.0
+    threshold: float | None = None
     pilot: Pilot | None = None
     outcome: Outcome | None = None
 
@@ -138,7 +138,8 @@ class Case:
     @property
     def recipe(self) -> tuple[Any, ...]:
         """The place and how it was trained: seeds of one recipe are draws of one thing."""
-        return (*self.place, self.classes, self.train_samples, self.image_size, self.threshold)
+        threshold = self.threshold or 0.0  # not None, so that recipes can be sorted
+        return (*self.place, self.classes, self.train_samples, self.image_size, threshold)
 
     def within(self, tolerance: float) -> Case:
         """The same with T* for another tolerance, from the stored fit; without its interval."""
@@ -171,6 +172,7 @@ class Case:
                         k: tuple(v) if isinstance(v, list) else v for k, v in data[name].items()
                     }
                     data[name] = kind(**part)
+            data["threshold"] = data.get("threshold") or None  # 0 in what earlier versions wrote
             return cls(**data)
         except (TypeError, AttributeError, ValueError) as error:
             raise DataError(f"not a case of the calibration: {error}") from error
@@ -244,7 +246,7 @@ def _case(
         first.parameters,
         first.train_samples,
         first.image_size,
-        first.v_th or 0.0,
+        first.v_th,
         _pilot(last, read, kept),
         Outcome.of(found, [s for s in spikes if s is not None]),
     )

@@ -416,7 +416,9 @@ def _limits(cases: Sequence[Case]) -> list[str]:
     last = cases[0].truth.steps[-1]
     seeds = sorted(Counter(case.recipe for case in cases).values())
     most = "" if seeds[0] == seeds[-1] else f" to {seeds[-1]}"
-    thresholds = sorted({number(case.threshold) for case in cases})
+    thresholds = sorted(
+        {number(case.threshold) if case.threshold else "not known" for case in cases}
+    )
     return [
         f"Networks of {number(sizes[0])} to {number(sizes[-1])} parameters trained on "
         f"{number(samples[0])} to {number(samples[-1])} samples: nothing here shows that larger "

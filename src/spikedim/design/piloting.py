@@ -55,7 +55,7 @@ def case_of(
         sum(p.numel() for p in network.parameters()),
         len(dataset.train),
         dataset.input_shape[1],
-        0.0 if network.config.neuron is None else network.config.neuron.threshold,
+        None if network.config.neuron is None else network.config.neuron.threshold,
         pilot,
         outcome,
     )

@@ -37,6 +37,7 @@ from spikedim.models import (
 from spikedim.models.calibration import weights_in_words
 from spikedim.models.features import layer_shapes
 from spikedim.neurons import LIFParams
+from spikedim.ntk.variants import as_networks
 from spikedim.profiling import Profile, profile
 from spikedim.provenance import provenance
 from spikedim.results import Estimate, number, points_of
@@ -124,6 +125,7 @@ def design(
         ConfigError: ``verify`` or ``pilot`` without ``run`` or together with ``checkpoint``, or
             both; an energy convention of the budget that is not counted.
         DataError: the data set has no images or labels.
+        ModelError: ``neuron`` for a network of which neurons are kept as they are.
     """
     target = target or Target()
     dataset = as_dataset(dataset)
@@ -150,6 +152,8 @@ def design(
     network = create_model(
         model, num_classes=dataset.num_classes, input_shape=dataset.input_shape, seed=seed
     )
+    if neuron is not None:
+        as_networks(network)  # refuses here rather than after all training
     batchnorm = batchnorm_of(network)
     sweep, neuron_sweep = None, None
     if trains:

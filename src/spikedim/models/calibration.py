@@ -104,6 +104,20 @@ def calibrate_batchnorm(
         model.eval()
 
 
+def is_trained(
+    name: str, checkpoint: str | Path | None, batchnorm: BatchNorm = "fresh"
+) -> bool | None:
+    """Whether a network that was not trained here is trained; ``None`` where only its file knows.
+
+    Args:
+        name, checkpoint, batchnorm: as for :func:`weights_in_words`. Batch norm of its own comes
+            from training; a function of a file may load weights without any.
+    """
+    if checkpoint is not None or batchnorm == "own":
+        return True
+    return None if is_file(name) else False
+
+
 def weights_in_words(
     name: str,
     checkpoint: str | Path | None,

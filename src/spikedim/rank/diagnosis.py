@@ -24,14 +24,15 @@ class RankDiagnosis(Result):
     """Is this network collapsing, and what do its norms, residuals and heads do to the rank?
 
     Attributes:
-        network, dataset, trained: what was examined.
+        network, dataset: what was examined.
+        trained: whether the network is; ``None`` where that is not known.
         profile: ranks through depth and time.
         norms, residuals, heads: the checks, on the first samples.
     """
 
     network: str
     dataset: str
-    trained: bool
+    trained: bool | None
     profile: RankProfile
     norms: NormReport
     residuals: ResidualReport
@@ -57,7 +58,7 @@ def diagnose(
     twin: str = "surrogate",
     network: str = "",
     dataset: str = "",
-    trained: bool = False,
+    trained: bool | None = False,
     seed: int = 0,
 ) -> RankDiagnosis:
     """Run every diagnostic on a float64 copy of the network; arguments as :func:`rank_profile`.
