@@ -372,7 +372,7 @@ def test_products_are_the_same_in_any_memory(few, outputs, most, monkeypatch):
     found = operator.apply(vectors)
     exact = (full_kernel if outputs == "full" else trace_kernel)(jac) @ vectors
     np.testing.assert_allclose(found, exact, rtol=1e-9, atol=1e-11 * exact.max())
-    assert sum(forwards) == N  # kept for all passes
+    assert sum(count for count in forwards if count > 1) == N  # kept for all passes
     rounds = {1: 3, 2: 2}.get(most, 1)
     assert operator.passes(3) == rounds * operator.passes(1)
 
