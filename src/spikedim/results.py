@@ -44,7 +44,7 @@ class Estimate:
         return dataclasses.replace(self, value=cut(self.value), low=below, high=above)
 
     def __str__(self) -> str:
-        return self.text(*_readable_unit(self.value, self.unit))
+        return self.text(*readable_unit(self.value, self.unit))
 
     def text(self, factor: float, unit: str) -> str:
         """Value, interval and unit, after multiplication with ``factor``."""
@@ -194,7 +194,7 @@ def points_of(value: float) -> str:
     return f"{number(value)} point{'' if value == 1 else 's'}"
 
 
-def _readable_unit(value: float, unit: str) -> tuple[float, str]:
+def readable_unit(value: float, unit: str) -> tuple[float, str]:
     """Factor and unit that show a small energy without an exponent."""
     if unit == "mJ" and 0 < abs(value) < 0.1:
         return (1e3, "µJ") if abs(value) >= 1e-4 else (1e6, "nJ")
@@ -206,7 +206,7 @@ def _alike(estimates: list[Estimate]) -> list[str]:
     sizes = [abs(e.value) for e in estimates]
     if {e.unit for e in estimates} != {"mJ"} or not min(sizes) > max(sizes) / 1000:
         return [str(e) for e in estimates]
-    return [e.text(*_readable_unit(max(sizes), "mJ")) for e in estimates]
+    return [e.text(*readable_unit(max(sizes), "mJ")) for e in estimates]
 
 
 def _rounded(estimate: list[float | None]) -> list[str | None]:

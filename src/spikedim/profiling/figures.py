@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spikedim.results import readable_unit
+
 if TYPE_CHECKING:
     from spikedim.profiling.activity import Activity
     from spikedim.profiling.result import Profile
@@ -118,17 +120,20 @@ def energies(profile: Profile, ax: Any = None) -> Any:
     """Every convention and the conventional networks, on a log axis."""
     items = [*profile.energy, profile.dense, profile.quantised]
     ax = _axes(ax, len(items))
-    values = [item.total.value for item in items]
+    factor, unit = readable_unit(max(item.total.value for item in items), "mJ")
+    values = [factor * item.total.value for item in items]
     colours = [_BLUE] * len(profile.energy) + [_MUTED] * 2
-    ax.barh([item.convention for item in items], values, color=colours, height=0.7)
+    # points: a bar would start anywhere on a log axis
+    ax.scatter(values, [item.convention for item in items], color=colours)
     positive = [value for value in values if value > 0]
     ax.set_xscale("log")
     ax.set_xlim(min(positive, default=1e-9) / 3, max(positive, default=1.0) * 8)
     for index, item in enumerate(items):
-        label = f" {replace(item.total, low=None, high=None)}"
-        ax.annotate(label, (item.total.value, index), va="center", fontsize=7)
+        label = f"   {replace(item.total, low=None, high=None).text(factor, unit)}"
+        ax.annotate(label, (values[index], index), va="center", fontsize=7)
     ax.invert_yaxis()
-    ax.set_xlabel("energy per sample, mJ (log scale)")
+    ax.margins(y=0.15)
+    ax.set_xlabel(f"energy per sample, {unit} (log scale)")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
