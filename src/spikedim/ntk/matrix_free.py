@@ -102,11 +102,8 @@ class KernelOperator:
     ) -> None:
         setup = prepared(model, x, T, readout, surrogate, width)
         self._outputs = 1 if isinstance(outputs, int) else output_like(setup, x).shape[1]
-        self._setup, self._x, self._summed = setup, x, outputs == "trace"
+        self._setup, self._x, self._asked = setup, x, outputs
         self._stream = Stream(setup, x, fallback)
-        # the kernels of all functions, each of [F, O] sums of outputs, are added up
-        self._functions = output_sums(setup, x, outputs)
-        self._functions = self._functions[:, None] if self._summed else self._functions[None]
         self._settle()
         self.center = center
         self._samples = setup.count(x)
@@ -156,9 +153,14 @@ class KernelOperator:
         return self._centred(out)
 
     def _settle(self) -> None:
-        """Choose the sums of outputs by the weights that the head has now."""
-        if self._summed:
+        """Functions, each of [F, O] sums of outputs, whose kernels are added up.
+
+        Those of a trace depend on the weights that the head has now.
+        """
+        if self._asked == "trace":
             self._functions = trace_sums(self._setup, self._x, self._stream.without)[:, None]
+        else:
+            self._functions = output_sums(self._setup, self._x, self._asked)[None]
 
     def _plan(self, budget: float) -> None:
         """Share the memory between a batch, directions Jᵀv and forwards that are kept."""
