@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from own_files import THRESHOLD
 from spikedim.adapters import AdaptedLIF, from_spikingjelly, register_neuron, to_spikingjelly, wrap
 from spikedim.adapters.comparison import difference
 from spikedim.adapters.surrogates import ScaledSurrogate, identify
@@ -695,22 +696,9 @@ def test_fused_layers_and_folded_biases():
 
 # -- files --------------------------------------------------------------------------------------
 
-FILE = """
-import torch
-from torch import nn
-from spikedim.adapters import register_neuron, wrap
-from spikedim.neurons import LIFParams
-
-
-class Threshold(nn.Module):
-    def forward(self, x):
-        return (x >= 0.3).to(x)
-
-
-@register_neuron(Threshold)
-def convert(neuron):
-    return LIFParams(beta=0.0, threshold=0.3, reset="none")
-
+FILE = (
+    THRESHOLD
+    + """
 
 def make(input_shape, num_classes, width=16):
     size = input_shape[0] * input_shape[1] * input_shape[2]
@@ -730,6 +718,7 @@ def broken(input_shape):
 def nothing():
     return 3
 """
+)
 
 
 @pytest.fixture

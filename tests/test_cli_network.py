@@ -7,28 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from own_files import THRESHOLD
 from spikedim.cli import main
 from spikedim.data import load_dataset
 from spikedim.models import batchnorm_of, create_model, save_checkpoint, settle_batchnorm
 from spikedim.models.calibration import is_trained
 from spikedim.profiling import profile
 
-FILE = """
-import torch
-from torch import nn
-from spikedim.adapters import register_neuron, wrap
-from spikedim.neurons import LIFParams
-
-
-class Threshold(nn.Module):
-    def forward(self, x):
-        return (x >= 0.3).to(x)
-
-
-@register_neuron(Threshold)
-def convert(neuron):
-    return LIFParams(beta=0.0, threshold=0.3, reset="none")
-
+FILE = (
+    THRESHOLD
+    + """
 
 class Folded(nn.Module):
     def __init__(self):
@@ -65,6 +53,7 @@ def loaded(input_shape, num_classes):
         nn.init.normal_(p, 0.2, 0.3)
     return network
 """
+)
 
 
 @pytest.fixture
