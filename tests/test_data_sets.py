@@ -341,6 +341,14 @@ class TestEvents:
         assert np.array_equal(small, slow_frames(events, T, 3, 2, bins))
         assert small.sum() == 36
 
+    @pytest.mark.parametrize("bins", ["time", "count"])
+    def test_counting_a_few_recordings_at_a_time_changes_nothing(self, monkeypatch, bins):
+        events = recording(np.random.default_rng(3), 7, 9)
+        whole = events.frames(3, size=(4, 5), bins=bins)
+        for cells in (1, 3 * 2 * 4 * 5 * 3):
+            monkeypatch.setattr("spikedim.data.events._CELLS", cells)
+            assert np.array_equal(events.frames(3, size=(4, 5), bins=bins), whole)
+
     def test_bins_are_half_open(self):
         zeros = np.zeros(4, int)
         events = Events(zeros, zeros, zeros, np.array([5, 6, 7, 8]), np.array([0, 4]), 1, 1)

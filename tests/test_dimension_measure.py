@@ -455,6 +455,13 @@ def test_intrinsic_dimensions_of_a_curved_surface():
     assert any("5,000 of 5,200" in w for w in capped.warnings)
 
 
+@pytest.mark.filterwarnings("error")
+def test_points_that_are_all_equally_far_have_no_finite_intrinsic_dimension():
+    corners = measure(np.eye(48), ["mle", "pr"])["mle"]
+    assert corners.value == np.inf
+    assert (corners.low, corners.high, corners.method) == (None, None, "no interval")
+
+
 def test_published_protocol_on_subsamples():
     x = draw(true_eigenvalues("power-law", 40), 500, np.random.default_rng(0))
     found = published_protocol(x)

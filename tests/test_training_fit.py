@@ -399,13 +399,13 @@ def test_held_out_split_is_stratified_and_disjoint():
 
 
 def test_spike_encoders_get_intensities():
-    x, _ = samples(toy(), "test", "latency")
+    x, _ = samples(toy(), "test", 1, "latency")
     assert 0 <= x.min() < x.max() <= 1
 
 
 def test_evaluation_of_a_prefix_is_the_shorter_run(finished):
     _, model = finished
-    x, y = samples(toy(), "test")
+    x, y = samples(toy(), "test", 1)
     whole = evaluate(model, x, y, 4, batch_size=7)
     for T in (1, 2, 3):
         part = evaluate(model, x, y, T, batch_size=24)
@@ -422,7 +422,7 @@ def test_spike_counts_agree_with_recorded_spikes(finished):
     from spikedim.neurons import record
 
     _, model = finished
-    x, y = samples(toy(), "test")
+    x, y = samples(toy(), "test", 1)
     result = evaluate(model, x, y, 2)
     with record(model) as recording, torch.no_grad():
         model(x, 2)
@@ -436,7 +436,7 @@ def test_spike_counts_agree_with_recorded_spikes(finished):
 def test_evaluation_leaves_the_model_as_it_was(finished):
     _, model = finished
     model.train()
-    x, y = samples(toy(), "test")
+    x, y = samples(toy(), "test", 1)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     evaluate(model, x, y, 1)
     assert model.training

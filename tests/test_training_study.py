@@ -75,7 +75,7 @@ def test_rows_are_what_the_stored_network_does(studied):
     weights = [
         file for file in path.glob("trials/*-T2-*/best.safetensors")
         if (again := _loaded(file, neuron)) is not None
-        and np.array_equal(evaluate(again, *samples(toy(), "test"), 3).correct(), row.hits)
+        and np.array_equal(evaluate(again, *samples(toy(), "test", 3), 3).correct(), row.hits)
     ]  # fmt: skip
     assert weights
 

@@ -83,7 +83,7 @@ def test_points_hold_what_was_measured(swept):
         assert point.trained_at == point.T
         assert point.epochs == 2
         model = load_model(point.checkpoint)
-        x, y = samples(toy(), "test")
+        x, y = samples(toy(), "test", 1)
         again = evaluate(model, x, y, point.T)
         np.testing.assert_array_equal(again.correct(), point.correct)
     assert result.t_star.value in (1, 3)
@@ -145,7 +145,7 @@ def test_inference_mode_trains_once_and_reads_prefixes(swept, monkeypatch):
         prefixes = sweep_timesteps(toy(), MODEL, [1, 2, 3], CONFIG, run, mode="inference")
     assert [p.trained_at for p in prefixes.points] == [3, 3, 3]
     np.testing.assert_array_equal(prefixes.at(3).correct, result.at(3).correct)
-    x, y = samples(toy(), "test")
+    x, y = samples(toy(), "test", 1)
     short = evaluate(load_model(prefixes.at(2).checkpoint), x, y, 2)
     np.testing.assert_array_equal(prefixes.at(2).correct, short.correct())
 

@@ -111,7 +111,10 @@ TestSamples = Annotated[
 ]
 Encoder = Annotated[
     Literal["direct", "bernoulli", "latency"],
-    typer.Option(help="How images become input: repeated values, Bernoulli or latency spikes."),
+    typer.Option(
+        help="How images become input: repeated values, Bernoulli or latency spikes. Event "
+        "recordings are their counts in T frames."
+    ),
 ]
 Workers = Annotated[
     int | None,

@@ -275,6 +275,11 @@ class Dataset:
             return self._recorded(chosen, T, None, "time"), labels
         return self._standardised(chosen), labels
 
+    def check_steps(self, T: int) -> None:
+        """Raise ConfigError if :meth:`network_input` cannot be given for T timesteps."""
+        if isinstance(self.train.inputs, Frames):
+            self.train.inputs.check_steps(T)
+
     def limited(self, train: int | None = None, test: int | None = None, seed: int = 0) -> Dataset:
         """The same data set with at most ``train`` and ``test`` samples, stratified.
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from spikedim.errors import ConfigError, DataError
 
+_CELLS = 1 << 22  # counted at once: integers of 32 MiB
+
 
 @dataclass(frozen=True, eq=False)
 class Events:
@@ -117,6 +119,19 @@ class Events:
                 f"size=({height}, {width}): expected between (1, 1) and the sensor size "
                 f"({self.height}, {self.width})"
             )
+        out = np.empty((T, len(self), 2, height, width), np.float32)
+        for start in range(0, len(self), size := max(1, _CELLS // max(1, out[:, 0].size))):
+            stop = min(start + size, len(self))
+            out[:, start:stop] = self._span(start, stop)._counts(T, height, width, bins)
+        return out
+
+    def _span(self, start: int, stop: int) -> Events:
+        """Consecutive recordings, without a copy."""
+        offsets = self.offsets[start : stop + 1]
+        x, y, p, t = (a[offsets[0] : offsets[-1]] for a in (self.x, self.y, self.p, self.t))
+        return Events(x, y, p, t, offsets - offsets[0], self.height, self.width)
+
+    def _counts(self, T: int, height: int, width: int, bins: str) -> np.ndarray:
         n, lengths = len(self), np.diff(self.offsets)
         step = self._bins(T, lengths, bins)
         row = self.y.astype(np.int64) * height // self.height
@@ -125,7 +140,7 @@ class Events:
         cell = step * n + recording
         cell = ((cell * 2 + self.p) * height + row) * width + column
         counts = np.bincount(cell, minlength=T * n * 2 * height * width)
-        return counts.astype(np.float32).reshape(T, n, 2, height, width)
+        return counts.reshape(T, n, 2, height, width)
 
     def _bins(self, T: int, lengths: np.ndarray, bins: str) -> np.ndarray:
         starts = np.repeat(self.offsets[:-1], lengths)
@@ -173,6 +188,15 @@ class Frames:
     def __len__(self) -> int:
         return len(self.values)
 
+    def check_steps(self, T: int) -> None:
+        """Raise ConfigError unless T divides the frames stored."""
+        if T < 1 or self.steps % T:
+            known = [str(k) for k in range(1, self.steps + 1) if self.steps % k == 0]
+            raise ConfigError(
+                f"T={T}: the recordings have {self.steps} frames each, which can be summed to "
+                f"T = {', '.join(known)}"
+            )
+
     def take(self, indices: np.ndarray) -> Frames:
         """The recordings with these indices, in this order."""
         return Frames(self.values[indices])
@@ -190,12 +214,7 @@ class Frames:
         Raises:
             ConfigError: another T, size or bins.
         """
-        if T < 1 or self.steps % T:
-            known = [str(k) for k in range(1, self.steps + 1) if self.steps % k == 0]
-            raise ConfigError(
-                f"T={T}: the recordings have {self.steps} frames each, which can be summed to "
-                f"T = {', '.join(known)}"
-            )
+        self.check_steps(T)
         if size not in (None, (self.height, self.width)) or bins != "time":
             raise ConfigError(
                 f"size={size}, bins={bins!r}: recordings that come as frames keep theirs; "

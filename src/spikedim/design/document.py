@@ -428,7 +428,7 @@ def _limits(cases: Sequence[Case]) -> list[str]:
         f"{seeds[0]}{most} seed{'s' if seeds[-1] > 1 else ''} per recipe; the intervals of "
         "averages draw places, and with so few data sets and networks even they speak about "
         "these more than about all there could be.",
-        "Event streams and texts are not in the study: `design` and `sweep` train on images only.",
+        "Event recordings and texts are not in the study: all cases are static images.",
         f"Neuron settings are not varied (v_th = {', '.join(thresholds)}): β, v_th and t_ref "
         "change T*.",
         "Coverage is that of T* as measured, a noisy quantity on a grid; intervals are rounded to "

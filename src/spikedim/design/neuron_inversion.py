@@ -11,12 +11,13 @@ import torch
 from spikedim.data import Dataset
 from spikedim.errors import ConfigError
 from spikedim.models import SpikingModel, load_checkpoint
+from spikedim.models.features import batch_axis
 from spikedim.ntk import invert
 from spikedim.ntk.invert import Inversion
 from spikedim.ntk.variants import calibrated
 from spikedim.results import number
 
-#: Samples of the kernel whose dimension is measured, and images behind batch-norm statistics.
+#: Samples of the kernel whose dimension is measured, and those behind batch-norm statistics.
 KERNEL_SAMPLES, _CALIBRATION_SAMPLES = 64, 128
 
 
@@ -59,7 +60,7 @@ def find_neuron(
 
     Args:
         network: built for the data set; it is left as it is, ``weights`` apart.
-        dataset: training images behind the kernel.
+        dataset: training images or recordings behind the kernel.
         target: what is wanted.
         T: timesteps.
         weights: checkpoint of the trained network; an untrained network (``None``) has its batch
@@ -71,8 +72,8 @@ def find_neuron(
     Raises:
         ConfigError: a target or window out of its domain.
     """
-    x, _ = dataset.tensors("train", KERNEL_SAMPLES, seed)
-    images, _ = dataset.tensors("train", limit=_CALIBRATION_SAMPLES, seed=seed)
+    x, _ = dataset.network_input(T, "train", KERNEL_SAMPLES, seed)
+    more, _ = dataset.network_input(T, "train", _CALIBRATION_SAMPLES, seed)
     if weights is not None:
         load_checkpoint(network, weights)
     place = next(network.parameters()).device
@@ -87,7 +88,7 @@ def find_neuron(
         T=T,
         prepare=None
         if trained or weights is not None
-        else calibrated(*torch.split(images.to(place), 64)),
+        else calibrated(*torch.split(more.to(place), 64, batch_axis(more))),
     )
 
 

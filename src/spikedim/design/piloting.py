@@ -13,6 +13,7 @@ from spikedim.models import SpikingModel, load_checkpoint
 from spikedim.storage import Run
 from spikedim.theory import accuracy_from_margins
 from spikedim.training import TimestepSweep, samples
+from spikedim.training.batches import whole_runs
 
 #: Steps that stand for the large-T limit of an output, in multiples of the pilot's T.
 _LIMIT = 4
@@ -32,7 +33,9 @@ def case_of(
 
     Leaves the weights of the largest trained T in ``network``.
     """
-    pilot = None if sweep is None or run is None else _pilot(dataset, network, sweep, run)
+    pilot = None
+    if sweep is not None and run is not None and not whole_runs(dataset, sweep.encoder):
+        pilot = _pilot(dataset, network, sweep, run)
     outcome = None
     if sweep is not None and sweep.mode == "train":
         outcome = Outcome(
@@ -73,7 +76,7 @@ def _pilot(dataset: Dataset, network: SpikingModel, sweep: TimestepSweep, run: R
     if len(steps) < 2:
         return None
     load_checkpoint(network, last.checkpoint)
-    x, y = samples(dataset.limited(None, _SAMPLES), "test", sweep.encoder)
+    x, y = samples(dataset.limited(None, _SAMPLES), "test", last.T, sweep.encoder)
     expected = expected_accuracy(network, x, y, steps) if sweep.encoder == "direct" else ()
     return Pilot(last.trained_at, steps, tuple(read[T] for T in steps), expected)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from spikedim.adapters import AdaptedModel
 from spikedim.data import Dataset, as_dataset
@@ -35,7 +36,7 @@ from spikedim.models import (
     load_checkpoint,
 )
 from spikedim.models.calibration import weights_in_words
-from spikedim.models.features import layer_shapes
+from spikedim.models.features import batch_axis, layer_shapes
 from spikedim.neurons import LIFParams
 from spikedim.ntk.variants import as_networks
 from spikedim.profiling import Profile, profile
@@ -63,6 +64,11 @@ NEURON_GRID = {"threshold": (0.5, 1.0, 1.5), "beta": (0.25, 0.5, 0.75), "refract
 #: Largest T at which an untrained network is profiled for a prediction that was not verified.
 _MOST_UNVERIFIED = 32
 _CALIBRATION_SAMPLES = 256
+
+_RECORDINGS = (
+    "The predictors were fitted on static images that are shown T times; here T frames share out "
+    "each recording, about which they know nothing."
+)
 
 
 def design(
@@ -98,7 +104,8 @@ def design(
     untrained network with calibrated batch norm, and say so.
 
     Args:
-        dataset: images with labels; a torch ``Dataset`` of (image, class) or a pair of arrays too.
+        dataset: images or event recordings with labels; a torch ``Dataset`` of (image, class) or a
+            pair of arrays too. Of a recording, T is the number of frames it is accumulated into.
         model: a name from :func:`spikedim.models.list_models`.
         target: ε of the rule and tolerated accuracy loss.
         verify: measure T* by training at every T.
@@ -123,15 +130,17 @@ def design(
 
     Raises:
         ConfigError: ``verify`` or ``pilot`` without ``run`` or together with ``checkpoint``, or
-            both; an energy convention of the budget that is not counted.
-        DataError: the data set has no images or labels.
+            both; ``pilot`` for recordings; a T that their frames cannot be brought to; an energy
+            convention of the budget that is not counted.
+        DataError: the data set holds neither images nor recordings, or no labels.
         ModelError: ``neuron`` for a network of which neurons are kept as they are.
     """
     target = target or Target()
     dataset = as_dataset(dataset)
-    if dataset.kind != "image" or dataset.train.labels is None:
+    if dataset.kind not in ("image", "events") or dataset.train.labels is None:
         raise DataError(
-            f"{dataset.name} ({dataset.kind}) cannot be designed for yet: give images with labels"
+            f"{dataset.name} ({dataset.kind}) cannot be designed for yet: give images or event "
+            "recordings with labels"
         )
     if verify and pilot:
         raise ConfigError("verify trains at every T, a pilot at one: leave out either")
@@ -185,24 +194,29 @@ def design(
     cases, own = known or (reference_cases(), 0)
     steps = tuple(sorted({*STEPS, *(timesteps if trains else ())}))
     said = forecast(case, cases, steps, target.tolerance, own)
+    if dataset.kind == "events":
+        said = replace(said, notes=(_RECORDINGS, *said.notes))
     if not verify:
         sweep = None  # a pilot is read out, not measured at each T
 
-    x, _ = dataset.tensors("train" if dataset.test is None else "test", profile_samples, seed)
+    split = "train" if dataset.test is None else "test"
+    inputs = _inputs(dataset, split, profile_samples, seed)
     choice = None
     if sweep is None:
-        wanted = _around(int(said.best.timesteps.value), budget is not None)
-        images = None
+        wanted = _around(int(said.best.timesteps.value), budget is not None, dataset)
+        more = None
         if checkpoint is None and not pilot and batchnorm == "fresh":
-            images, _ = dataset.tensors("train", _CALIBRATION_SAMPLES, seed)
-        operating = tuple(_predicted(said, T, _profiled(network, x, T, images)) for T in wanted)
+            more = _inputs(dataset, "train", _CALIBRATION_SAMPLES, seed)
+        operating = tuple(
+            _predicted(said, T, _profiled(network, inputs(T), T, more and more(T))) for T in wanted
+        )
         recommended = next(p for p in operating if p.timesteps == int(said.best.timesteps.value))
     else:
-        operating = _operating(network, sweep, x)
+        operating = _operating(network, sweep, inputs)
         choice = None if neuron_sweep is None else _cheapest(neuron_sweep, target.tolerance)
         recommended = next(p for p in operating if p.timesteps == sweep.t_star.value)
         if choice is not None and not choice.base:
-            recommended = _chosen(network, choice, recommended.timesteps, x)
+            recommended = _chosen(network, choice, recommended.timesteps, inputs)
     answer = None
     if budget is not None:
         answer = invert(operating, budget, _quality(operating, sweep))
@@ -213,7 +227,7 @@ def design(
     summary = ModelSummary(
         model,
         sum(p.numel() for p in network.parameters()),
-        *_tokens(network, x),
+        *_tokens(network, inputs(1)),
         state,
     )
     data = _data_summary(dataset)
@@ -268,13 +282,21 @@ def design(
     return plan
 
 
-def _tokens(network: SpikingModel, x: torch.Tensor) -> tuple[int, int]:
+def _inputs(dataset: Dataset, split: str, limit: int, seed: int) -> Callable[[int], Tensor]:
+    """What a network reads at each T; images are the same at all of them."""
+    if dataset.kind != "events":
+        x, _ = dataset.network_input(1, split, limit, seed)
+        return lambda T: x
+    return lambda T: dataset.network_input(T, split, limit, seed)[0]
+
+
+def _tokens(network: SpikingModel, x: Tensor) -> tuple[int, int]:
     """Tokens and channels of what the head reads, unless the user said them.
 
     They are those of the last spiking layer that has tokens; without tokens, one vector as long as
     the last spiking layer.
     """
-    shapes = layer_shapes(network, x[:2], 1)
+    shapes = layer_shapes(network, x.split(2, batch_axis(x))[0], 1)
     read = next((shape for shape in reversed(shapes) if shape.grid), shapes[-1])
     given = network.config if isinstance(network, AdaptedModel) else None
     return (
@@ -283,23 +305,37 @@ def _tokens(network: SpikingModel, x: torch.Tensor) -> tuple[int, int]:
     )
 
 
-def _profiled(
-    network: SpikingModel, x: torch.Tensor, T: int, images: torch.Tensor | None
-) -> Profile:
-    """Profile at T; an untrained network takes its batch-norm statistics from ``images`` at T."""
-    if images is not None:
-        calibrate_batchnorm(network, torch.split(images, 64), T)
+def _profiled(network: SpikingModel, x: Tensor, T: int, more: Tensor | None) -> Profile:
+    """Profile at T; an untrained network takes its batch-norm statistics from ``more`` at T."""
+    if more is not None:
+        calibrate_batchnorm(network, more.split(64, batch_axis(more)), T)
     return profile(network, x, T)
 
 
-def _around(T: int, everything: bool) -> tuple[int, ...]:
-    """T with its neighbours on the grid of the predictors, or with all of them for a budget."""
+def _around(T: int, everything: bool, dataset: Dataset) -> tuple[int, ...]:
+    """T with its neighbours on the grid of the predictors, or with all of them for a budget.
+
+    Raises:
+        ConfigError: the recordings cannot be brought to T frames.
+    """
     T = min(T, _MOST_UNVERIFIED)
+    if why := _impossible(dataset, T):
+        raise ConfigError(f"{why}, not to the predicted one; measure at those, with verify")
+    steps = [step for step in STEPS if step != T and not _impossible(dataset, step)]
     if everything:
-        return tuple(sorted({*STEPS, T}))
-    below = [step for step in STEPS if step < T][-1:]
-    above = [step for step in STEPS if step > T][:1]
+        return tuple(sorted({*steps, T}))
+    below = [step for step in steps if step < T][-1:]
+    above = [step for step in steps if step > T][:1]
     return (*below, T, *above)
+
+
+def _impossible(dataset: Dataset, T: int) -> str | None:
+    """Why there is no input of T timesteps, if so."""
+    try:
+        dataset.check_steps(T)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _predicted(said: Forecast, T: int, measured: Profile) -> Operating:
@@ -318,13 +354,14 @@ def _quality(operating: Sequence[Operating], sweep: TimestepSweep | None) -> lis
 
 
 def _operating(
-    network: SpikingModel, sweep: TimestepSweep, x: torch.Tensor
+    network: SpikingModel, sweep: TimestepSweep, inputs: Callable[[int], Tensor]
 ) -> tuple[Operating, ...]:
     """Profile the trained network of every T."""
     points = []
     for point in sweep.points:
         load_checkpoint(network, point.checkpoint)
-        points.append(Operating(point.T, point.accuracy, profile(network, x, point.T)))
+        measured = profile(network, inputs(point.T), point.T)
+        points.append(Operating(point.T, point.accuracy, measured))
     return tuple(points)
 
 
@@ -335,7 +372,9 @@ def _weights(sweep: TimestepSweep | None, checkpoint: str | Path | None) -> str 
     return next(point.checkpoint for point in sweep.points if sweep.t_star.value == point.T)
 
 
-def _chosen(network: SpikingModel, choice: NeuronPoint, T: int, x: torch.Tensor) -> Operating:
+def _chosen(
+    network: SpikingModel, choice: NeuronPoint, T: int, inputs: Callable[[int], Tensor]
+) -> Operating:
     """Profile the network trained with the chosen neuron setting."""
     own = network.config.neuron
     network.set_neurons(**{choice.parameter: _typed(own, choice)})
@@ -343,7 +382,7 @@ def _chosen(network: SpikingModel, choice: NeuronPoint, T: int, x: torch.Tensor)
     point = Operating(
         T,
         choice.accuracy,
-        profile(network, x, T),
+        profile(network, inputs(T), T),
         f"{choice.parameter} = {number(choice.value)}",
     )
     network.set_neurons(**{choice.parameter: getattr(own, choice.parameter)})

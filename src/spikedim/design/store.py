@@ -111,11 +111,15 @@ def append(forecast: Forecast, case: Case, path: Path) -> Entry:
 def remember_plan(plan: Plan, path: Path) -> Entry | None:
     """Store a verified plan whose network has learned; ``None`` for any other.
 
+    Plans for event recordings are none of them: their T is the number of frames, that of the
+    predictors counts repetitions of an image.
+
     Raises:
         StorageError: as :func:`append`.
     """
     if (
         plan.sweep is None
+        or plan.data.kind == "events"
         or plan.case.outcome is None
         or not learned(plan.sweep, plan.data.majority)
     ):

@@ -74,17 +74,18 @@ def verdict(
     if sweep is None:
         lines += _expectation(said, point)
     else:
-        if agreed != "not learned":
+        if agreed != "not learned" and data.kind != "events":
             lines.append(_score(said, sweep))
     lines.append(_rule(prediction, agreed, sweep, target))
     if sweep is None:
         lines += said.notes
+        pilot = point.expected is None and data.kind != "events"
         lines.append(
             "T* was not measured: add --verify to measure it on this network and data"
             + (
-                "."
-                if point.expected
-                else ", or --pilot for a prediction from one training at the largest T."
+                ", or --pilot for a prediction from one training at the largest T."
+                if pilot
+                else "."
             )
         )
     else:

@@ -256,10 +256,10 @@ def interval_for_samples(
     # disjoint parts: a resample with repeats would create neighbours at distance 0
     parts = np.array_split(rng.permutation(index), 4)
     draws = [float(item.function(samples.take(np.sort(p)), rng)) for p in parts]
+    if not np.isfinite([value, *draws]).all():
+        return Estimate(value, n=n, method="no interval"), []
     spread = float(np.std(draws, ddof=1)) / 2
     rise = value - float(np.mean(draws))
-    if not math.isfinite(value) or not math.isfinite(spread):
-        return Estimate(value, n=n, method="no interval"), []
     reach = float(stats.t.ppf(0.5 + confidence / 2, 3)) * spread
     low, method = max(value - reach, 0.0), "4 disjoint quarters"
     if rise > max(LIMIT * value, spread):

@@ -50,6 +50,8 @@ def mle_dimension(
 ) -> float:
     """Levina–Bickel dimension of at most ``cap`` distinct rows of x; NaN below 5 of them.
 
+    Infinite where every point has its neighbours at one distance, as corners of a simplex have.
+
     Per point D = [1/(k−1) Σ_{j<k} ln(T_k/T_j)]⁻¹; their harmonic mean removes the upward bias
     of the arithmetic one (MacKay and Ghahramani 2005).
     """
@@ -62,7 +64,8 @@ def mle_dimension(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         local = MLE().fit(_two_columns(points), n_neighbors=k).dimension_pw_
-    return float(1 / np.mean(1 / local))
+    with np.errstate(divide="ignore"):  # neighbours all equally far: infinite
+        return float(1 / np.mean(1 / local))
 
 
 def _two_columns(points: Array) -> Array:

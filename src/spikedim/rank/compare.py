@@ -28,6 +28,7 @@ from spikedim.results import Estimate, Result, Table
 from spikedim.storage import Run
 from spikedim.theory.statistics import mean_interval
 from spikedim.training import TrainConfig, evaluate, fit, samples
+from spikedim.training.batches import Batches
 
 KINDS = ("spiking", "continuous")
 ARMS = {
@@ -292,9 +293,10 @@ class _Cell:
         config = TrainConfig(**(asdict(self.config) | {"seed": self.seed}))
         folder = place.file("trainings", key, "fit.json").parent
         result = fit(net, data, config, T, folder, label=key)
-        x, y = samples(data, "test")
+        x, y = samples(data, "test", T)
         test = evaluate(net, x, y, T, seed=self.seed)
-        mean, spread = gate_statistics(net, x[:1], T)
+        first, _ = next(iter(Batches(x[:1], y[:1], 1, T)))
+        mean, spread = gate_statistics(net, first, T)
         return GateRun(
             self.dataset, self.kind, self.arm, self.seed, test.accuracy[-1].value, len(x),
             result.history[-1].train_loss,

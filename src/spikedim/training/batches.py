@@ -28,9 +28,10 @@ class Batches:
     """Iterable of (inputs, labels) over in-memory samples, re-iterable, with a length.
 
     Attributes:
-        inputs, labels: all samples [N, C, H, W] and classes [N].
+        inputs, labels: all samples and classes [N], as :func:`samples` gives them.
         batch_size: upper limit of samples per batch; batches are evened out, so none is tiny.
-        T, encoder: inputs come out as [B, C, H, W] (``direct``) or as spikes [T, B, C, H, W].
+        T, encoder: images come out as [B, C, H, W] (``direct``) or as spikes [T, B, C, H, W],
+            recordings as [T, B, C, H, W].
         seed: of every draw.
         epoch: says which epoch the next pass is; the draws depend on it.
         shuffle, augment: off for evaluation.
@@ -61,6 +62,8 @@ class Batches:
                 x = augment(x, noise, flip=self.augment == "shift+flip")
             if self.encoder != "direct":
                 x = encode(x, self.T, self.encoder, generator=noise)
+            elif x.ndim == 5:
+                x = x.transpose(0, 1)
             yield x, self.labels[index]
 
 
@@ -71,37 +74,59 @@ def stream(*key: int) -> torch.Generator:
 
 
 def augment(x: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
-    """Shift every image by up to 1/8 of its side, filling with 0, and mirror half of them.
+    """Shift every sample by up to 1/8 of its side, filling with 0, and mirror half of them.
+
+    All frames of a recording move together.
 
     Args:
-        x: [B, C, H, W], standardised, so that 0 is the mean.
+        x: [B, C, H, W], standardised, so that 0 is the mean, or counts of events [B, T, C, H, W].
         generator: of the shifts and flips.
         flip: whether to mirror.
     """
-    b, _, h, w = x.shape
+    b, h, w = len(x), *x.shape[-2:]
     reach = (max(1, h // 8), max(1, w // 8))
-    windows = F.pad(x, (reach[1], reach[1], reach[0], reach[0])).unfold(2, h, 1).unfold(3, w, 1)
+    padded = F.pad(x.flatten(1, -3), (reach[1], reach[1], reach[0], reach[0]))
+    windows = padded.unfold(2, h, 1).unfold(3, w, 1)
     dy = torch.randint(2 * reach[0] + 1, (b,), generator=generator)
     dx = torch.randint(2 * reach[1] + 1, (b,), generator=generator)
-    shifted = windows[torch.arange(b), :, dy, dx]
+    shifted = windows[torch.arange(b), :, dy, dx].view(x.shape)
     if not flip:
         return shifted
     mirrored = torch.rand(b, generator=generator) < 0.5
-    return torch.where(mirrored[:, None, None, None], shifted.flip(-1), shifted)
+    return torch.where(mirrored.view(-1, *[1] * (x.ndim - 1)), shifted.flip(-1), shifted)
 
 
-def samples(dataset: Dataset, split: str, encoder: str = "direct") -> tuple[Tensor, Tensor]:
-    """Inputs and labels of a split as the encoder needs them.
+def samples(dataset: Dataset, split: str, T: int, encoder: str = "direct") -> tuple[Tensor, Tensor]:
+    """Inputs and labels of a split as the encoder needs them, samples first.
 
-    ``direct`` takes standardised pixels. Spike encoders need intensities, so the standardised
-    pixels are mapped back to [0, 1] per channel with the range of the TRAINING samples.
+    ``direct`` takes standardised pixels, and event counts as they are. Spike encoders need
+    intensities, so the standardised pixels are mapped back to [0, 1] per channel with the range of
+    the TRAINING samples.
+
+    Args:
+        dataset: images or event recordings with labels.
+        split: ``"train"`` or ``"test"``.
+        T: timesteps, over which recordings are shared out; images do not depend on it.
+        encoder: ``"direct"``, or for images ``"bernoulli"`` or ``"latency"``.
+
+    Returns:
+        Images [N, C, H, W] or recordings [N, T, C, H, W], float32, and classes int64 [N].
 
     Raises:
-        ConfigError: unknown encoder.
-        DataError: the split is missing or has no labels, or the data are not images.
+        ConfigError: an unknown encoder, or one of images for recordings; a T that the frames of
+            recordings cannot be brought to.
+        DataError: the split is missing or has no labels, or the data are no images or recordings.
     """
     if encoder not in ENCODERS:
         raise ConfigError(f"encoder={encoder!r} is unknown; use {', '.join(ENCODERS)}")
+    if dataset.kind == "events":
+        if encoder != "direct":
+            raise ConfigError(
+                f"encoder={encoder!r} makes spikes of pixels, but {dataset.name} holds events; "
+                "use encoder='direct'"
+            )
+        frames, y = dataset.frames(T, split)
+        return frames.transpose(0, 1), y
     x, y = dataset.tensors(split)
     if encoder == "direct":
         return x, y
@@ -109,6 +134,15 @@ def samples(dataset: Dataset, split: str, encoder: str = "direct") -> tuple[Tens
     low = reference.amin(dim=(0, 2, 3), keepdim=True)
     high = reference.amax(dim=(0, 2, 3), keepdim=True)
     return ((x - low) / (high - low).clamp_min(1e-12)).clamp(0, 1), y
+
+
+def whole_runs(dataset: Dataset, encoder: str = "direct") -> str | None:
+    """Why the beginning of a run is not a run of fewer timesteps; ``None`` where it is one."""
+    if dataset.kind == "events":
+        return f"the T frames share out whole recordings of {dataset.name}"
+    if encoder == "latency":
+        return f"encoder={encoder!r} spreads its spikes over all T steps"
+    return None
 
 
 def held_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from spikedim.data import Dataset
 from spikedim.errors import BudgetError
 from spikedim.models import SpikingModel, create_model
-from spikedim.training.batches import samples
+from spikedim.training.batches import Batches, samples
 from spikedim.training.config import Augment, TrainConfig, check_timesteps, resolve_device
 from spikedim.training.threads import SMALL_PARAMETERS, math_threads, parameter_count, threads_for
 
@@ -90,7 +90,7 @@ def budget(
     down to ``least_epochs`` first, because new samples teach more than repeated ones.
 
     Args:
-        dataset: images with a train split.
+        dataset: images or event recordings with a train split.
         config: the training wanted.
         model_name: see :func:`spikedim.models.list_models`.
         T_values: every T that will be trained.
@@ -151,10 +151,10 @@ def predict_seconds(
     the math threads each training gets when ``workers`` run at once.
     """
     device = resolve_device(config.device)
-    x, y = samples(dataset.limited(_TIMED_SAMPLES, None, config.seed), "train")
-    x, y = x.to(device), y.to(device)
-    trial = copy.deepcopy(model).to(device).train()
     steps = max(T_values)
+    few = samples(dataset.limited(_TIMED_SAMPLES, None, config.seed), "train", steps)
+    x, y = (value.to(device) for value in next(iter(Batches(*few, _TIMED_SAMPLES, steps))))
+    trial = copy.deepcopy(model).to(device).train()
     threads = threads_for(sum(p.numel() for p in model.parameters()), workers)
 
     def step() -> None:
@@ -167,7 +167,7 @@ def predict_seconds(
         started = time.perf_counter()
         step()
         elapsed = time.perf_counter() - started
-    per_sample_step = elapsed / (len(x) * steps)
+    per_sample_step = elapsed / (len(y) * steps)
     total = sum(T_values)
     return per_sample_step * len(dataset.train) * config.epochs * total
 

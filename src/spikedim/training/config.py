@@ -30,8 +30,8 @@ class TrainConfig:
         validation: share of the training samples held out (stratified) for early stopping and
             for choosing the epoch; 0 uses the last epoch. The test set is never looked at.
         gradient_clip: largest gradient norm; ``None`` does not clip.
-        augment: ``"shift"`` moves images by up to 1/8 of their side, ``"shift+flip"`` also
-            mirrors half of them, ``"none"`` leaves them.
+        augment: ``"shift"`` moves images and recordings by up to 1/8 of their side,
+            ``"shift+flip"`` also mirrors half of them, ``"none"`` leaves them.
         seed: of data order, augmentation, held-out split and random layers.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``, which becomes the one found.
         precision: ``"fp32"``, or ``"bf16"`` (mixed).

@@ -68,16 +68,17 @@ def evaluate(
 ) -> Evaluation:
     """Run ``model`` for T steps and score the running mean of its step outputs.
 
-    ``logits_t = (1/t)·Σ_{i<=t} steps_i``. A network in evaluation mode is causal, so for the
-    direct and Bernoulli encoders the score after t steps is the score of a run of t steps.
+    ``logits_t = (1/t)·Σ_{i<=t} steps_i``. A network in evaluation mode is causal, so for images
+    under the direct and Bernoulli encoders the score after t steps is that of a run of t steps; of
+    a recording in T frames it is that of its first t frames.
 
     Args:
         model: put into evaluation mode for the run, and back afterwards.
-        x: inputs [N, C, H, W] as :func:`spikedim.training.samples` gives them.
+        x: inputs, samples first, as :func:`spikedim.training.samples` gives them.
         y: classes [N].
         T: timesteps.
         batch_size: samples per forward pass.
-        encoder: ``"direct"``, ``"bernoulli"`` or ``"latency"``.
+        encoder: as for :func:`spikedim.training.samples`.
         seed: of a random encoder.
         device: where to run; the model returns to where it was.
 

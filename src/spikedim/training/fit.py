@@ -102,11 +102,12 @@ def fit(
 
     Args:
         model: the initial network.
-        dataset: images with a labelled train split; the test split is not touched.
+        dataset: images or event recordings with a labelled train split; the test split is not
+            touched.
         config: how to train.
         T: timesteps.
         directory: of this training alone; created when missing.
-        encoder: ``"direct"``, ``"bernoulli"`` or ``"latency"``.
+        encoder: as for :func:`spikedim.training.samples`.
         label: what the progress bar says.
 
     Raises:
@@ -119,7 +120,7 @@ def fit(
     """
     check_timesteps(T)
     directory = Path(directory)
-    x, y = samples(dataset, "train", encoder)
+    x, y = samples(dataset, "train", T, encoder)
     _check_fits(model, dataset, x, y)
     identity = _identity(model, dataset, config, T, encoder)
     record = directory / "fit.json"
@@ -247,10 +248,11 @@ def _check_same(directory: Path, stored: dict[str, Any] | None, identity: str) -
 
 
 def _check_fits(model: SpikingModel, dataset: Dataset, x: torch.Tensor, y: torch.Tensor) -> None:
-    if tuple(x.shape[1:]) != tuple(model.input_shape):
+    frame = tuple(x.shape[-3:])
+    if frame != tuple(model.input_shape):
         raise DataError(
-            f"{dataset.name} has inputs of shape {tuple(x.shape[1:])} but the network takes "
-            f"{tuple(model.input_shape)}; create the model with input_shape={tuple(x.shape[1:])}"
+            f"{dataset.name} has inputs of shape {frame} but the network takes "
+            f"{tuple(model.input_shape)}; create the model with input_shape={frame}"
         )
     highest = int(y.max())
     if int(y.min()) < 0 or highest >= model.num_classes:

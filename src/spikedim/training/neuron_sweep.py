@@ -124,14 +124,14 @@ def sweep_neurons(
     in the run directory; ``neurons.parquet`` holds one row per setting and number of steps.
 
     Args:
-        dataset: images with labelled train and test splits.
+        dataset: images or event recordings with labelled train and test splits.
         model_name: see :func:`spikedim.models.list_models`.
         T: timesteps.
         grid: values of ``threshold``, ``beta`` and ``refractory`` to try, any of them.
         config: how to train.
         run: an entered run directory.
         base: the setting to vary; ``None`` takes the model's own.
-        encoder: ``"direct"``, ``"bernoulli"`` or ``"latency"``.
+        encoder: as for :func:`spikedim.training.samples`.
         workers: trainings at once, each in a process of its own.
 
     Raises:

@@ -26,6 +26,7 @@ from spikedim.neurons import LIFParams
 from spikedim.provenance import provenance
 from spikedim.results import Result, Table, plain
 from spikedim.storage import Run
+from spikedim.training.batches import whole_runs
 from spikedim.training.config import TrainConfig, check_timesteps
 from spikedim.training.engines import Engine, results
 from spikedim.training.study_table import (
@@ -78,7 +79,7 @@ class Study:
             see :func:`neuron_grid`.
         eval_T: every network is tested at these T too. At the T of the grid below its own it is
             tested anyhow: such a test is the beginning of the longer one and costs nothing.
-        encoder: ``"direct"``, ``"bernoulli"`` or ``"latency"``.
+        encoder: as for :func:`spikedim.training.samples`.
         outputs_T: networks trained at these T have their outputs stored.
         outputs_eval_T: after so many steps.
         output_samples, logit_samples: test samples whose margins, and whose logits, are stored.
@@ -111,11 +112,13 @@ class Study:
                 raise ConfigError(f"study {self.name}: {name} repeats a value; give each once")
         for T in (*self.T, *self.eval_T, *self.outputs_T, *self.outputs_eval_T):
             check_timesteps(T)
-        if self.encoder == "latency" and (self.eval_T or self.outputs_T):
-            raise ConfigError(
-                "encoder='latency' spreads its spikes over all T steps, so a shorter test is not "
-                "the beginning of a longer one; leave out eval_T and outputs_T"
-            )
+        for cell in self.cells:
+            why = whole_runs(cell.dataset, self.encoder)
+            if why and (self.eval_T or self.outputs_T):
+                raise ConfigError(
+                    f"{why}, so a shorter test is not the beginning of a longer one; leave out "
+                    "eval_T and outputs_T"
+                )
 
     def trials(self) -> list[StudyTrial]:
         """Every training of the grid, one seed after the other."""
@@ -281,6 +284,8 @@ def study_work(study: Study, run: Run, engine: Engine) -> StudyWork:
     """The study checked and made ready to travel to workers."""
     for index, cell in enumerate(study.cells):
         cell.dataset.split("test")
+        for T in study.T:
+            cell.dataset.check_steps(T)
         create_model(
             cell.model,
             num_classes=cell.dataset.num_classes,

@@ -20,7 +20,7 @@ from spikedim.models import SpikingModel, create_model, load_checkpoint
 from spikedim.neurons import LIFParams
 from spikedim.profiling import profile
 from spikedim.storage import Run, digest
-from spikedim.training.batches import Batches, samples
+from spikedim.training.batches import Batches, samples, whole_runs
 from spikedim.training.fit import decisive_versions
 from spikedim.training.study_table import OutputRow, StudyRow
 from spikedim.training.threads import math_threads
@@ -87,7 +87,8 @@ class StudyWork:
 
     def eval_T(self, trial: StudyTrial) -> tuple[int, ...]:
         """The T the network is tested at, ascending: its own, the study's below it, ``eval_T``."""
-        below = () if self.study.encoder == "latency" else self.study.T
+        dataset = self.study.cells[trial.cell].dataset
+        below = () if whole_runs(dataset, self.study.encoder) else self.study.T
         return tuple(sorted({*(t for t in below if t <= trial.T), trial.T, *self.study.eval_T}))
 
     def stored(self, trial: StudyTrial) -> bool:
@@ -153,7 +154,7 @@ def _measure(work: StudyWork, place: StudyTrial, key: str) -> Measurement:
     load_checkpoint(net, work.run.path / trial.weights)
     net.to(config.device)
     common |= {"parameters": sum(p.numel() for p in net.parameters())}
-    x, y = samples(cell.dataset, "test", study.encoder)
+    x, y = samples(cell.dataset, "test", steps[-1], study.encoder)
     order = torch.from_numpy(stratified_order(y.numpy(), len(y), 0))
     few = order[:_ENERGY_SAMPLES]
     rows = []

@@ -15,6 +15,7 @@ from spikedim.neurons import LIFParams
 from spikedim.provenance import Provenance
 from spikedim.results import Estimate, Result, Table, number, points_of
 from spikedim.storage import Run
+from spikedim.training.batches import whole_runs
 from spikedim.training.config import TrainConfig, check_timesteps
 from spikedim.training.parallel import Setting, run_trials
 from spikedim.training.tables import write_parquet
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Mode = Literal["train", "inference"]
+
+_FRAMES = (
+    "T is the number of frames that share out each recording: at another T the same events fall "
+    "into other frames."
+)
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,8 @@ def sweep_timesteps(
     last epoch. ``sweep.parquet`` in the run directory holds one row per (trained T, tested T).
 
     Args:
-        dataset: images with labelled train and test splits.
+        dataset: images or event recordings with labelled train and test splits. Of a recording,
+            T is the number of frames it is accumulated into.
         model_name: see :func:`spikedim.models.list_models`.
         T_values: the grid of T.
         config: how to train.
@@ -181,14 +188,15 @@ def sweep_timesteps(
         mode: ``"train"`` trains once per T; ``"inference"`` trains once at the largest T and
             reads the answer after each smaller T.
         neuron: parameters of every neuron; ``None`` keeps the model's.
-        encoder: ``"direct"``, ``"bernoulli"`` or ``"latency"``.
+        encoder: as for :func:`spikedim.training.samples`.
         workers: trainings at once, each in a process of its own. The numbers stay the same for
             networks under one million parameters; larger ones share the cores, and another
             number of threads can change their last digits.
 
     Raises:
-        ConfigError: empty or repeated grid, T < 1, negative tolerance, unknown mode or encoder,
-            or ``latency`` with ``"inference"``, where a prefix of a run is not a shorter run.
+        ConfigError: empty or repeated grid, T < 1, negative tolerance, unknown mode or encoder, or
+            ``"inference"`` with ``latency`` or recordings, where the beginning of a run is not a
+            shorter run; a T that the frames of recordings cannot be brought to.
         DataError: no test split or no labels.
         ModelError: unknown model, or training diverged.
         StorageError: disk full, or the run directory holds other settings.
@@ -197,12 +205,11 @@ def sweep_timesteps(
     check_tolerance(tolerance)
     if mode not in ("train", "inference"):
         raise ConfigError(f"mode={mode!r} is unknown; use 'train' or 'inference'")
-    if mode == "inference" and encoder == "latency":
-        raise ConfigError(
-            "encoder='latency' spreads its spikes over all T steps, so stopping early is not a "
-            "shorter run; use mode='train' or another encoder"
-        )
+    if mode == "inference" and (why := whole_runs(dataset, encoder)):
+        raise ConfigError(f"{why}, so stopping early is not a shorter run; use mode='train'")
     dataset.split("test")
+    for T in grid:
+        dataset.check_steps(T)
     trained = grid if mode == "train" else grid[-1:]
     found = run_trials(
         [Setting(T, neuron) for T in trained],
@@ -217,6 +224,7 @@ def sweep_timesteps(
     trials = dict(zip(trained, found, strict=True))
     points = tuple(_point(trials[T if mode == "train" else grid[-1]], T, run.path) for T in grid)
     answer = t_star({p.T: p.correct for p in points}, tolerance, seed=config.seed)
+    notes = (_FRAMES, *answer.notes) if dataset.kind == "events" else answer.notes
     source = sweep_provenance(
         found,
         {"T": grid, "mode": mode, "tolerance": tolerance, "neuron": neuron},
@@ -236,7 +244,7 @@ def sweep_timesteps(
         probability=answer.probability,
         censored=answer.censored,
         neuron=neuron,
-        notes=answer.notes,
+        notes=notes,
         provenance=source,
         chance=100 * majority(dataset),
     )

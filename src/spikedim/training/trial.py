@@ -103,7 +103,7 @@ def run_trial(
         )
         folder = run.file("trials", key, "fit.json").parent
         result = fit(model, dataset, config, T, folder, encoder, f"train {model_name} T={T}")
-        x, y = samples(dataset, "test", encoder)
+        x, y = samples(dataset, "test", steps, encoder)
         test = evaluate(model, x, y, steps, encoder=encoder, seed=config.seed, device=config.device)
         return {
             "T": T,
