@@ -120,8 +120,9 @@ class Events:
                 f"({self.height}, {self.width})"
             )
         out = np.empty((T, len(self), 2, height, width), np.float32)
-        for start in range(0, len(self), size := max(1, _CELLS // max(1, out[:, 0].size))):
-            stop = min(start + size, len(self))
+        few = max(1, _CELLS // (T * 2 * height * width))
+        for start in range(0, len(self), few):
+            stop = min(start + few, len(self))
             out[:, start:stop] = self._span(start, stop)._counts(T, height, width, bins)
         return out
 
