@@ -1,14 +1,17 @@
 """Training on event recordings: their frames, what T means for them, and designs for them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from spikedim.cli import main
-from spikedim.data import Dataset, Frames, Split, load_dataset
+from spikedim.data import Dataset, Events, Frames, Split, load_dataset
+from spikedim.data.reduce import repooled
 from spikedim.design import NeuronTarget, Target, design
+from spikedim.design.cases import cases_from_rows
 from spikedim.design.store import remember_plan
 from spikedim.errors import ConfigError, DataError
 from spikedim.models import create_model
@@ -28,7 +31,7 @@ from spikedim.training import (
     sweep_neurons,
     sweep_timesteps,
 )
-from spikedim.training.batches import Batches, augment, stream
+from spikedim.training.batches import Batches, augment, forward_batch, stream
 
 CONFIG = TrainConfig(epochs=2, batch_size=16, lr=1e-2, validation=0.2)
 
@@ -55,6 +58,10 @@ def run(*words):
     with pytest.raises(SystemExit) as done:
         main([str(word) for word in words])
     return done.value.code
+
+
+def _never(*args, **kwargs):
+    raise AssertionError("trained")
 
 
 def network(data: Dataset, seed: int = 0):
@@ -157,11 +164,9 @@ def test_events_are_not_encoded_again(encoder):
 
 def test_what_a_shorter_run_would_be_is_refused(tmp_path):
     data = moving()
-    with Run(tmp_path, {}) as run:
-        with pytest.raises(ConfigError, match=r"share out whole recordings.*use mode='train'"):
-            sweep_timesteps(data, "spikformer_nano", (2, 4), CONFIG, run, mode="inference")
-        with pytest.raises(ConfigError, match="share out whole recordings"):
-            design(data, "spikformer_nano", pilot=True, timesteps=(2, 4), run=run)
+    refused = pytest.raises(ConfigError, match=r"share out whole recordings.*use mode='train'")
+    with Run(tmp_path, {}) as run, refused:
+        sweep_timesteps(data, "spikformer_nano", (2, 4), CONFIG, run, mode="inference")
     with pytest.raises(ConfigError, match=r"share out whole recordings.*leave out eval_T"):
         Study("s", (Cell(data, "spikformer_nano", CONFIG),), (2, 4), eval_T=(8,))
 
@@ -169,15 +174,25 @@ def test_what_a_shorter_run_would_be_is_refused(tmp_path):
 def test_frames_that_T_does_not_divide_are_refused_before_any_training(tmp_path, monkeypatch):
     from spikedim.training import sweep
 
-    def never(*args, **kwargs):
-        raise AssertionError("trained")
-
-    monkeypatch.setattr(sweep, "run_trials", never)
+    monkeypatch.setattr(sweep, "run_trials", _never)
     data = moving(steps=6)
     with Run(tmp_path, {}) as run, pytest.raises(ConfigError, match=r"to T = 1, 2, 3, 6$"):
         sweep_timesteps(data, "spikformer_nano", (1, 2, 4), CONFIG, run)
-    with pytest.raises(ConfigError, match="T = 1, 2, 3, 6, not to the predicted one"):
-        design(data, "spikformer_nano")
+
+
+@pytest.mark.parametrize("how", [{}, {"pilot": True}])
+def test_no_T_is_predicted_for_recordings(how, tmp_path):
+    with Run(tmp_path, {}) as run, pytest.raises(ConfigError, match=r"know nothing.*--verify"):
+        design(moving(), "spikformer_nano", run=run, **how)
+
+
+def test_recordings_are_never_mirrored_by_default():
+    values = np.zeros((20, 4, 3, 16, 16), np.float32)
+    data = Dataset(
+        "rgb", "events", Split(Frames(values), np.arange(20) % 2), None, ("a", "b"), "made"
+    )
+    assert default_config("spikformer_nano", data).augment == "shift"
+    assert default_config("spikformer_4_384", data).batch_size == 16
 
 
 def test_default_settings_and_budget_read_recordings():
@@ -196,6 +211,79 @@ def test_a_study_of_recordings_tests_each_network_at_its_own_T(tmp_path):
         table = read_study(run_study(study, run).path)
     assert sorted((row.train_T, row.eval_T) for row in table) == [(2, 2), (4, 4)]
     assert all(row.energy_exact_fanout_uJ > 0 for row in table)
+    assert {row.encoder for row in table} == {"frames"}
+    row = next(iter(table))
+    rows = [replace(row, train_T=T, eval_T=T, key=f"{T}") for T in (1, 2, 4)]
+    assert cases_from_rows(rows) == []
+    assert len(cases_from_rows([replace(row, encoder="direct") for row in rows])) == 1
+
+
+def test_what_would_end_a_study_is_said_before_its_first_training(tmp_path, monkeypatch):
+    from spikedim.training import study_trial
+
+    monkeypatch.setattr(study_trial, "run_trial", _never)
+    images = load_dataset("digits").limited(40, 20)
+    cells = tuple(Cell(data, "spikformer_nano", CONFIG) for data in (images, moving()))
+    with Run(tmp_path / "a", {}) as run:
+        with pytest.raises(ConfigError, match="moving holds events; use encoder='direct'"):
+            run_study(Study("s", cells, (2,), encoder="bernoulli"), run)
+        with pytest.raises(ConfigError, match="recordings of moving have 8 frames each"):
+            run_study(Study("s", cells, (3,)), run)
+        blind = replace(images, test=Split(images.test.inputs, None))
+        with pytest.raises(DataError, match="digits has no labels"):
+            run_study(Study("s", (Cell(blind, "spikformer_nano", CONFIG),), (2,)), run)
+
+
+def test_a_sweep_of_recordings_stores_no_T_that_was_not_run(tmp_path):
+    from pyarrow import parquet
+
+    with Run(tmp_path, {}) as run:
+        found = sweep_timesteps(moving(), "spikformer_nano", (2, 8), CONFIG, run)
+        rows = parquet.read_table(run.file("sweep.parquet")).to_pylist()
+    assert [(row["trained_T"], row["T"]) for row in rows] == [(2, 2), (8, 8)]
+    assert any("number of frames" in note for note in found.notes)
+    assert not any("test larger T" in note for note in found.notes)
+
+
+def test_samples_and_labels_must_belong_together():
+    data = moving()
+    x, y = samples(data, "test", 4)
+    model = network(data)
+    with pytest.raises(DataError, match="4 samples but 40 labels; samples come first"):
+        evaluate(model, x.transpose(0, 1), y, 4)
+    with pytest.raises(DataError, match="recordings of 4 frames"):
+        evaluate(model, x, y, 2)
+    with pytest.raises(ConfigError, match="T='latency'"):
+        samples(data, "test", "latency")
+
+
+def test_large_recordings_are_run_a_few_at_a_time():
+    x = torch.zeros(300, 1, 1, 1, 1)
+    assert forward_batch(x.expand(300, 16, 2, 128, 128), 256) == 16
+    assert forward_batch(x.expand(300, 4, 2, 8, 8), 256) == 256
+    assert forward_batch(torch.zeros(300, 3, 8, 8), 256) == 256
+
+
+def test_recordings_are_split_anew():
+    data = moving(30, 10)
+    rng = np.random.default_rng(0)
+    raw = np.sort(rng.integers(0, 99, (40, 5)), axis=1).ravel()
+    zeros = np.zeros(200, int)
+    events = Events(zeros + np.arange(200) % 8, zeros, zeros, raw, np.arange(41) * 5, 8, 8)
+    streams = replace(
+        data,
+        train=Split(events.take(np.arange(30)), data.train.labels),
+        test=Split(events.take(np.arange(30, 40)), data.test.labels),
+    )
+    for one in (data, streams):
+        new = repooled(one, 16)
+        assert (len(new.train), len(new.test)) == (24, 16)
+        total = new.features("train").sum(0) + new.features("test").sum(0)
+        old = one.features("train").sum(0) + one.features("test").sum(0)
+        assert np.array_equal(total, old)
+    other = replace(data, test=Split(Frames(np.zeros((4, 8, 2, 9, 9))), np.arange(4) % 2))
+    with pytest.raises(DataError, match="do not fit together"):
+        repooled(other, 4)
 
 
 def test_neuron_settings_are_compared_on_recordings(tmp_path):
@@ -258,7 +346,11 @@ def test_the_command_line_trains_and_designs_on_recordings(tmp_path, monkeypatch
     found = json.loads(capsys.readouterr().out)
     assert [point["T"] for point in found["points"]] == [1, 2]
     assert run("design", *options, "--verify", "-T", "1,2", "--no-neurons") == 0
-    assert "Report:" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Report:" in said
+    assert "Not remembered" in said
+    assert run("design", *options) == 2
+    assert "--verify" in capsys.readouterr().err
     assert run("sweep", *options, "-T", "1,3") == 2
     assert "8 frames each" in capsys.readouterr().err
 

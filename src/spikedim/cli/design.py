@@ -39,7 +39,8 @@ def design(
         bool,
         typer.Option(
             "--remember/--forget",
-            help="With --verify: add prediction and measurement to the calibration store.",
+            help="With --verify, of images: add prediction and measurement to the calibration "
+            "store.",
         ),
     ] = True,
     epsilon: Annotated[
@@ -161,6 +162,8 @@ def design(
             stored = verify and remember and remember_plan(plan, place)
     emit(plan, as_json)
     say(f"Report: {page}   Numbers: {run.file('results.json')}")
+    if verify and remember and plan.data.kind == "events":
+        say("Not remembered: the predictors are fitted on static images, not on recordings.")
     if stored:
         say(f"Remembered in {place}; spikedim calibrate refits the predictors with it.")
     require_feasible(plan.inversion)

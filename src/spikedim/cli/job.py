@@ -13,7 +13,7 @@ from spikedim.adapters.files import fingerprint
 from spikedim.data import Dataset, load_dataset
 from spikedim.data.reduce import downsampled, first_classes, repooled
 from spikedim.errors import ConfigError
-from spikedim.models import SpikingModel, create_model
+from spikedim.models import SpikingModel
 from spikedim.models.registry import is_file
 from spikedim.storage import Run
 from spikedim.training import (
@@ -25,6 +25,7 @@ from spikedim.training import (
     resolve_device,
 )
 from spikedim.training.budget import CPU_MACS
+from spikedim.training.network import network_for
 
 RUNS = Path("runs")
 
@@ -45,12 +46,7 @@ class Job:
 
     def network(self) -> SpikingModel:
         """The untrained network, shaped for the data."""
-        return create_model(
-            self.model,
-            num_classes=self.dataset.num_classes,
-            input_shape=self.dataset.input_shape,
-            seed=self.config.seed,
-        )
+        return network_for(self.model, self.dataset, seed=self.config.seed)
 
     def announce(self, timesteps: Sequence[int], workers: int, then: str = "") -> None:
         """Say how long training at every one of ``timesteps`` will take here, and what follows."""

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 SAMPLES = 256
 _BATCH = 64
-_BYTES = 64  # read of a text, or as many as the network has positions for
+_BYTES = 64  # read of a text
 
 
 class Inputs(NamedTuple):
     """What a network reads of a data set.
 
     Attributes:
-        x: images [N, C, H, W], event frames [T, N, C, H, W], or bytes of texts [N, S].
+        x: images [N, C, H, W], event frames [T, N, C, H, W], or words or bytes of texts [N, S].
         labels: classes [N]; ``None`` where there are none.
         T: timesteps: those asked for, or S where the time of a network is the sequence.
     """
@@ -33,12 +33,12 @@ class Inputs(NamedTuple):
     T: int
 
 
-def reads_text(name: str) -> bool:
-    """Whether the network ``name`` reads texts."""
+def _reads_bytes(name: str) -> bool:
+    """Whether the network ``name`` reads texts letter by letter: its time is the sequence."""
     from spikedim.models import model_entry
-    from spikedim.models.registry import is_file
+    from spikedim.models.registry import reads_text
 
-    return not is_file(name) and len(model_entry(name).config.input_shape) == 1
+    return reads_text(name) and model_entry(name).family == "spikegpt"
 
 
 def network_inputs(
@@ -49,27 +49,31 @@ def network_inputs(
     Raises:
         DataError: the data set holds something else.
     """
-    text = reads_text(name)
-    if dataset.kind not in (("text",) if text else ("image", "events")):
-        wanted = "texts, e.g. --data sst2" if text else "images or events, e.g. --data digits"
-        raise DataError(f"data set {dataset.name} holds {dataset.kind}; {name} reads {wanted}")
-    if text:
-        return _texts(name, dataset, split, limit, T, seed)
+    from spikedim.progress import note
+    from spikedim.training.network import check_reads
+
+    check_reads(name, dataset)
+    if _reads_bytes(name):
+        return _bytes_of(name, dataset, split, limit, seed)
+    if dataset.kind == "text":
+        words = dataset.vocabulary
+        note(
+            f"texts of {dataset.name} are read as their first {words.length} words and marks, "
+            f"{len(words.words):,} different ones",
+            topic="texts",
+        )
     return Inputs(*dataset.network_input(T, split, limit, seed), T)
 
 
-def _texts(name: str, dataset: Dataset, split: str, limit: int, T: int, seed: int) -> Inputs:
+def _bytes_of(name: str, dataset: Dataset, split: str, limit: int, seed: int) -> Inputs:
     """First bytes of texts as token ids, cut to the median length; shorter texts are left out."""
     import torch
 
-    from spikedim.models import model_entry
     from spikedim.progress import note
 
-    entry = model_entry(name)
     chosen = dataset.split(split).limited(limit, seed)
     texts = cast("list[str]", chosen.inputs)
-    most = min(_BYTES, getattr(entry.config, "positions", _BYTES))
-    lines = [text.encode()[:most] for text in texts]
+    lines = [text.encode()[:_BYTES] for text in texts]
     length = max(2, sorted(map(len, lines))[len(lines) // 2])
     kept = [i for i, line in enumerate(lines) if len(line) >= length]
     if not kept:
@@ -81,16 +85,7 @@ def _texts(name: str, dataset: Dataset, split: str, limit: int, T: int, seed: in
     )
     ids = torch.tensor([list(lines[i][:length]) for i in kept])
     labels = None if chosen.labels is None else torch.as_tensor(chosen.labels[kept]).long()
-    return Inputs(ids, labels, length if entry.family == "spikegpt" else T)
-
-
-def _bytewise(name: str) -> dict[str, Any]:
-    """Options that make room for every byte in the vocabulary of a text network."""
-    from spikedim.models import model_entry
-
-    config = model_entry(name).config
-    words = "vocabulary" if hasattr(config, "vocabulary") else "num_classes"
-    return {words: max(256, getattr(config, words))}
+    return Inputs(ids, labels, length)
 
 
 def calibration_batches(
@@ -117,24 +112,21 @@ def shaped_network(
 
     Raises:
         ModelError, CheckpointError: as ``create_model`` and ``load_checkpoint``.
-        ConfigError: a checkpoint of a text network.
+        ConfigError: a checkpoint of a network that reads bytes.
     """
-    from spikedim.models import create_model, load_checkpoint
+    from spikedim.models import create_model, load_checkpoint, model_entry
+    from spikedim.training.network import network_for
 
-    if reads_text(name):
+    if _reads_bytes(name):
         if checkpoint is not None:
             raise ConfigError(
-                f"--checkpoint of {name}: a trained text network needs its tokeniser, the command "
-                "line reads texts as bytes; call the function of this verb in Python with token ids"
+                f"--checkpoint of {name}: a trained language model needs its tokeniser, the "
+                "command line reads texts as bytes; call the function of this verb in Python with "
+                "token ids"
             )
-        return create_model(name, seed=seed, **_bytewise(name), **options)
-    network = create_model(
-        name,
-        num_classes=dataset.num_classes or None,
-        input_shape=dataset.input_shape,
-        seed=seed,
-        **options,
-    )
+        room = max(256, model_entry(name).config.num_classes)  # for every byte
+        return create_model(name, seed=seed, num_classes=room, **options)
+    network = network_for(name, dataset, seed=seed, **options)
     if checkpoint is not None:
         load_checkpoint(network, checkpoint)
     return network

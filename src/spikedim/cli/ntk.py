@@ -323,7 +323,7 @@ def ntk(
 
     Without --checkpoint a network of ours is untrained, and the batch norm of every variant of it
     is calibrated on the data; one of FILE.py:FUNCTION that brings batch-norm statistics keeps them.
-    Texts are read as bytes.
+    Texts are read as words by SpikingBERT, as bytes by SpikeGPT.
 
     Example: spikedim ntk --data digits --model spikformer_nano --reduction --neuron refractory=1
     """

@@ -54,7 +54,7 @@ def profile(
 
     Without --checkpoint a network of ours is untrained, its batch norm calibrated on the data, and
     no cost per correct prediction is given; one of FILE.py:FUNCTION that brings batch-norm
-    statistics is taken as it is. Texts are read as bytes.
+    statistics is taken as it is. Texts are read as words by SpikingBERT, as bytes by SpikeGPT.
 
     Example: spikedim profile --data digits --model spikformer_nano --timesteps 4
     """

@@ -68,7 +68,7 @@ def rank(
 
     Without --checkpoint a network of ours is untrained, its batch norm calibrated on the data; one
     of FILE.py:FUNCTION that brings batch-norm statistics is taken as it is. Texts are read as
-    bytes.
+    words by SpikingBERT, as bytes by SpikeGPT.
 
     Example: spikedim rank --data digits --model spikformer_nano -T 4 --plot rank.png
 

@@ -202,6 +202,7 @@ def _single(
 ) -> None:
     from spikedim.cli.job import prepare
     from spikedim.training import sweep_timesteps
+    from spikedim.training.batches import check_trainable
 
     with working(quiet):
         job = prepare(
@@ -215,6 +216,7 @@ def _single(
             seed,
             device,
         )
+        check_trainable(job.dataset, timesteps, encoder)
         workers = workers or job.workers
         job.announce(timesteps if mode == "train" else timesteps[-1:], workers)
         settings = {

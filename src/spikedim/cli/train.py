@@ -28,11 +28,13 @@ def train(
     """
     from spikedim.cli.job import prepare
     from spikedim.training import fit
+    from spikedim.training.batches import check_encoder
 
     with working(quiet):
         job = prepare(
             data, data_root, model, (timesteps,), epochs, train_samples, test_samples, seed, device
         )
+        check_encoder(job.dataset, encoder)
         job.announce((timesteps,), workers=1)
         with job.run("train", {"timesteps": timesteps, "encoder": encoder}, out) as run:
             result = fit(job.network(), job.dataset, job.config, timesteps, run.path, encoder)

@@ -14,6 +14,7 @@ import numpy as np
 from spikedim.data import arrays
 from spikedim.data.events import Events, Frames
 from spikedim.data.sampling import split_indices, subset
+from spikedim.data.vocabulary import Vocabulary
 from spikedim.errors import ConfigError, DataError
 from spikedim.results import Result, Table
 
@@ -51,6 +52,29 @@ class Split:
         else:
             inputs = [self.inputs[i] for i in indices]
         return Split(inputs, None if self.labels is None else self.labels[indices])
+
+    def joined(self, other: Split) -> Split:
+        """The samples of both, those of ``other`` last; without labels where one has none.
+
+        Raises:
+            DataError: they hold different kinds of inputs, or inputs of different shapes.
+        """
+        mine, more = self.inputs, other.inputs
+        labels = None
+        if self.labels is not None and other.labels is not None:
+            labels = np.concatenate([self.labels, other.labels])
+        try:
+            if isinstance(mine, np.ndarray) and isinstance(more, np.ndarray):
+                return Split(np.concatenate([mine, more]), labels)
+            if isinstance(mine, Frames) and isinstance(more, Frames):
+                return Split(mine.joined(more), labels)
+        except ValueError as error:
+            raise DataError(f"the two splits do not fit together: {error}") from error
+        if isinstance(mine, Events) and isinstance(more, Events):
+            return Split(mine.joined(more), labels)
+        if isinstance(mine, list) and isinstance(more, list):
+            return Split(mine + more, labels)
+        raise DataError("the two splits hold different kinds of inputs")
 
     def limited(self, limit: int | None, seed: int) -> Split:
         """A stratified subset of at most ``limit`` samples, in their original order."""
@@ -103,6 +127,7 @@ class Dataset:
         terms: licence or terms of use, as far as known.
         citation: whom to cite.
         scale: stored pixel value that stands for 1.0.
+        words: of texts, the vocabulary of the whole that this is a part of; ``None`` for the whole.
     """
 
     name: str
@@ -114,6 +139,7 @@ class Dataset:
     terms: str = ""
     citation: str = ""
     scale: float = 1.0
+    words: Vocabulary | None = None
 
     @property
     def num_classes(self) -> int:
@@ -137,7 +163,8 @@ class Dataset:
     def fingerprint(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of kind, scale, inputs and labels.
 
-        Name, path and file format do not matter: the same content has the same fingerprint.
+        Name, path and file format do not matter: the same content has the same fingerprint. A part
+        of texts is told apart from others by the vocabulary of the whole.
         Arrays over 1 GiB enter with their shape, type and 32 evenly spaced 16 MiB blocks,
         see :attr:`fingerprint_method`.
         """
@@ -151,6 +178,8 @@ class Dataset:
                 arrays.hash_texts(digest, split.inputs)
             if split.labels is not None:
                 arrays.update_hash(digest, split.labels)
+        if self.words is not None:
+            arrays.hash_texts(digest, [str(self.words.length), *self.words.words])
         text: str = digest.hexdigest()
         return text[:16]
 
@@ -161,6 +190,17 @@ class Dataset:
         if max(sizes, default=0) <= arrays.EXHAUSTIVE_BYTES:
             return "every byte"
         return "shape, type and 32 blocks of 16 MiB per array over 1 GiB"
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """How networks read the texts: the words of the training split of the whole data set.
+
+        Raises:
+            DataError: the data set holds no texts.
+        """
+        if not isinstance(self.train.inputs, list):
+            raise DataError(f"data set {self.name} holds {self.kind}; this needs texts")
+        return self.words or Vocabulary.of(self.train.inputs)
 
     @cached_property
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
@@ -264,21 +304,27 @@ class Dataset:
     def network_input(
         self, T: int, split: str = "train", limit: int | None = None, seed: int = 0
     ) -> tuple[Tensor, Tensor | None]:
-        """:meth:`tensors` of images, :meth:`frames` of events; labels may be absent (``None``).
+        """:meth:`tensors` of images, :meth:`frames` of events, :attr:`vocabulary` ids of texts.
+
+        Returns:
+            What a network reads, and classes, which may be absent (``None``).
 
         Raises:
-            DataError: the data set holds neither images nor events.
+            DataError: the data set holds feature vectors.
         """
         chosen = self.split(split).limited(limit, seed)
         labels = None if chosen.labels is None else self._classes(chosen)
         if self.kind == "events":
             return self._recorded(chosen, T, None, "time"), labels
+        if isinstance(chosen.inputs, list):
+            return self._read(chosen.inputs), labels
         return self._standardised(chosen), labels
 
     def check_steps(self, T: int) -> None:
-        """Raise ConfigError if :meth:`network_input` cannot be given for T timesteps."""
-        if isinstance(self.train.inputs, Frames):
-            self.train.inputs.check_steps(T)
+        """Raise ConfigError if T does not divide the frames of the recordings stored as such."""
+        for _, split in self._splits():
+            if isinstance(split.inputs, Frames):
+                split.inputs.check_steps(T, f" of {self.name}")
 
     def limited(self, train: int | None = None, test: int | None = None, seed: int = 0) -> Dataset:
         """The same data set with at most ``train`` and ``test`` samples, stratified.
@@ -286,7 +332,8 @@ class Dataset:
         For one seed a smaller subset is contained in a larger one. Classes keep their numbers.
         """
         smaller = None if self.test is None else self.test.limited(test, seed)
-        return dataclasses.replace(self, train=self.train.limited(train, seed), test=smaller)
+        part = self.train.limited(train, seed)
+        return dataclasses.replace(self, train=part, test=smaller, words=self._words())
 
     def with_test(self, fraction: float = 0.2, seed: int = 0) -> Dataset:
         """The same data set with a stratified share of the training split as its test split.
@@ -301,7 +348,10 @@ class Dataset:
             raise ConfigError(f"data set {self.name} has a test split already; use that one")
         n = len(self.train)
         train, test = split_indices(self.train.labels, n, round(fraction * n), seed)
-        return dataclasses.replace(self, train=self.train.take(train), test=self.train.take(test))
+        whole, words = self.train, self._words()
+        return dataclasses.replace(
+            self, train=whole.take(train), test=whole.take(test), words=words
+        )
 
     def summary(self) -> DatasetSummary:
         """What the data set holds, as a result that prints as a table."""
@@ -392,6 +442,14 @@ class Dataset:
         if not isinstance(split.inputs, _RECORDINGS):
             raise DataError(f"data set {self.name} holds {self.kind}, not events; use tensors()")
         return torch.from_numpy(split.inputs.frames(T, size, bins))
+
+    def _read(self, texts: list[str]) -> Tensor:
+        import torch
+
+        return torch.from_numpy(self.vocabulary.ids(texts))
+
+    def _words(self) -> Vocabulary | None:
+        return self.vocabulary if self.kind == "text" else None
 
     def _classes(self, split: Split) -> Tensor:
         import torch

@@ -91,6 +91,22 @@ class Events:
         x, y, p, t = (array[chosen] for array in (self.x, self.y, self.p, self.t))
         return Events(x, y, p, t, offsets, self.height, self.width)
 
+    def joined(self, other: Events) -> Events:
+        """These recordings, then those of ``other`` from the same sensor."""
+        if (self.height, self.width) != (other.height, other.width):
+            raise DataError(
+                f"recordings of {self.height} x {self.width} and {other.height} x {other.width} "
+                "pixels cannot be one data set"
+            )
+        x, y, p, t = (
+            np.concatenate(pair)
+            for pair in (
+                (self.x, other.x), (self.y, other.y), (self.p, other.p), (self.t, other.t),
+            )
+        )  # fmt: skip
+        offsets = np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]])
+        return Events(x, y, p, t, offsets, self.height, self.width)
+
     def frames(self, T: int, size: tuple[int, int] | None = None, bins: str = "time") -> np.ndarray:
         """Accumulate every recording into ``T`` frames of event counts.
 
@@ -189,18 +205,22 @@ class Frames:
     def __len__(self) -> int:
         return len(self.values)
 
-    def check_steps(self, T: int) -> None:
-        """Raise ConfigError unless T divides the frames stored."""
+    def check_steps(self, T: int, whose: str = "") -> None:
+        """Raise ConfigError unless T divides the frames stored; ``whose`` is for the message."""
         if T < 1 or self.steps % T:
             known = [str(k) for k in range(1, self.steps + 1) if self.steps % k == 0]
             raise ConfigError(
-                f"T={T}: the recordings have {self.steps} frames each, which can be summed to "
-                f"T = {', '.join(known)}"
+                f"T={T}: the recordings{whose} have {self.steps} frames each, which can be summed "
+                f"to T = {', '.join(known)}"
             )
 
     def take(self, indices: np.ndarray) -> Frames:
         """The recordings with these indices, in this order."""
         return Frames(self.values[indices])
+
+    def joined(self, other: Frames) -> Frames:
+        """These recordings, then those of ``other``."""
+        return Frames(np.concatenate([self.values, other.values]))
 
     def frames(self, T: int, size: tuple[int, int] | None = None, bins: str = "time") -> np.ndarray:
         """The recordings in ``T`` frames, each the sum of as many consecutive ones.

@@ -72,16 +72,13 @@ def repooled(dataset: Dataset, test: int, seed: int = 0) -> Dataset:
     not comparable with published ones on the official split.
 
     Raises:
-        DataError: not arrays, or too few samples.
+        DataError: no labels, or too few samples.
     """
     if dataset.test is None:
         return dataset.with_test(test / len(dataset.train), seed)
-    parts = (dataset.train, dataset.test)
-    inputs = [part.inputs for part in parts if isinstance(part.inputs, np.ndarray)]
-    labels = [part.labels for part in parts if part.labels is not None]
-    if len(inputs) < 2 or len(labels) < 2:
-        raise DataError(f"data set {dataset.name}: only labelled arrays can be split anew")
-    pool = Split(np.concatenate(inputs), np.concatenate(labels))
+    pool = dataset.train.joined(dataset.test)
+    if pool.labels is None:
+        raise DataError(f"data set {dataset.name}: only labelled samples can be split anew")
     train, held = split_indices(pool.labels, len(pool), test, seed)
     return replace(dataset, train=pool.take(train), test=pool.take(held))
 

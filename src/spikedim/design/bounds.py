@@ -91,7 +91,7 @@ def lower_bounds(
                 float(bernoulli),
                 "timesteps",
                 profile.T,
-                f"{decoded} Bernoulli spikes (necessary); this network is fed real values instead",
+                f"{decoded} Bernoulli spikes (necessary); the network is fed its input as it is",
             ),
             Bound(
                 "deterministic integrate-and-fire code √m/δ",

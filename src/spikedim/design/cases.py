@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from spikedim.data.encoders import ENCODERS
 from spikedim.errors import DataError, SpikedimError
 from spikedim.results import plain
 from spikedim.theory import accuracy_from_margins
@@ -184,8 +185,9 @@ def cases_from_rows(
     """Cases of a study: one per data set, network, neuron setting, truncation and seed.
 
     The truth is T* of the trainings at each T (``eval_T == train_T``); the pilot is the training
-    at the largest T, read out earlier. Failed trials are left out, and so are unfinished cases,
-    which lack a T that another seed was trained at, and those with fewer than three T.
+    at the largest T, read out earlier. Left out are failed trials; recordings and texts, whose T is
+    another matter than that of an image shown T times; and unfinished cases, which lack a T that
+    another seed was trained at, and those with fewer than three T.
 
     Raises:
         ConfigError: a negative tolerance.
@@ -194,7 +196,7 @@ def cases_from_rows(
     by_case: dict[tuple[Any, ...], list[StudyRow]] = {}
     grids: dict[tuple[Any, ...], set[int]] = {}
     for row in rows:
-        if row.status == "done":
+        if row.status == "done" and row.encoder in ENCODERS:
             by_case.setdefault((_setting(row), row.seed), []).append(row)
             grids.setdefault(_setting(row), set()).update(_trained(row))
     by_key: dict[str, list[OutputRow]] = {}

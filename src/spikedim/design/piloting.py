@@ -13,7 +13,7 @@ from spikedim.models import SpikingModel, load_checkpoint
 from spikedim.storage import Run
 from spikedim.theory import accuracy_from_margins
 from spikedim.training import TimestepSweep, samples
-from spikedim.training.batches import whole_runs
+from spikedim.training.batches import why_no_prefix
 
 #: Steps that stand for the large-T limit of an output, in multiples of the pilot's T.
 _LIMIT = 4
@@ -31,10 +31,10 @@ def case_of(
 ) -> Case:
     """The case, with a pilot where a network was trained and an outcome where one was at every T.
 
-    Leaves the weights of the largest trained T in ``network``.
+    Where there is a pilot, leaves its weights in ``network``.
     """
     pilot = None
-    if sweep is not None and run is not None and not whole_runs(dataset, sweep.encoder):
+    if sweep is not None and run is not None and not why_no_prefix(dataset, sweep.encoder):
         pilot = _pilot(dataset, network, sweep, run)
     outcome = None
     if sweep is not None and sweep.mode == "train":

@@ -32,7 +32,6 @@ from spikedim.models import (
     SpikingModel,
     batchnorm_of,
     calibrate_batchnorm,
-    create_model,
     load_checkpoint,
 )
 from spikedim.models.calibration import weights_in_words
@@ -53,6 +52,7 @@ from spikedim.training import (
     sweep_neurons,
     sweep_timesteps,
 )
+from spikedim.training.network import network_for
 from spikedim.training.sweep import majority
 
 #: Timesteps that are trained and tested unless the user names others.
@@ -130,8 +130,8 @@ def design(
 
     Raises:
         ConfigError: ``verify`` or ``pilot`` without ``run`` or together with ``checkpoint``, or
-            both; ``pilot`` for recordings; a T that their frames cannot be brought to; an energy
-            convention of the budget that is not counted.
+            both; recordings without ``verify``, or a T that their frames cannot be brought to; an
+            energy convention of the budget that is not counted.
         DataError: the data set holds neither images nor recordings, or no labels.
         ModelError: ``neuron`` for a network of which neurons are kept as they are.
     """
@@ -141,6 +141,12 @@ def design(
         raise DataError(
             f"{dataset.name} ({dataset.kind}) cannot be designed for yet: give images or event "
             "recordings with labels"
+        )
+    if dataset.kind == "events" and not verify:
+        raise ConfigError(
+            f"{dataset.name} holds event recordings, about which the predictors of T know nothing "
+            "(they were fitted on static images): measure it with verify (--verify); spikedim "
+            "profile shows what a network does at a T"
         )
     if verify and pilot:
         raise ConfigError("verify trains at every T, a pilot at one: leave out either")
@@ -158,9 +164,7 @@ def design(
         timestep_rule(d_eff, target.epsilon, "percent"),
         timestep_rule(d_eff, target.epsilon / 100, "fraction"),
     )
-    network = create_model(
-        model, num_classes=dataset.num_classes, input_shape=dataset.input_shape, seed=seed
-    )
+    network = network_for(model, dataset, seed=seed)
     if neuron is not None:
         as_networks(network)  # refuses here rather than after all training
     batchnorm = batchnorm_of(network)
@@ -203,12 +207,12 @@ def design(
     inputs = _inputs(dataset, split, profile_samples, seed)
     choice = None
     if sweep is None:
-        wanted = _around(int(said.best.timesteps.value), budget is not None, dataset)
-        more = None
+        wanted = _around(int(said.best.timesteps.value), budget is not None)
+        images = None
         if checkpoint is None and not pilot and batchnorm == "fresh":
-            more = _inputs(dataset, "train", _CALIBRATION_SAMPLES, seed)
+            images, _ = dataset.tensors("train", _CALIBRATION_SAMPLES, seed)
         operating = tuple(
-            _predicted(said, T, _profiled(network, inputs(T), T, more and more(T))) for T in wanted
+            _predicted(said, T, _profiled(network, inputs(T), T, images)) for T in wanted
         )
         recommended = next(p for p in operating if p.timesteps == int(said.best.timesteps.value))
     else:
@@ -305,37 +309,21 @@ def _tokens(network: SpikingModel, x: Tensor) -> tuple[int, int]:
     )
 
 
-def _profiled(network: SpikingModel, x: Tensor, T: int, more: Tensor | None) -> Profile:
-    """Profile at T; an untrained network takes its batch-norm statistics from ``more`` at T."""
-    if more is not None:
-        calibrate_batchnorm(network, more.split(64, batch_axis(more)), T)
+def _profiled(network: SpikingModel, x: Tensor, T: int, images: Tensor | None) -> Profile:
+    """Profile at T; an untrained network takes its batch-norm statistics from ``images`` at T."""
+    if images is not None:
+        calibrate_batchnorm(network, images.split(64), T)
     return profile(network, x, T)
 
 
-def _around(T: int, everything: bool, dataset: Dataset) -> tuple[int, ...]:
-    """T with its neighbours on the grid of the predictors, or with all of them for a budget.
-
-    Raises:
-        ConfigError: the recordings cannot be brought to T frames.
-    """
+def _around(T: int, everything: bool) -> tuple[int, ...]:
+    """T with its neighbours on the grid of the predictors, or with all of them for a budget."""
     T = min(T, _MOST_UNVERIFIED)
-    if why := _impossible(dataset, T):
-        raise ConfigError(f"{why}, not to the predicted one; measure at those, with verify")
-    steps = [step for step in STEPS if step != T and not _impossible(dataset, step)]
     if everything:
-        return tuple(sorted({*steps, T}))
-    below = [step for step in steps if step < T][-1:]
-    above = [step for step in steps if step > T][:1]
+        return tuple(sorted({*STEPS, T}))
+    below = [step for step in STEPS if step < T][-1:]
+    above = [step for step in STEPS if step > T][:1]
     return (*below, T, *above)
-
-
-def _impossible(dataset: Dataset, T: int) -> str | None:
-    """Why there is no input of T timesteps, if so."""
-    try:
-        dataset.check_steps(T)
-    except ConfigError as error:
-        return str(error)
-    return None
 
 
 def _predicted(said: Forecast, T: int, measured: Profile) -> Operating:

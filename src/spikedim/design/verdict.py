@@ -79,13 +79,12 @@ def verdict(
     lines.append(_rule(prediction, agreed, sweep, target))
     if sweep is None:
         lines += said.notes
-        pilot = point.expected is None and data.kind != "events"
         lines.append(
             "T* was not measured: add --verify to measure it on this network and data"
             + (
-                ", or --pilot for a prediction from one training at the largest T."
-                if pilot
-                else "."
+                "."
+                if point.expected
+                else ", or --pilot for a prediction from one training at the largest T."
             )
         )
     else:

@@ -174,6 +174,11 @@ def is_file(name: str) -> bool:
     return path.endswith(".py") and function != ""
 
 
+def reads_text(name: str) -> bool:
+    """Whether the network ``name`` reads token ids."""
+    return not is_file(name) and len(model_entry(name).config.input_shape) == 1
+
+
 def create_model(
     name: str,
     *,

@@ -56,6 +56,7 @@ class SpikingBERTConfig:
         dropout: share of embedding channels dropped in training, the same ones at every step
             (the released code also drops inside the encoders; here spikes are never dropped).
         init_std: standard deviation of fresh weights.
+        padding: token id that is masked where no mask is given; ``None`` masks nothing.
         gradient: how ``forward`` is differentiated: ``"equilibrium"``, the published way, or
             ``"surrogate"``, back through time.
         neuron: parameters of every neuron.
@@ -76,6 +77,7 @@ class SpikingBERTConfig:
     intermediate: int = 3072
     dropout: float = 0.1
     init_std: float = 0.02
+    padding: int | None = None
     gradient: str = "equilibrium"
     neuron: LIFParams = field(
         default_factory=lambda: LIFParams(beta=1.0, reset="soft", decay_input=False)
@@ -205,13 +207,14 @@ class SpikingBERT(SpikingModel):
     """SpikingBERT classifier of token sequences; see :class:`SpikingBERTConfig`.
 
     Inputs are token ids int64 [B, N] with N up to ``config.positions``; samples of other lengths
-    are padded and masked. With ``gradient="equilibrium"`` the value of :meth:`forward` is that of
-    the spiking network, and its gradient that of the fixed point of the firing rates,
-    a' = clamp(f(a) / v_th, 0, 1) layer by layer, with the last layer's measured rate in the place
-    of its fixed point: one pass, no memory over time (arXiv 2308.10873). Layer norm,
-    GELU and softmax act on the spikes of each step, and their mean is not what they give for the
-    mean spikes: the measured rates of deeper layers do not approach the fixed point as T grows.
-    :meth:`steps` is always differentiated through time by surrogates.
+    are padded, and masked by ``mask`` or where the id is ``config.padding``. With
+    ``gradient="equilibrium"`` the value of :meth:`forward` is that of the spiking network, and its
+    gradient that of the fixed point of the firing rates, a' = clamp(f(a) / v_th, 0, 1) layer by
+    layer, with the last layer's measured rate in the place of its fixed point: one pass, no memory
+    over time (arXiv 2308.10873). Layer norm, GELU and softmax act on the spikes of each step, and
+    their mean is not what they give for the mean spikes: the measured rates of deeper layers do not
+    approach the fixed point as T grows. :meth:`steps` is always differentiated through time by
+    surrogates.
 
     Where all value neurons of a head fire, its context is a sum of softmax weights, 1 up to
     rounding and so exactly at the released threshold: there a spike hangs on the last bit.
@@ -383,8 +386,10 @@ class SpikingBERT(SpikingModel):
                 f"token ids must lie in [0, {c.vocabulary}) and segment ids in "
                 f"[0, {c.token_types}); ids out of range: check the tokeniser's vocabulary"
             ) from error
-        present = torch.ones_like(x) if mask is None else mask
-        additive = (1 - present.to(current.dtype)) * _MASKED
+        if mask is None:
+            padding = self.config.padding
+            mask = torch.ones_like(x) if padding is None else x != padding
+        additive = (1 - mask.to(current.dtype)) * _MASKED
         return current, additive[:, None, None, :]
 
     def _is_continuous(self) -> bool:

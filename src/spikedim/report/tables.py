@@ -78,6 +78,7 @@ def forecast(plan: Data) -> Grid:
     """Every predictor's T, the recommended one first."""
     said = plan["forecast"]
     measured = plan["sweep"]["t_star"]["value"] if plan["sweep"] else None
+    scored = measured is not None and plan["data"]["kind"] == "image"
     rows = []
     for item in said["ranked"]:
         t = item["prediction"]["timesteps"]
@@ -88,11 +89,11 @@ def forecast(plan: Data) -> Grid:
             item["prediction"]["needs"],
             item["prediction"]["text"],
         ]
-        if measured is not None:
+        if scored:
             row.insert(2, "yes" if t["low"] <= measured <= t["high"] else "no")
         rows.append(row)
     columns = ["predictor", "T, 90 % interval", "mean factor off", "needs", "how"]
-    if measured is not None:
+    if scored:
         columns.insert(2, "holds the measured T*")
     own = f", {said['own']} of them your own" if said["own"] else ""
     case = plan["case"]

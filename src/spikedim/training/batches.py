@@ -6,7 +6,7 @@ of an uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,12 @@ from torch import Tensor
 from spikedim.data import Dataset, encode
 from spikedim.data.encoders import ENCODERS
 from spikedim.data.sampling import split_indices
-from spikedim.errors import ConfigError
-from spikedim.training.config import Augment
+from spikedim.errors import ConfigError, DataError
+from spikedim.training.config import Augment, check_timesteps
 
 _ORDER, _NOISE = 0, 1
+_NUMBERS = 1 << 23  # of the inputs of one forward over recordings
+_READ_AS = {"events": "frames", "text": "words"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Batches:
         inputs, labels: all samples and classes [N], as :func:`samples` gives them.
         batch_size: upper limit of samples per batch; batches are evened out, so none is tiny.
         T, encoder: images come out as [B, C, H, W] (``direct``) or as spikes [T, B, C, H, W],
-            recordings as [T, B, C, H, W].
+            recordings as [T, B, C, H, W], texts as [B, S].
         seed: of every draw.
         epoch: says which epoch the next pass is; the draws depend on it.
         shuffle, augment: off for evaluation.
@@ -46,6 +48,19 @@ class Batches:
     epoch: Callable[[], int] = lambda: 0
     shuffle: bool = False
     augment: Augment = "none"
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.labels):
+            raise DataError(
+                f"{len(self.inputs)} samples but {len(self.labels)} labels; samples come first, as "
+                "spikedim.training.samples gives them"
+            )
+        if self.inputs.ndim == 5 and self.inputs.shape[1] != self.T:
+            raise DataError(
+                f"recordings of {self.inputs.shape[1]} frames (shape {tuple(self.inputs.shape)}, "
+                f"read as [N, T, C, H, W]) for T={self.T}; spikedim.training.samples(data, split, "
+                f"T={self.T}) shares them out"
+            )
 
     def __len__(self) -> int:
         return -(-len(self.inputs) // self.batch_size)
@@ -96,53 +111,92 @@ def augment(x: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
     return torch.where(mirrored.view(-1, *[1] * (x.ndim - 1)), shifted.flip(-1), shifted)
 
 
-def samples(dataset: Dataset, split: str, T: int, encoder: str = "direct") -> tuple[Tensor, Tensor]:
+def samples(
+    dataset: Dataset,
+    split: str,
+    T: int,
+    encoder: str = "direct",
+    limit: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """Inputs and labels of a split as the encoder needs them, samples first.
 
-    ``direct`` takes standardised pixels, and event counts as they are. Spike encoders need
+    ``direct`` takes standardised pixels, event counts and words as they are. Spike encoders need
     intensities, so the standardised pixels are mapped back to [0, 1] per channel with the range of
     the TRAINING samples.
 
     Args:
-        dataset: images or event recordings with labels.
+        dataset: images, event recordings or texts with labels.
         split: ``"train"`` or ``"test"``.
         T: timesteps, over which recordings are shared out; images do not depend on it.
         encoder: ``"direct"``, or for images ``"bernoulli"`` or ``"latency"``.
+        limit: stratified subset of at most this many samples; ``None`` for all.
 
     Returns:
-        Images [N, C, H, W] or recordings [N, T, C, H, W], float32, and classes int64 [N].
+        Images [N, C, H, W] or recordings [N, T, C, H, W], float32, or words of texts int64 [N, S],
+        and classes int64 [N].
 
     Raises:
         ConfigError: an unknown encoder, or one of images for recordings; a T that the frames of
             recordings cannot be brought to.
-        DataError: the split is missing or has no labels, or the data are no images or recordings.
+        DataError: the split is missing or has no labels, or the data are feature vectors.
     """
-    if encoder not in ENCODERS:
-        raise ConfigError(f"encoder={encoder!r} is unknown; use {', '.join(ENCODERS)}")
+    check_timesteps(T)
+    check_encoder(dataset, encoder)
+    dataset.labels_of(dataset.split(split))
+    x, y = dataset.network_input(T, split, limit)
+    assert y is not None
     if dataset.kind == "events":
-        if encoder != "direct":
-            raise ConfigError(
-                f"encoder={encoder!r} makes spikes of pixels, but {dataset.name} holds events; "
-                "use encoder='direct'"
-            )
-        frames, y = dataset.frames(T, split)
-        return frames.transpose(0, 1), y
-    x, y = dataset.tensors(split)
+        x = x.transpose(0, 1)
     if encoder == "direct":
         return x, y
-    reference = x if split == "train" else dataset.tensors("train")[0]
+    reference = x if split == "train" and limit is None else dataset.tensors("train")[0]
     low = reference.amin(dim=(0, 2, 3), keepdim=True)
     high = reference.amax(dim=(0, 2, 3), keepdim=True)
     return ((x - low) / (high - low).clamp_min(1e-12)).clamp(0, 1), y
 
 
-def whole_runs(dataset: Dataset, encoder: str = "direct") -> str | None:
+def check_encoder(dataset: Dataset, encoder: str) -> None:
+    """Raise ConfigError for an unknown encoder, or one of images for other data."""
+    if encoder not in ENCODERS:
+        raise ConfigError(f"encoder={encoder!r} is unknown; use {', '.join(ENCODERS)}")
+    if encoder != "direct" and dataset.kind in _READ_AS:
+        raise ConfigError(
+            f"encoder={encoder!r} makes spikes of pixels, but {dataset.name} holds {dataset.kind}; "
+            "use encoder='direct'"
+        )
+
+
+def check_trainable(dataset: Dataset, timesteps: Iterable[int], encoder: str) -> None:
+    """Check before any training what would end one.
+
+    Raises:
+        ConfigError: as :func:`check_encoder`; a T that recordings cannot be brought to.
+        DataError: a split is missing or has no labels.
+    """
+    check_encoder(dataset, encoder)
+    for split in ("train", "test"):
+        dataset.labels_of(dataset.split(split))
+    for T in timesteps:
+        dataset.check_steps(T)
+
+
+def read_as(dataset: Dataset, encoder: str) -> str:
+    """How inputs reach a network: by the encoder of images, as ``"frames"`` or as ``"words"``."""
+    return _READ_AS.get(dataset.kind, encoder)
+
+
+def why_no_prefix(dataset: Dataset, encoder: str = "direct") -> str | None:
     """Why the beginning of a run is not a run of fewer timesteps; ``None`` where it is one."""
     if dataset.kind == "events":
         return f"the T frames share out whole recordings of {dataset.name}"
     if encoder == "latency":
         return f"encoder={encoder!r} spreads its spikes over all T steps"
     return None
+
+
+def forward_batch(x: Tensor, most: int) -> int:
+    """Samples of one forward without gradients: ``most``, of large recordings fewer."""
+    return min(most, max(1, _NUMBERS // x[0].numel())) if x.ndim == 5 and len(x) else most
 
 
 def held_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:

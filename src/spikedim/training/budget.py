@@ -18,9 +18,10 @@ import torch.nn.functional as F
 
 from spikedim.data import Dataset
 from spikedim.errors import BudgetError
-from spikedim.models import SpikingModel, create_model
+from spikedim.models import SpikingModel
 from spikedim.training.batches import Batches, samples
 from spikedim.training.config import Augment, TrainConfig, check_timesteps, resolve_device
+from spikedim.training.network import network_for
 from spikedim.training.threads import SMALL_PARAMETERS, math_threads, parameter_count, threads_for
 
 #: Forward multiply-accumulates of a default CPU sweep: under ten minutes on two idle cores.
@@ -50,6 +51,7 @@ def default_config(
     RandAugment and mixup (AdamW 5e-4, decay 0.06, batch 128, 300 epochs, 20 of warm-up), and stop
     after 100 epochs without progress: the cosine makes slow progress half-way, where the noise of
     the held-out accuracy hides it for tens of epochs, so less patience would end sound trainings.
+    Recordings, T frames each, go in batches of 16, as the published networks of event data do.
 
     Raises:
         ModelError: unknown model.
@@ -62,7 +64,7 @@ def default_config(
         return TrainConfig(epochs=20, lr=lr, augment=augment, seed=seed, device=device)
     return TrainConfig(
         epochs=300,
-        batch_size=128,
+        batch_size=16 if dataset.kind == "events" else 128,
         lr=5e-4,
         weight_decay=0.06,
         warmup_epochs=20,
@@ -90,7 +92,7 @@ def budget(
     down to ``least_epochs`` first, because new samples teach more than repeated ones.
 
     Args:
-        dataset: images or event recordings with a train split.
+        dataset: images, event recordings or texts with a train split.
         config: the training wanted.
         model_name: see :func:`spikedim.models.list_models`.
         T_values: every T that will be trained.
@@ -101,9 +103,7 @@ def budget(
     Raises:
         BudgetError: not even ``least_epochs`` over 5 samples per class fit.
     """
-    model = create_model(
-        model_name, num_classes=dataset.num_classes, input_shape=dataset.input_shape
-    )
+    model = network_for(model_name, dataset)
     macs = sum(model.macs_per_step())
     steps = sum(check_timesteps(T) for T in T_values)
     per_epoch_sample = macs * steps
@@ -152,7 +152,7 @@ def predict_seconds(
     """
     device = resolve_device(config.device)
     steps = max(T_values)
-    few = samples(dataset.limited(_TIMED_SAMPLES, None, config.seed), "train", steps)
+    few = samples(dataset, "train", steps, limit=_TIMED_SAMPLES)
     x, y = (value.to(device) for value in next(iter(Batches(*few, _TIMED_SAMPLES, steps))))
     trial = copy.deepcopy(model).to(device).train()
     threads = threads_for(sum(p.numel() for p in model.parameters()), workers)
@@ -173,10 +173,13 @@ def predict_seconds(
 
 
 def _augment(dataset: Dataset) -> Augment:
+    if dataset.kind == "text":
+        return "none"
     channels, height, width = dataset.input_shape
     if min(height, width) < 16:
         return "none"
-    return "shift+flip" if channels == 3 else "shift"
+    # a mirrored recording moves the other way, which may be another class
+    return "shift+flip" if channels == 3 and dataset.kind == "image" else "shift"
 
 
 def _rounded(count: int, everything: int) -> int:

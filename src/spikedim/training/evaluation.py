@@ -16,7 +16,7 @@ from spikedim.models import SpikingModel
 from spikedim.neurons import LIF
 from spikedim.profiling.energy import mean_estimate
 from spikedim.results import Estimate, Result, Table
-from spikedim.training.batches import Batches
+from spikedim.training.batches import Batches, forward_batch
 from spikedim.training.config import check_timesteps, resolve_device
 from spikedim.training.timestep import accuracy_estimate
 
@@ -77,7 +77,7 @@ def evaluate(
         x: inputs, samples first, as :func:`spikedim.training.samples` gives them.
         y: classes [N].
         T: timesteps.
-        batch_size: samples per forward pass.
+        batch_size: samples per forward pass; of large recordings fewer.
         encoder: as for :func:`spikedim.training.samples`.
         seed: of a random encoder.
         device: where to run; the model returns to where it was.
@@ -85,6 +85,7 @@ def evaluate(
     Raises:
         ConfigError: T < 1.
         DeviceError: the device does not exist here.
+        DataError: samples and labels differ in number, or recordings have other than T frames.
         ModelError: no samples.
     """
     check_timesteps(T)
@@ -92,7 +93,7 @@ def evaluate(
         raise ModelError("no samples to evaluate on: the split is empty")
     target, home = resolve_device(device), next(model.parameters()).device
     training = model.training
-    batches = Batches(x, y, batch_size, T, encoder, seed)
+    batches = Batches(x, y, forward_batch(x, batch_size), T, encoder, seed)
     correct: list[Tensor] = []
     spikes: list[Tensor] = []
     try:

@@ -19,7 +19,7 @@ from spikedim.provenance import Provenance, provenance, versions
 from spikedim.results import Estimate, Result, Table, plain
 from spikedim.storage import digest, read_json, write_json
 from spikedim.theory.statistics import wilson_interval
-from spikedim.training.batches import Batches, held_out, samples
+from spikedim.training.batches import Batches, forward_batch, held_out, samples
 from spikedim.training.config import TrainConfig, check_timesteps
 from spikedim.training.threads import math_threads, threads_for
 
@@ -102,8 +102,8 @@ def fit(
 
     Args:
         model: the initial network.
-        dataset: images or event recordings with a labelled train split; the test split is not
-            touched.
+        dataset: images, event recordings or texts with a labelled train split; the test split is
+            not touched.
         config: how to train.
         T: timesteps.
         directory: of this training alone; created when missing.
@@ -136,7 +136,9 @@ def fit(
             x[kept], y[kept], config.batch_size, T, encoder, config.seed,
             shuffle=True, augment=config.augment,
         )  # fmt: skip
-        validation = Batches(x[out], y[out], 4 * config.batch_size, T, encoder, config.seed)
+        validation = Batches(
+            x[out], y[out], forward_batch(x, 4 * config.batch_size), T, encoder, config.seed
+        )
         threads = threads_for(sum(p.numel() for p in model.parameters()))
         with math_threads(min(threads, torch.get_num_threads())):
             keeper = lightning_run.run(
@@ -248,7 +250,7 @@ def _check_same(directory: Path, stored: dict[str, Any] | None, identity: str) -
 
 
 def _check_fits(model: SpikingModel, dataset: Dataset, x: torch.Tensor, y: torch.Tensor) -> None:
-    frame = tuple(x.shape[-3:])
+    frame = tuple(x.shape[-len(model.input_shape) :])
     if frame != tuple(model.input_shape):
         raise DataError(
             f"{dataset.name} has inputs of shape {frame} but the network takes "
@@ -261,6 +263,6 @@ def _check_fits(model: SpikingModel, dataset: Dataset, x: torch.Tensor, y: torch
             f"{model.num_classes} classes; create the model with num_classes={highest + 1}"
         )
     if not np.isfinite(float(x.sum())):
-        raise DataError(f"{dataset.name} has NaN or infinite pixels in its train split")
+        raise DataError(f"{dataset.name} has NaN or infinite values in its train split")
     if len(x) < 2:
         raise ConfigError(f"{dataset.name} has {len(x)} training samples; at least 2 are needed")

@@ -14,6 +14,7 @@ from spikedim.neurons import LIFParams
 from spikedim.provenance import Provenance
 from spikedim.results import Estimate, Result, Table, number
 from spikedim.storage import Run
+from spikedim.training.batches import check_trainable
 from spikedim.training.config import TrainConfig, check_timesteps
 from spikedim.training.parallel import Setting, run_trials
 from spikedim.training.tables import write_parquet
@@ -124,7 +125,7 @@ def sweep_neurons(
     in the run directory; ``neurons.parquet`` holds one row per setting and number of steps.
 
     Args:
-        dataset: images or event recordings with labelled train and test splits.
+        dataset: images, event recordings or texts with labelled train and test splits.
         model_name: see :func:`spikedim.models.list_models`.
         T: timesteps.
         grid: values of ``threshold``, ``beta`` and ``refractory`` to try, any of them.
@@ -147,7 +148,7 @@ def sweep_neurons(
             "spikedim.adapters.register_neuron"
         )
     settings = _settings(grid, origin)
-    dataset.split("test")
+    check_trainable(dataset, (T,), encoder)
     tried = list(dict.fromkeys(neuron for _, _, neuron in settings))
     found = run_trials(
         [Setting(T, neuron) for neuron in tried],

@@ -20,15 +20,16 @@ from spikedim import progress
 from spikedim.adapters.files import fingerprint
 from spikedim.data import Dataset
 from spikedim.errors import ConfigError
-from spikedim.models import create_model, model_entry
+from spikedim.models import model_entry
 from spikedim.models.registry import is_file
 from spikedim.neurons import LIFParams
 from spikedim.provenance import provenance
 from spikedim.results import Result, Table, plain
 from spikedim.storage import Run
-from spikedim.training.batches import whole_runs
+from spikedim.training.batches import check_trainable, why_no_prefix
 from spikedim.training.config import TrainConfig, check_timesteps
 from spikedim.training.engines import Engine, results
+from spikedim.training.network import network_for
 from spikedim.training.study_table import (
     OutputRow,
     Row,
@@ -78,7 +79,8 @@ class Study:
         neurons: changes against the network's own neurons, e.g. ``{"beta": 0.8, "v_th": 1.0}``;
             see :func:`neuron_grid`.
         eval_T: every network is tested at these T too. At the T of the grid below its own it is
-            tested anyhow: such a test is the beginning of the longer one and costs nothing.
+            tested anyhow where such a test is the beginning of the longer one and costs nothing,
+            that is except for recordings and latency codes.
         encoder: as for :func:`spikedim.training.samples`.
         outputs_T: networks trained at these T have their outputs stored.
         outputs_eval_T: after so many steps.
@@ -113,7 +115,7 @@ class Study:
         for T in (*self.T, *self.eval_T, *self.outputs_T, *self.outputs_eval_T):
             check_timesteps(T)
         for cell in self.cells:
-            why = whole_runs(cell.dataset, self.encoder)
+            why = why_no_prefix(cell.dataset, self.encoder)
             if why and (self.eval_T or self.outputs_T):
                 raise ConfigError(
                     f"{why}, so a shorter test is not the beginning of a longer one; leave out "
@@ -165,7 +167,7 @@ class Study:
                     "train_samples": len(d.train),
                     "test_samples": len(d.split("test")),
                     "classes": d.num_classes,
-                    "input_shape": d.input_shape,
+                    "input_shape": None if d.kind == "text" else d.input_shape,
                     "source": d.source,
                 }
                 for name, d in data.items()
@@ -283,15 +285,8 @@ def measure_trials(
 def study_work(study: Study, run: Run, engine: Engine) -> StudyWork:
     """The study checked and made ready to travel to workers."""
     for index, cell in enumerate(study.cells):
-        cell.dataset.split("test")
-        for T in study.T:
-            cell.dataset.check_steps(T)
-        create_model(
-            cell.model,
-            num_classes=cell.dataset.num_classes,
-            input_shape=cell.dataset.input_shape,
-            neuron=study.neuron(index, study.neurons[0]),
-        )
+        check_trainable(cell.dataset, study.T, study.encoder)
+        network_for(cell.model, cell.dataset, neuron=study.neuron(index, study.neurons[0]))
     parameters = max(parameter_count(cell.model) for cell in study.cells)
     return StudyWork(study, run, threads_for(parameters, engine.workers))
 

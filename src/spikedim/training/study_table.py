@@ -42,7 +42,7 @@ class StudyRow:
             data does not depend on it.
         beta, v_th, t_ref, reset: of every neuron: leak, threshold, refractory steps, reset mode;
             ``None`` where neurons are kept as they are.
-        encoder: how images became input; ``"direct"`` for recordings.
+        encoder: how images became input; ``"frames"`` of recordings, ``"words"`` of texts.
         train_samples, test_samples, classes, image_size: of the data as used; ``image_size`` is
             the side in pixels.
         components: principal components the inputs were truncated to; ``None`` for all.

@@ -13,15 +13,17 @@ import numpy as np
 import torch
 
 from spikedim.data import Dataset
+from spikedim.data.representations import represent
 from spikedim.data.sampling import stratified_order
 from spikedim.dimension import get_estimator, spectrum
 from spikedim.errors import ModelError
-from spikedim.models import SpikingModel, create_model, load_checkpoint
+from spikedim.models import SpikingModel, load_checkpoint
 from spikedim.neurons import LIFParams
 from spikedim.profiling import profile
 from spikedim.storage import Run, digest
-from spikedim.training.batches import Batches, samples, whole_runs
+from spikedim.training.batches import Batches, read_as, samples, why_no_prefix
 from spikedim.training.fit import decisive_versions
+from spikedim.training.network import network_for
 from spikedim.training.study_table import OutputRow, StudyRow
 from spikedim.training.threads import math_threads
 from spikedim.training.trial import Trial, run_trial
@@ -88,7 +90,7 @@ class StudyWork:
     def eval_T(self, trial: StudyTrial) -> tuple[int, ...]:
         """The T the network is tested at, ascending: its own, the study's below it, ``eval_T``."""
         dataset = self.study.cells[trial.cell].dataset
-        below = () if whole_runs(dataset, self.study.encoder) else self.study.T
+        below = () if why_no_prefix(dataset, self.study.encoder) else self.study.T
         return tuple(sorted({*(t for t in below if t <= trial.T), trial.T, *self.study.eval_T}))
 
     def stored(self, trial: StudyTrial) -> bool:
@@ -145,12 +147,7 @@ def _measure(work: StudyWork, place: StudyTrial, key: str) -> Measurement:
         absent = [f.name for f in fields(StudyRow) if f.name not in common]
         failed = dict.fromkeys(absent) | {"eval_T": place.T, "status": f"failed: {error}"}
         return Measurement(key, [common | failed], [])
-    net = create_model(
-        cell.model,
-        num_classes=cell.dataset.num_classes,
-        input_shape=cell.dataset.input_shape,
-        neuron=place.neuron,
-    )
+    net = network_for(cell.model, cell.dataset, neuron=place.neuron)
     load_checkpoint(net, work.run.path / trial.weights)
     net.to(config.device)
     common |= {"parameters": sum(p.numel() for p in net.parameters())}
@@ -185,11 +182,11 @@ def _common(study: Study, cell: Cell, place: StudyTrial, key: str) -> dict[str, 
         "v_th": None if neuron is None else float(np.mean(np.asarray(neuron.threshold))),
         "t_ref": None if neuron is None else neuron.refractory,
         "reset": None if neuron is None else neuron.reset,
-        "encoder": study.encoder,
+        "encoder": read_as(dataset, study.encoder),
         "train_samples": len(dataset.train),
         "test_samples": len(dataset.split("test")),
         "classes": dataset.num_classes,
-        "image_size": max(dataset.input_shape[1:]),
+        "image_size": 0 if dataset.kind == "text" else max(dataset.input_shape[1:]),
         "components": cell.components,
         "epochs": cell.config.epochs,
         "d_eff_pca95": pca95,
@@ -202,7 +199,7 @@ def _common(study: Study, cell: Cell, place: StudyTrial, key: str) -> dict[str, 
 @lru_cache(maxsize=16)
 def _dimensions(dataset: Dataset) -> tuple[float, float]:
     """PCA-95 % and participation ratio of the training inputs."""
-    found = spectrum(dataset.features("train"))
+    found = spectrum(represent(dataset))
     pca95, pr = (get_estimator(name).function(found) for name in ("pca95", "pr"))
     return float(pca95), float(pr)
 

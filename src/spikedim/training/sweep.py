@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from spikedim.data import Dataset
+from spikedim.data import Dataset, Frames
 from spikedim.errors import ConfigError
 from spikedim.neurons import LIFParams
 from spikedim.provenance import Provenance
 from spikedim.results import Estimate, Result, Table, number, points_of
 from spikedim.storage import Run
-from spikedim.training.batches import whole_runs
+from spikedim.training.batches import check_trainable, why_no_prefix
 from spikedim.training.config import TrainConfig, check_timesteps
 from spikedim.training.parallel import Setting, run_trials
 from spikedim.training.tables import write_parquet
@@ -175,11 +175,12 @@ def sweep_timesteps(
 
     Every T starts from the same initial weights, data order and held-out split. A finished T is
     stored in the run directory and never trained again; an interrupted one continues after its
-    last epoch. ``sweep.parquet`` in the run directory holds one row per (trained T, tested T).
+    last epoch. ``sweep.parquet`` in the run directory holds one row per (trained T, tested T):
+    every T up to the trained one, where the beginning of a run is a shorter run.
 
     Args:
-        dataset: images or event recordings with labelled train and test splits. Of a recording,
-            T is the number of frames it is accumulated into.
+        dataset: images, event recordings or texts with labelled train and test splits. Of a
+            recording, T is the number of frames it is accumulated into.
         model_name: see :func:`spikedim.models.list_models`.
         T_values: the grid of T.
         config: how to train.
@@ -205,11 +206,10 @@ def sweep_timesteps(
     check_tolerance(tolerance)
     if mode not in ("train", "inference"):
         raise ConfigError(f"mode={mode!r} is unknown; use 'train' or 'inference'")
-    if mode == "inference" and (why := whole_runs(dataset, encoder)):
-        raise ConfigError(f"{why}, so stopping early is not a shorter run; use mode='train'")
-    dataset.split("test")
-    for T in grid:
-        dataset.check_steps(T)
+    check_trainable(dataset, grid, encoder)
+    if mode == "inference" and (why := why_no_prefix(dataset, encoder)):
+        other = " or another encoder" if encoder == "latency" else ""
+        raise ConfigError(f"{why}, so stopping early is not a shorter run; use mode='train'{other}")
     trained = grid if mode == "train" else grid[-1:]
     found = run_trials(
         [Setting(T, neuron) for T in trained],
@@ -223,7 +223,8 @@ def sweep_timesteps(
     )
     trials = dict(zip(trained, found, strict=True))
     points = tuple(_point(trials[T if mode == "train" else grid[-1]], T, run.path) for T in grid)
-    answer = t_star({p.T: p.correct for p in points}, tolerance, seed=config.seed)
+    largest = dataset.train.inputs.steps if isinstance(dataset.train.inputs, Frames) else None
+    answer = t_star({p.T: p.correct for p in points}, tolerance, seed=config.seed, largest=largest)
     notes = (_FRAMES, *answer.notes) if dataset.kind == "events" else answer.notes
     source = sweep_provenance(
         found,

@@ -11,11 +11,15 @@ from typing import Any
 from spikedim.data import Dataset
 from spikedim.results import plain
 from spikedim.storage import write_bytes
+from spikedim.training.batches import why_no_prefix
 from spikedim.training.trial import Trial
 
 
 def write_parquet(path: Path, trials: Sequence[Trial], dataset: Dataset, model_name: str) -> Path:
     """Write one row per (trial, t) atomically, every row with the provenance of its training.
+
+    Fewer steps than the trained T are those of its run's beginning; there are none where that is no
+    shorter run.
 
     Columns: what was run (dataset, fingerprint, model, encoder, seed, neuron parameters,
     ``trained_T``, ``T``), what came out (accuracy in percent with bounds, ``correct`` per test
@@ -33,7 +37,11 @@ def write_parquet(path: Path, trials: Sequence[Trial], dataset: Dataset, model_n
         "train_samples": len(dataset.train),
         "model": model_name,
     }
-    rows = [shared | _row(trial, t) for trial in trials for t in range(1, trial.T + 1)]
+    rows = [
+        shared | _row(trial, t)
+        for trial in trials
+        for t in range(trial.T if why_no_prefix(dataset, trial.encoder) else 1, trial.T + 1)
+    ]
     buffer = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
     return write_bytes(path, buffer.getvalue())

@@ -84,6 +84,7 @@ def t_star(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
+    largest: int | None = None,
 ) -> TStar:
     """Smallest T whose accuracy is within ``tolerance`` of the plateau.
 
@@ -95,6 +96,7 @@ def t_star(
         confidence: nominal coverage of the intervals.
         resamples: number of paired bootstrap resamples.
         seed: seed of the resampling.
+        largest: T that the data have at most, if so, for the notes.
 
     Raises:
         ConfigError: empty grid, T < 1, negative tolerance or fewer than 100 resamples.
@@ -137,7 +139,7 @@ def t_star(
         fitted=tuple(map(float, fitted)),
         probability=tuple(map(float, np.bincount(firsts, minlength=len(steps)) / resamples)),
         censored=censored,
-        notes=_notes(steps, first, high_index, n, tolerance),
+        notes=_notes(steps, first, high_index, n, tolerance, largest),
     )
 
 
@@ -230,21 +232,29 @@ def _first_sufficient(fitted: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def _notes(
-    steps: tuple[int, ...], first: int, high_index: int, n: int, tolerance: float
+    steps: tuple[int, ...],
+    first: int,
+    high_index: int,
+    n: int,
+    tolerance: float,
+    largest: int | None,
 ) -> tuple[str, ...]:
     notes = []
     last = len(steps) - 1
+    more = "test larger T"
+    if largest is not None and steps[-1] >= largest:
+        more = f"the data have no larger T than {largest}"
     if len(steps) == 1:
         notes.append(f"Only T={steps[0]} was tested, so it is its own plateau: test more T.")
     elif first == last:
         notes.append(
             f"Accuracy still rises at T={steps[-1]}, the largest tested: T* is at least "
-            f"{steps[-2] + 1}; test larger T."
+            f"{steps[-2] + 1}; {more}."
         )
     elif high_index == last:
         notes.append(
             f"The interval reaches T={steps[-1]}, the largest tested: a larger T* is not excluded; "
-            "test larger T or more samples."
+            f"{more if largest else 'test larger T or more samples'}."
         )
     if first == 0 and steps[0] > 1:
         notes.append(f"T={steps[0]} is the smallest tested and suffices: T* may be smaller.")

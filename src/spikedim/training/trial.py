@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from spikedim.data import Dataset
-from spikedim.models import create_model, model_entry
+from spikedim.models import model_entry
 from spikedim.neurons import LIFParams
 from spikedim.provenance import Provenance
 from spikedim.results import Estimate, plain
@@ -19,6 +19,7 @@ from spikedim.training.batches import samples
 from spikedim.training.config import TrainConfig
 from spikedim.training.evaluation import evaluate
 from spikedim.training.fit import decisive_versions, fit, stored_provenance
+from spikedim.training.network import network_for
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,8 @@ def run_trial(
     step = key if steps == T else f"{key}-t{steps}"
 
     def compute() -> dict[str, Any]:
-        model = create_model(
-            model_name,
-            num_classes=dataset.num_classes,
-            input_shape=dataset.input_shape,
-            neuron=_neuron(model_name, neuron),
-            seed=config.seed,
+        model = network_for(
+            model_name, dataset, neuron=_neuron(model_name, neuron), seed=config.seed
         )
         folder = run.file("trials", key, "fit.json").parent
         result = fit(model, dataset, config, T, folder, encoder, f"train {model_name} T={T}")

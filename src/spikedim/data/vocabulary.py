@@ -1,0 +1,62 @@
+"""Words of texts as the numbers that a network reads."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words and marks of texts as numbers, in lower case.
+
+    Number 0 is padding, 1 is any word that is not here, the others follow in their order.
+
+    Args:
+        words: the words known.
+        length: numbers of a text; a longer one is cut.
+    """
+
+    words: tuple[str, ...] = field(repr=False)
+    length: int
+
+    @classmethod
+    def of(cls, texts: Iterable[str], size: int = 4096, length: int = 64) -> Vocabulary:
+        """The most frequent words of ``texts``, ``size`` numbers in all.
+
+        The length is that of the longest of them, ``length`` at most.
+        """
+        split = [tokens_of(text) for text in texts]
+        counts = Counter(word for words in split for word in words)
+        ordered = sorted(counts, key=lambda word: (-counts[word], word))
+        longest = max(map(len, split), default=1)
+        return cls(tuple(ordered[: size - 2]), max(1, min(length, longest)))
+
+    @property
+    def size(self) -> int:
+        """Different numbers."""
+        return len(self.words) + 2
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {word: place for place, word in enumerate(self.words, 2)}
+
+    def ids(self, texts: list[str]) -> np.ndarray:
+        """Numbers of the words of each text, int64 [N, length]."""
+        found = np.zeros((len(texts), self.length), dtype=np.int64)
+        for row, text in zip(found, texts, strict=True):
+            ids = [self._index.get(word, 1) for word in tokens_of(text)[: self.length]]
+            row[: len(ids)] = ids
+        return found
+
+
+def tokens_of(text: str) -> list[str]:
+    """Words and marks in their order, in lower case."""
+    return _TOKEN.findall(text.lower())

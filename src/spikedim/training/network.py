@@ -1,0 +1,55 @@
+"""The network of a training, shaped for its data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spikedim.data import Dataset
+from spikedim.errors import DataError, ModelError
+from spikedim.models import SpikingModel, create_model, model_entry
+from spikedim.models.registry import reads_text
+
+_TIMELESS = ("spikegpt",)  # families whose time is the sequence
+
+
+def network_for(
+    model_name: str, dataset: Dataset, *, seed: int | None = 0, **options: Any
+) -> SpikingModel:
+    """:func:`spikedim.models.create_model` with the classes and the input of a data set.
+
+    A network of images or recordings takes their (C, H, W); one of texts the size and length of
+    their vocabulary, with padding masked.
+
+    Args:
+        model_name: see :func:`spikedim.models.list_models`.
+        dataset: what it reads.
+        seed: of the weights.
+        options: further ones of ``create_model``.
+
+    Raises:
+        DataError: the network reads another kind of data.
+        ModelError: as ``create_model``; or a network whose timesteps are the tokens of a text.
+    """
+    check_reads(model_name, dataset)
+    if dataset.kind != "text":
+        options["input_shape"] = dataset.input_shape
+    elif model_entry(model_name).family in _TIMELESS:
+        raise ModelError(
+            f"the timesteps of {model_name} are the tokens of a text: there is no T to choose; for "
+            "instance spikingbert_nano classifies texts in T timesteps"
+        )
+    else:
+        words = dataset.vocabulary
+        options |= {"vocabulary": words.size, "positions": words.length, "padding": 0}
+    classes = dataset.num_classes or None
+    return create_model(model_name, num_classes=classes, seed=seed, **options)
+
+
+def check_reads(model_name: str, dataset: Dataset) -> None:
+    """Raise DataError if the network reads another kind of data than the data set holds."""
+    text = reads_text(model_name)
+    if dataset.kind not in (("text",) if text else ("image", "events")):
+        wanted = "texts, e.g. --data sst2" if text else "images or events, e.g. --data digits"
+        raise DataError(
+            f"data set {dataset.name} holds {dataset.kind}; {model_name} reads {wanted}"
+        )
