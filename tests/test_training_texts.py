@@ -81,7 +81,6 @@ def test_a_part_of_the_texts_is_read_with_the_words_of_the_whole():
     assert (
         part.fingerprint != Dataset("x", "text", part.train, part.test, ("a", "b"), "").fingerprint
     )
-    assert data.with_test is not None
     whole = Dataset("x", "text", data.train, None, ("a", "b"), "")
     assert whole.with_test(0.5).vocabulary == whole.vocabulary
     x, y = samples(data, "test", 4)
