@@ -32,6 +32,7 @@ _VIEWS = (  # torch's own read the strides of the shell
     "split.Tensor", "split_with_sizes", "squeeze", "squeeze.dim", "squeeze.dims", "t",
     "transpose.int", "unbind.int", "unfold", "unsqueeze", "view.dtype",
 )  # fmt: skip
+_BETWEEN = ("aten::_copy_from", "aten::copy_", "aten::_to_copy")
 _libraries: list[torch.library.Library] = []
 
 
@@ -65,7 +66,7 @@ def _run(op: Any, *args: Any, **options: Any) -> Any:
     tensors: list[torch.Tensor] = []
     tree_map(lambda v: tensors.append(v) if isinstance(v, torch.Tensor) else None, (args, options))
     apart = [v for v in tensors if not is_there(v) and v.dim()]
-    if apart and any(map(is_there, tensors)) and "copy" not in schema.name:
+    if apart and any(map(is_there, tensors)) and schema.name not in _BETWEEN:
         raise RuntimeError(f"{schema.name}: tensors on two devices")
     given, named = tree_map(content, args), tree_map(content, options)
     target = None if named.get("device") is None else torch.device(named["device"]).type

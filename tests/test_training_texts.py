@@ -12,8 +12,9 @@ from spikedim.cli import main
 from spikedim.data import Dataset, Split, load_dataset
 from spikedim.data.vocabulary import Vocabulary, tokens_of
 from spikedim.design import design
-from spikedim.errors import DataError, ModelError
-from spikedim.models import create_model
+from spikedim.errors import ConfigError, DataError, ModelError
+from spikedim.models import create_model, load_checkpoint
+from spikedim.neurons import record
 from spikedim.profiling import profile
 from spikedim.storage import Run
 from spikedim.training import (
@@ -28,7 +29,7 @@ from spikedim.training import (
     samples,
     sweep_timesteps,
 )
-from spikedim.training.network import network_for
+from spikedim.training.network import network_for, read_like
 
 GOOD, BAD = ["good", "fine", "great", "lovely"], ["bad", "poor", "awful", "dull"]
 FILLER = ["the", "film", ",", "its", "plot", "and", "that", "scene", "were", "quite", "long", "."]
@@ -56,15 +57,19 @@ def run(*words):
 
 
 def test_words_become_numbers_by_falling_frequency():
-    words = Vocabulary.of(["A b, a c.", "a b b!"], size=6, length=4)
+    texts = ["A b, a c.", "a b b!"]
+    words = Vocabulary.of(texts, size=6, length=4, least=1)
     assert words.words == ("a", "b", "!", ",")  # three, three, one each
     assert (words.size, words.length) == (6, 4)
     assert words.ids(["A b , zebra a", "", "b"]).tolist() == [[2, 3, 5, 1], [0] * 4, [3, 0, 0, 0]]
+    assert words.losses(["a b , zebra a", "b"]) == (0.5, 0.2)
+    assert Vocabulary.from_json(words.to_json()) == words
+    assert Vocabulary.of(texts).words == ("a", "b")  # the others occur once: they are unknown
 
 
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=8), st.integers(3, 20))
 def test_every_text_has_numbers_of_the_vocabulary(texts, size):
-    words = Vocabulary.of(texts, size, 5)
+    words = Vocabulary.of(texts, size, 5, least=1)
     ids = words.ids(texts)
     assert ids.shape == (len(texts), words.length)
     assert words.size <= size
@@ -82,7 +87,9 @@ def test_a_part_of_the_texts_is_read_with_the_words_of_the_whole():
         part.fingerprint != Dataset("x", "text", part.train, part.test, ("a", "b"), "").fingerprint
     )
     whole = Dataset("x", "text", data.train, None, ("a", "b"), "")
-    assert whole.with_test(0.5).vocabulary == whole.vocabulary
+    cut = whole.with_test(0.5)
+    assert cut.vocabulary == Vocabulary.of(cut.train.inputs)
+    assert whole.limited(None, None).fingerprint == whole.fingerprint
     x, y = samples(data, "test", 4)
     assert x.dtype == torch.int64
     assert np.array_equal(x.numpy(), data.vocabulary.ids(data.test.inputs))
@@ -109,6 +116,39 @@ def test_padding_is_masked_without_being_asked():
     assert not torch.allclose(unmasked, expected, atol=1e-3)
 
 
+def test_padding_fires_nowhere_and_costs_no_spikes():
+    options = {"vocabulary": 30, "positions": 12, "num_classes": 2, "seed": 0}
+    model = create_model("spikingbert_nano", padding=0, **options).eval()
+    x = torch.randint(1, 30, (6, 7), generator=torch.Generator().manual_seed(0))
+    padded = torch.cat([x, torch.zeros(6, 5, dtype=torch.int64)], 1)
+    with record(model) as seen, torch.no_grad():
+        model.steps(padded, 8)
+    assert all(float(spikes[:, :, 7:].sum()) == 0 for spikes in seen.spikes.values())
+    alone = evaluate(model, x, torch.zeros(6).long(), 8).spikes_per_sample[-1].value
+    long = evaluate(model, padded, torch.zeros(6).long(), 8).spikes_per_sample[-1].value
+    assert long == alone > 0
+    loud = create_model("spikingbert_nano", **options).eval()
+    assert (
+        evaluate(loud, padded, torch.zeros(6).long(), 8).spikes_per_sample[-1].value > 1.2 * alone
+    )
+
+
+@pytest.mark.parametrize("padding", [-1, 30, "a", True, 1.5])
+def test_a_padding_that_is_no_token_id_is_refused(padding):
+    with pytest.raises(ConfigError, match="expected a token id below vocabulary=30, or None"):
+        create_model("spikingbert_nano", vocabulary=30, padding=padding)
+
+
+def test_neurons_that_the_network_cannot_have_are_refused_before_training(tmp_path, monkeypatch):
+    from spikedim.training import study_trial
+
+    monkeypatch.setattr(study_trial, "run_trial", lambda *a, **k: pytest.fail("trained"))
+    cell = Cell(reviews(20, 10), "spikingbert_nano", TrainConfig(epochs=1))
+    study = Study("s", (cell,), (2,), neurons=({"t_ref": 0}, {"t_ref": 1}))
+    with Run(tmp_path, {}) as place, pytest.raises(ConfigError, match="no refractory period"):
+        run_study(study, place)
+
+
 def test_a_text_network_learns_and_is_read_out_at_every_step(tmp_path):
     data = reviews(400, 100)
     model = network_for("spikingbert_nano", data, seed=0)
@@ -127,6 +167,12 @@ def test_a_sweep_and_a_study_of_texts(tmp_path):
     with Run(tmp_path / "sweep", {}) as place:
         found = sweep_timesteps(data, "spikingbert_nano", (1, 2), config, place, mode="inference")
     assert [point.T for point in found.points] == [1, 2]
+    model = network_for("spikingbert_nano", data)
+    load_checkpoint(model, found.points[1].checkpoint)
+    direct = evaluate(model, *samples(data, "test", 2), 2)
+    for point in found.points:
+        assert np.array_equal(point.correct, direct.correct(point.T))
+        assert point.spikes_per_sample.value == direct.spikes_per_sample[point.T - 1].value
     study = Study("s", (Cell(data, "spikingbert_nano", config),), (2,))
     with Run(tmp_path / "study", {}) as place:
         (row,) = read_study(run_study(study, place).path)
@@ -142,7 +188,7 @@ def test_networks_and_data_that_do_not_fit_are_named():
         network_for("spikingbert_nano", load_dataset("digits"))
     with pytest.raises(ModelError, match="timesteps of spikegpt_nano are the tokens"):
         network_for("spikegpt_nano", data)
-    with pytest.raises(DataError, match="give images or event recordings"):
+    with pytest.raises(DataError, match=r"give images or event recordings.*sweep measures T"):
         design(data, "spikingbert_nano")
     assert default_config("spikingbert_nano", data).augment == "none"
 
@@ -154,6 +200,8 @@ def test_the_command_line_trains_on_texts_and_looks_into_what_it_trained(
     data = reviews(60, 1)
     lines = [f"{text}\t{y}" for text, y in zip(data.train.inputs, data.train.labels, strict=True)]
     (tmp_path / "reviews.tsv").write_text("sentence\tlabel\n" + "\n".join(lines) + "\n")
+    others = "\n".join(f"{line.split(chr(9))[0][::-1]} bad bad\t0" for line in lines)
+    (tmp_path / "others.tsv").write_text(f"sentence\tlabel\n{others}\nlast\t1\n")
     options = ["--data", "reviews.tsv", "--model", "spikingbert_nano", "--quiet", "-T", "2"]
     assert run("train", *options, "--epochs", "1", "-o", "t", "--train-samples", "20") == 0
     capsys.readouterr()
@@ -162,7 +210,22 @@ def test_the_command_line_trains_on_texts_and_looks_into_what_it_trained(
         if verb == "measure":
             more[2:4] = ["--limit", "12"]
         assert run(verb, *options, *more) == 0, capsys.readouterr().err
-        assert json.loads(capsys.readouterr().out)
+        found = json.loads(capsys.readouterr().out)
+        assert found
+        if verb != "profile":
+            continue
+        for file in ("reviews.tsv", "others.tsv"):
+            texts = read_like(load_dataset(file), "t/best.safetensors")
+            assert "good" in texts.vocabulary.words
+            model = network_for("spikingbert_nano", texts)
+            load_checkpoint(model, "t/best.safetensors")
+            x, y = samples(texts, "train", 2, limit=12)
+            direct = evaluate(model, x, y, 2)
+            assert run(verb, *options, *more, "--data", file) == 0
+            found = json.loads(capsys.readouterr().out)
+            assert found["accuracy"]["value"] == pytest.approx(direct.accuracy[-1].value)
+            spikes = direct.spikes_per_sample[-1].value
+            assert found["spikes_per_sample"]["value"] == pytest.approx(spikes)
 
 
 @pytest.mark.slow

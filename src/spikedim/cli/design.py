@@ -92,11 +92,12 @@ def design(
     """
     from dataclasses import asdict
 
-    from spikedim.cli.job import prepare
+    from spikedim.cli.job import fitted, load
     from spikedim.design import NeuronTarget, Target
     from spikedim.design import design as plan_for
     from spikedim.design.budget import Budget, parse_energy
     from spikedim.design.neuron_inversion import require_feasible
+    from spikedim.design.planner import check_designable
     from spikedim.design.store import known_cases, remember_plan, store_path
     from spikedim.report import write_report
     from spikedim.results import plain
@@ -116,9 +117,9 @@ def design(
         place = store_path(store)
         known = known_cases(place)
         trained = timesteps[-1:] if pilot else timesteps
-        job = prepare(
-            data, data_root, model, trained, epochs, train_samples, test_samples, seed, device
-        )
+        dataset = load(data, data_root, seed)
+        check_designable(dataset, verify)
+        job = fitted(dataset, model, trained, epochs, train_samples, test_samples, seed, device)
         settings = {
             "target": asdict(target),
             "verify": verify,

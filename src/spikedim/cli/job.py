@@ -10,6 +10,7 @@ from typing import Any
 
 from spikedim import progress
 from spikedim.adapters.files import fingerprint
+from spikedim.cli.network import tell_words
 from spikedim.data import Dataset, load_dataset
 from spikedim.data.reduce import downsampled, first_classes, repooled
 from spikedim.errors import ConfigError
@@ -139,6 +140,7 @@ def fitted(
         if value is not None and value < 0:
             raise ConfigError(f"{option} {value} must be 0 (all samples) or a positive number")
     dataset.labels_of(dataset.train)
+    tell_words(dataset)
     config = default_config(model, dataset, seed=seed, device=device)
     config = replace(config, **(changes or {}))
     if epochs is not None:

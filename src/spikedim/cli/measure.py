@@ -11,7 +11,7 @@ import typer
 
 from spikedim.cli import options
 from spikedim.cli.explain import run_explain
-from spikedim.cli.network import SAMPLES, network_inputs, ready_network
+from spikedim.cli.network import SAMPLES, network_inputs, opened, ready_network
 from spikedim.cli.output import emit, save_figure, say, working
 from spikedim.errors import ConfigError, DataError, SpikedimWarning
 from spikedim.results import Result
@@ -249,7 +249,6 @@ def _of_network(
     network: Network,
     how: How,
 ) -> Result:
-    from spikedim.data import load_dataset
     from spikedim.design.layers import ESTIMATORS, layer_dimensions
     from spikedim.models.features import QUANTITIES, checked_axes, representations
 
@@ -259,7 +258,7 @@ def _of_network(
             f"--representation {what} is of data; with --model choose {', '.join(QUANTITIES)}"
         )
     axes = checked_axes(what, network.tokens, network.time)
-    dataset = load_dataset(data, root)
+    dataset = opened(data, root, network.checkpoint)
     x, classes, T = network_inputs(network.name, dataset, split, limit, network.timesteps, how.seed)
     model = ready_network(network.name, dataset, T, network.checkpoint, how.seed).network
     common: dict[str, Any] = {"layers": network.layers, "tokens": axes.tokens, "time": axes.time}

@@ -41,6 +41,33 @@ def _reads_bytes(name: str) -> bool:
     return reads_text(name) and model_entry(name).family == "spikegpt"
 
 
+def opened(data: str, root: Path | None, checkpoint: Path | None = None) -> Dataset:
+    """The data set ``data``; its texts are read with the words of the checkpoint, if it has any."""
+    from spikedim.data import load_dataset
+    from spikedim.training.network import read_like
+
+    dataset = load_dataset(data, root)
+    return dataset if checkpoint is None else read_like(dataset, checkpoint)
+
+
+def tell_words(dataset: Dataset) -> None:
+    """Say how the texts of a data set reach a network, and what is lost."""
+    if dataset.kind != "text":
+        return
+    from spikedim.progress import note
+
+    words = dataset.vocabulary
+    split = dataset.test or dataset.train
+    cut, unknown = words.losses(cast("list[str]", split.inputs))
+    which = "training" if dataset.test is None else "test"
+    note(
+        f"texts of {dataset.name} are read as their first {words.length} words and marks, of which "
+        f"{len(words.words):,} are known; of the {which} texts {100 * cut:.3g} % are cut, "
+        f"{100 * unknown:.3g} % of the words are unknown",
+        topic="texts",
+    )
+
+
 def network_inputs(
     name: str, dataset: Dataset, split: str, limit: int, T: int, seed: int
 ) -> Inputs:
@@ -49,19 +76,12 @@ def network_inputs(
     Raises:
         DataError: the data set holds something else.
     """
-    from spikedim.progress import note
     from spikedim.training.network import check_reads
 
     check_reads(name, dataset)
     if _reads_bytes(name):
         return _bytes_of(name, dataset, split, limit, seed)
-    if dataset.kind == "text":
-        words = dataset.vocabulary
-        note(
-            f"texts of {dataset.name} are read as their first {words.length} words and marks, "
-            f"{len(words.words):,} different ones",
-            topic="texts",
-        )
+    tell_words(dataset)
     return Inputs(*dataset.network_input(T, split, limit, seed), T)
 
 

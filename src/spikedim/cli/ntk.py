@@ -13,6 +13,7 @@ from spikedim.cli import options
 from spikedim.cli.network import (
     calibration_batches,
     network_inputs,
+    opened,
     require_distinct,
     shaped_network,
 )
@@ -327,7 +328,6 @@ def ntk(
 
     Example: spikedim ntk --data digits --model spikformer_nano --reduction --neuron refractory=1
     """
-    from spikedim.data import load_dataset
     from spikedim.models import settle_batchnorm
     from spikedim.models.calibration import is_trained, weights_in_words
     from spikedim.ntk.effects import sweep as swept
@@ -372,7 +372,7 @@ def ntk(
         "seed": seed,
     }
     with working(quiet), nullcontext() if out is None else Run(out, about):
-        dataset = load_dataset(data, data_root)
+        dataset = opened(data, data_root, checkpoint)
         place = resolve_device(device)
         x, labels, T = network_inputs(model, dataset, "train", samples, timesteps, seed)
         count = samples_of(x)

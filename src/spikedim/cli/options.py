@@ -113,7 +113,7 @@ Encoder = Annotated[
     Literal["direct", "bernoulli", "latency"],
     typer.Option(
         help="How images become input: repeated values, Bernoulli or latency spikes. Event "
-        "recordings are their counts in T frames."
+        "recordings are their counts in T frames, texts their words."
     ),
 ]
 Workers = Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from spikedim.cli import options
-from spikedim.cli.network import SAMPLES, network_inputs, ready_network
+from spikedim.cli.network import SAMPLES, network_inputs, opened, ready_network
 from spikedim.cli.output import emit, save_figure, say, working
 from spikedim.errors import ConfigError
 
@@ -179,10 +179,9 @@ def _recorded(
 ) -> Variables:
     from dataclasses import replace
 
-    from spikedim.data import load_dataset
     from spikedim.order import network_variables
 
-    dataset = load_dataset(data, root)
+    dataset = opened(data, root, checkpoint)
     x, _, T = network_inputs(name, dataset, "train", limit, T, seed)
     network = ready_network(name, dataset, T, checkpoint, seed).network
     found = network_variables(network, x, T, what, units, layers, time)

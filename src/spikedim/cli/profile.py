@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from spikedim.cli import options
-from spikedim.cli.network import network_inputs, ready_network
+from spikedim.cli.network import network_inputs, opened, ready_network
 from spikedim.cli.output import emit, save_figure, say, working
 
 #: Samples behind membrane potentials.
@@ -66,15 +66,17 @@ def profile(
         emit(found, as_json)
         return
 
-    from spikedim.data import load_dataset
     from spikedim.neurons import LIF
     from spikedim.profiling import profile as profiled
     from spikedim.profiling.activity import activity
+    from spikedim.progress import note
     from spikedim.training import resolve_device
 
     with working(quiet):
-        dataset = load_dataset(data, data_root)
+        dataset = opened(data, data_root, checkpoint)
         split = "train" if dataset.test is None else "test"
+        if dataset.test is None:
+            note(f"{dataset.name} has no test split: training samples are profiled", topic="split")
         x, y, T = network_inputs(model, dataset, split, samples, timesteps, seed)
         ready = ready_network(model, dataset, timesteps, checkpoint, seed)
         place = resolve_device(device)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from spikedim.cli import options
-from spikedim.cli.network import network_inputs, ready_network
+from spikedim.cli.network import network_inputs, opened, ready_network
 from spikedim.cli.output import emit, save_figure, say, working
 from spikedim.errors import ConfigError
 
@@ -118,10 +118,9 @@ def _diagnosed(
     seed: int,
     root: Path | None,
 ) -> RankDiagnosis:
-    from spikedim.data import load_dataset
     from spikedim.rank import diagnose
 
-    dataset = load_dataset(data, root)
+    dataset = opened(data, root, checkpoint)
     chosen: dict[str, Any] = {} if gate == "none" else {"gate": gate}
     x, _, steps = network_inputs(model, dataset, split, limit, T, seed)
     ready = ready_network(model, dataset, T, checkpoint, seed, CALIBRATION, **chosen)

@@ -35,6 +35,7 @@ def train(
             data, data_root, model, (timesteps,), epochs, train_samples, test_samples, seed, device
         )
         check_encoder(job.dataset, encoder)
+        job.dataset.check_steps(timesteps)
         job.announce((timesteps,), workers=1)
         with job.run("train", {"timesteps": timesteps, "encoder": encoder}, out) as run:
             result = fit(job.network(), job.dataset, job.config, timesteps, run.path, encoder)

@@ -127,7 +127,8 @@ class Dataset:
         terms: licence or terms of use, as far as known.
         citation: whom to cite.
         scale: stored pixel value that stands for 1.0.
-        words: of texts, the vocabulary of the whole that this is a part of; ``None`` for the whole.
+        words: of texts, another vocabulary than their own: that of the whole they are a part of, or
+            that of a trained network.
     """
 
     name: str
@@ -193,7 +194,7 @@ class Dataset:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """How networks read the texts: the words of the training split of the whole data set.
+        """How networks read the texts: :attr:`words`, or those of the training split.
 
         Raises:
             DataError: the data set holds no texts.
@@ -333,7 +334,9 @@ class Dataset:
         """
         smaller = None if self.test is None else self.test.limited(test, seed)
         part = self.train.limited(train, seed)
-        return dataclasses.replace(self, train=part, test=smaller, words=self._words())
+        cut = self.kind == "text" and part is not self.train
+        words = self.vocabulary if cut else self.words
+        return dataclasses.replace(self, train=part, test=smaller, words=words)
 
     def with_test(self, fraction: float = 0.2, seed: int = 0) -> Dataset:
         """The same data set with a stratified share of the training split as its test split.
@@ -348,10 +351,7 @@ class Dataset:
             raise ConfigError(f"data set {self.name} has a test split already; use that one")
         n = len(self.train)
         train, test = split_indices(self.train.labels, n, round(fraction * n), seed)
-        whole, words = self.train, self._words()
-        return dataclasses.replace(
-            self, train=whole.take(train), test=whole.take(test), words=words
-        )
+        return dataclasses.replace(self, train=self.train.take(train), test=self.train.take(test))
 
     def summary(self) -> DatasetSummary:
         """What the data set holds, as a result that prints as a table."""
@@ -447,9 +447,6 @@ class Dataset:
         import torch
 
         return torch.from_numpy(self.vocabulary.ids(texts))
-
-    def _words(self) -> Vocabulary | None:
-        return self.vocabulary if self.kind == "text" else None
 
     def _classes(self, split: Split) -> Tensor:
         import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -28,16 +29,37 @@ class Vocabulary:
     length: int
 
     @classmethod
-    def of(cls, texts: Iterable[str], size: int = 4096, length: int = 64) -> Vocabulary:
+    def of(
+        cls, texts: Iterable[str], size: int = 4096, length: int = 64, least: int = 2
+    ) -> Vocabulary:
         """The most frequent words of ``texts``, ``size`` numbers in all.
 
+        A word that occurs less than ``least`` times is none of them, so that number 1 is learned.
         The length is that of the longest of them, ``length`` at most.
         """
         split = [tokens_of(text) for text in texts]
         counts = Counter(word for words in split for word in words)
-        ordered = sorted(counts, key=lambda word: (-counts[word], word))
+        known = [word for word, count in counts.items() if count >= least]
+        ordered = sorted(known, key=lambda word: (-counts[word], word))
         longest = max(map(len, split), default=1)
         return cls(tuple(ordered[: size - 2]), max(1, min(length, longest)))
+
+    @classmethod
+    def from_json(cls, text: str) -> Vocabulary:
+        """What :meth:`to_json` wrote."""
+        stored = json.loads(text)
+        return cls(tuple(stored["words"]), int(stored["length"]))
+
+    def to_json(self) -> str:
+        """Words and length, to stand beside weights."""
+        return json.dumps({"words": self.words, "length": self.length}, ensure_ascii=False)
+
+    def losses(self, texts: list[str]) -> tuple[float, float]:
+        """Share of texts that are cut, and of the words read that are not known."""
+        split = [tokens_of(text) for text in texts]
+        read = [word for words in split for word in words[: self.length]]
+        cut = sum(len(words) > self.length for words in split) / max(len(split), 1)
+        return cut, sum(word not in self._index for word in read) / max(len(read), 1)
 
     @property
     def size(self) -> int:

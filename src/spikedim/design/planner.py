@@ -137,17 +137,7 @@ def design(
     """
     target = target or Target()
     dataset = as_dataset(dataset)
-    if dataset.kind not in ("image", "events") or dataset.train.labels is None:
-        raise DataError(
-            f"{dataset.name} ({dataset.kind}) cannot be designed for yet: give images or event "
-            "recordings with labels"
-        )
-    if dataset.kind == "events" and not verify:
-        raise ConfigError(
-            f"{dataset.name} holds event recordings, about which the predictors of T know nothing "
-            "(they were fitted on static images): measure it with verify (--verify); spikedim "
-            "profile shows what a network does at a T"
-        )
+    check_designable(dataset, verify)
     if verify and pilot:
         raise ConfigError("verify trains at every T, a pilot at one: leave out either")
     trains = verify or pilot
@@ -284,6 +274,22 @@ def design(
     if run is not None:
         write_json(run.file("results.json"), plan)
     return plan
+
+
+def check_designable(dataset: Dataset, verify: bool) -> None:
+    """Raise DataError for data that no design is for, ConfigError where they need ``verify``."""
+    if dataset.kind not in ("image", "events") or dataset.train.labels is None:
+        hint = "; spikedim sweep measures T* of texts" if dataset.kind == "text" else ""
+        raise DataError(
+            f"{dataset.name} ({dataset.kind}) cannot be designed for yet: give images or event "
+            f"recordings with labels{hint}"
+        )
+    if dataset.kind == "events" and not verify:
+        raise ConfigError(
+            f"{dataset.name} holds event recordings, about which the predictors of T know nothing "
+            "(they were fitted on static images): measure it with verify (--verify); spikedim "
+            "profile shows what a network does at a T"
+        )
 
 
 def _inputs(dataset: Dataset, split: str, limit: int, seed: int) -> Callable[[int], Tensor]:

@@ -91,8 +91,15 @@ def load_checkpoint(model: SpikingModel, path: str | Path) -> LoadReport:
     return LoadReport(str(path), len(own), source_key, tuple(sorted(reshaped)), tuple(changed))
 
 
-def save_checkpoint(model: SpikingModel, path: str | Path) -> Path:
+def save_checkpoint(
+    model: SpikingModel, path: str | Path, more: Mapping[str, str] | None = None
+) -> Path:
     """Write weights and configuration to one safetensors file, atomically.
+
+    Args:
+        model: the network.
+        path: the file.
+        more: what else its header says, see :func:`stored_beside`.
 
     Raises:
         StorageError: the disk is full or the place is not writable; an older file is untouched.
@@ -102,7 +109,16 @@ def save_checkpoint(model: SpikingModel, path: str | Path) -> Path:
     tensors = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
     config = {"family": model.family, "config": plain(model.config)}
     metadata = {"format": "pt", "spikedim": json.dumps({"version": _FORMAT, **config})}
+    metadata |= more or {}
     return write_bytes(path, save(tensors, metadata=metadata))
+
+
+def stored_beside(path: str | Path, name: str) -> str | None:
+    """What :func:`save_checkpoint` was given as ``more[name]``; ``None`` for any other file."""
+    try:
+        return _metadata(Path(path)).get(name)
+    except CheckpointError:
+        return None
 
 
 def load_model(path: str | Path) -> SpikingModel:

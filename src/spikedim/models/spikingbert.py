@@ -56,7 +56,8 @@ class SpikingBERTConfig:
         dropout: share of embedding channels dropped in training, the same ones at every step
             (the released code also drops inside the encoders; here spikes are never dropped).
         init_std: standard deviation of fresh weights.
-        padding: token id that is masked where no mask is given; ``None`` masks nothing.
+        padding: token id that, where no mask is given, is masked and fires nowhere; ``None`` for
+            none.
         gradient: how ``forward`` is differentiated: ``"equilibrium"``, the published way, or
             ``"surrogate"``, back through time.
         neuron: parameters of every neuron.
@@ -95,6 +96,12 @@ class SpikingBERTConfig:
                 f"hidden={self.hidden} must be divisible by num_heads={self.num_heads}"
             )
         check_positive("init_std", self.init_std)
+        whole_or_none = self.padding is None or type(self.padding) is int
+        if not (whole_or_none and 0 <= (self.padding or 0) < self.vocabulary):
+            raise ConfigError(
+                f"padding={self.padding!r}: expected a token id below vocabulary="
+                f"{self.vocabulary}, or None"
+            )
         if not (isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1):
             raise ConfigError(f"dropout={self.dropout!r}: expected a share in [0, 1)")
         if self.gradient not in GRADIENTS:
@@ -333,8 +340,9 @@ class SpikingBERT(SpikingModel):
         mask: Tensor | None = None,
         types: Tensor | None = None,
     ) -> Tensor:
-        current, additive = self._embed(x, mask, types)
-        spikes = self._stages(current.expand(T, *current.shape), additive, _spiking)[-1]
+        current, additive, present = self._embed(x, mask, types)
+        frames = current.expand(T, *current.shape)
+        spikes = self._stages(frames, additive, _among(present, _spiking))[-1]
         logits: Tensor = self.classification(spikes[:, :, 0].relu())  # [T, B, classes]
         return logits
 
@@ -343,14 +351,15 @@ class SpikingBERT(SpikingModel):
     ) -> list[Tensor]:
         """Firing rates [B, N, D] behind the embedding and behind every encoder."""
         T = self._check_input(x, T)[1]
-        current, additive = self._embed(x, mask, types)
+        current, additive, present = self._embed(x, mask, types)
+        spiking, equilibrium = _among(present, _spiking), _among(present, _equilibrium)
         frames = current.expand(T, *current.shape)
         through_time = self.config.gradient == "surrogate" or self._is_continuous()
         if through_time or not torch.is_grad_enabled():
-            return [spikes.mean(0) for spikes in self._stages(frames, additive, _spiking)]
+            return [spikes.mean(0) for spikes in self._stages(frames, additive, spiking)]
         with torch.no_grad():
-            measured = [s.mean(0) for s in self._stages(frames, additive, _spiking)]
-        fixed = (a[0] for a in self._stages(current[None], additive, _equilibrium))
+            measured = [s.mean(0) for s in self._stages(frames, additive, spiking)]
+        fixed = (a[0] for a in self._stages(current[None], additive, equilibrium))
         return [a + (m - a).detach() for a, m in zip(fixed, measured, strict=True)]
 
     def _stages(self, current: Tensor, mask: Tensor, fire: Fire) -> list[Tensor]:
@@ -367,8 +376,10 @@ class SpikingBERT(SpikingModel):
             stages.append(x)
         return stages
 
-    def _embed(self, x: Tensor, mask: Tensor | None, types: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Input currents [B, N, D] and the additive attention mask [B, 1, 1, N]."""
+    def _embed(
+        self, x: Tensor, mask: Tensor | None, types: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Input currents [B, N, D], the additive attention mask [B, 1, 1, N], tokens that fire."""
         for name, value in (("mask", mask), ("types", types)):
             if value is not None and (not isinstance(value, Tensor) or value.shape != x.shape):
                 found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -386,11 +397,13 @@ class SpikingBERT(SpikingModel):
                 f"token ids must lie in [0, {c.vocabulary}) and segment ids in "
                 f"[0, {c.token_types}); ids out of range: check the tokeniser's vocabulary"
             ) from error
-        if mask is None:
-            padding = self.config.padding
-            mask = torch.ones_like(x) if padding is None else x != padding
+        present = None
+        if mask is None and self.config.padding is not None:
+            mask = present = x != self.config.padding
+        elif mask is None:
+            mask = torch.ones_like(x)
         additive = (1 - mask.to(current.dtype)) * _MASKED
-        return current, additive[:, None, None, :]
+        return current, additive[:, None, None, :], present
 
     def _is_continuous(self) -> bool:
         return self.network_x.lif.activation is not None
@@ -457,6 +470,13 @@ def _same(one: Tensor | None, other: Tensor) -> bool:
 def _spiking(neurons: LIF, current: Tensor) -> Tensor:
     spikes: Tensor = neurons(current)
     return spikes
+
+
+def _among(present: Tensor | None, fire: Fire) -> Fire:
+    """``fire`` for the tokens that are ``present`` [B, N]; the others get no current."""
+    if present is None:
+        return fire
+    return lambda neurons, current: fire(neurons, current * present[..., None])
 
 
 def _equilibrium(neurons: LIF, current: Tensor) -> Tensor:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from spikedim.data import Dataset
+from spikedim.data.vocabulary import Vocabulary
 from spikedim.errors import DataError, ModelError
 from spikedim.models import SpikingModel, create_model, model_entry
+from spikedim.models.base import override
+from spikedim.models.checkpoint import stored_beside
 from spikedim.models.registry import reads_text
+from spikedim.neurons import LIFParams
 
 _TIMELESS = ("spikegpt",)  # families whose time is the sequence
+_WORDS = "vocabulary"
 
 
 def network_for(
@@ -43,6 +50,24 @@ def network_for(
         options |= {"vocabulary": words.size, "positions": words.length, "padding": 0}
     classes = dataset.num_classes or None
     return create_model(model_name, num_classes=classes, seed=seed, **options)
+
+
+def check_neuron(model_name: str, neuron: LIFParams | None) -> None:
+    """Raise ConfigError if the network cannot have these neurons."""
+    config = model_entry(model_name).config
+    if neuron is not None and hasattr(config, "neuron"):
+        override(config, {"neuron": neuron})
+
+
+def vocabulary_beside(dataset: Dataset) -> dict[str, str]:
+    """What :func:`spikedim.models.save_checkpoint` stores beside weights trained on texts."""
+    return {_WORDS: dataset.vocabulary.to_json()} if dataset.kind == "text" else {}
+
+
+def read_like(dataset: Dataset, checkpoint: str | Path) -> Dataset:
+    """Texts as the network of a checkpoint learned to read them; other data as they are."""
+    stored = stored_beside(checkpoint, _WORDS) if dataset.kind == "text" else None
+    return dataset if stored is None else replace(dataset, words=Vocabulary.from_json(stored))
 
 
 def check_reads(model_name: str, dataset: Dataset) -> None:

@@ -29,7 +29,7 @@ from spikedim.storage import Run
 from spikedim.training.batches import check_trainable, why_no_prefix
 from spikedim.training.config import TrainConfig, check_timesteps
 from spikedim.training.engines import Engine, results
-from spikedim.training.network import network_for
+from spikedim.training.network import check_neuron, network_for
 from spikedim.training.study_table import (
     OutputRow,
     Row,
@@ -287,6 +287,8 @@ def study_work(study: Study, run: Run, engine: Engine) -> StudyWork:
     for index, cell in enumerate(study.cells):
         check_trainable(cell.dataset, study.T, study.encoder)
         network_for(cell.model, cell.dataset, neuron=study.neuron(index, study.neurons[0]))
+        for changes in study.neurons[1:]:
+            check_neuron(cell.model, study.neuron(index, changes))
     parameters = max(parameter_count(cell.model) for cell in study.cells)
     return StudyWork(study, run, threads_for(parameters, engine.workers))
 

@@ -241,9 +241,8 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = []
     last = len(steps) - 1
-    more = "test larger T"
-    if largest is not None and steps[-1] >= largest:
-        more = f"the data have no larger T than {largest}"
+    at_end = largest is not None and steps[-1] >= largest
+    more = f"the data have no larger T than {largest}" if at_end else "test larger T"
     if len(steps) == 1:
         notes.append(f"Only T={steps[0]} was tested, so it is its own plateau: test more T.")
     elif first == last:
@@ -254,7 +253,7 @@ def _notes(
     elif high_index == last:
         notes.append(
             f"The interval reaches T={steps[-1]}, the largest tested: a larger T* is not excluded; "
-            f"{more if largest else 'test larger T or more samples'}."
+            f"{more if at_end else 'test larger T or more samples'}."
         )
     if first == 0 and steps[0] > 1:
         notes.append(f"T={steps[0]} is the smallest tested and suffices: T* may be smaller.")
