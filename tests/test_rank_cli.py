@@ -209,3 +209,16 @@ def test_committed_comparison_is_what_its_runs_say():
     docs = (place.parents[1] / "docs" / "rank.md").read_text()
     for row in result.tables()[1].cells():
         assert f"| {' | '.join(row)} |" in docs
+
+
+def test_padding_is_no_token_of_a_rank(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = [f"{'a b ' * (2 + k % 3)}\t{k % 2}" for k in range(12)]  # 4, 6 and 8 words
+    (tmp_path / "t.tsv").write_text("sentence\tlabel\n" + "\n".join(lines) + "\n")
+    options = ["--data", "t.tsv", "--model", "spikingbert_nano", "-T", "2", "--limit", "12"]
+    assert run("rank", *options, "--json") == 0
+    out, err = capsys.readouterr()
+    assert "first 6 words; 4 of 12 texts are shorter" in err
+    found = json.loads(out)["profile"]
+    assert found["samples"] == 8
+    assert {layer["tokens"] for layer in found["layers"]} == {6}

@@ -85,6 +85,30 @@ def network_inputs(
     return Inputs(*dataset.network_input(T, split, limit, seed), T)
 
 
+def unpadded(inputs: Inputs, name: str) -> Inputs:
+    """Texts cut to their median number of words, shorter ones left out: no row is padding.
+
+    Args:
+        inputs: of a network that reads words; others come back as they are.
+        name: of the data set.
+    """
+    from spikedim.progress import note
+
+    ids = inputs.x
+    if ids.ndim != 2 or ids.is_floating_point() or not (ids == 0).any():
+        return inputs
+    lengths = (ids > 0).sum(1)
+    length = max(1, int(lengths.median()))
+    kept = lengths >= length
+    note(
+        f"tokens of {name} are those of the first {length} words; {int((~kept).sum())} of "
+        f"{len(ids)} texts are shorter and left out",
+        topic="unpadded",
+    )
+    labels = None if inputs.labels is None else inputs.labels[kept]
+    return Inputs(ids[kept, :length], labels, inputs.T)
+
+
 def _bytes_of(name: str, dataset: Dataset, split: str, limit: int, seed: int) -> Inputs:
     """First bytes of texts as token ids, cut to the median length; shorter texts are left out."""
     import torch

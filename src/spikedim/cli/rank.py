@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from spikedim.cli import options
-from spikedim.cli.network import network_inputs, opened, ready_network
+from spikedim.cli.network import network_inputs, opened, ready_network, unpadded
 from spikedim.cli.output import emit, save_figure, say, working
 from spikedim.errors import ConfigError
 
@@ -122,7 +122,8 @@ def _diagnosed(
 
     dataset = opened(data, root, checkpoint)
     chosen: dict[str, Any] = {} if gate == "none" else {"gate": gate}
-    x, _, steps = network_inputs(model, dataset, split, limit, T, seed)
+    inputs = network_inputs(model, dataset, split, limit, T, seed)
+    x, _, steps = unpadded(inputs, dataset.name)
     ready = ready_network(model, dataset, T, checkpoint, seed, CALIBRATION, **chosen)
     return diagnose(
         ready.network,
