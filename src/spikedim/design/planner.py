@@ -277,13 +277,19 @@ def design(
 
 
 def check_designable(dataset: Dataset, verify: bool) -> None:
-    """Raise DataError for data that no design is for, ConfigError where they need ``verify``."""
-    if dataset.kind not in ("image", "events") or dataset.train.labels is None:
+    """Check whether there is a design for a data set.
+
+    Raises:
+        DataError: it holds other data, or no labels.
+        ConfigError: it needs ``verify``.
+    """
+    if dataset.kind not in ("image", "events"):
         hint = "; spikedim sweep measures T* of texts" if dataset.kind == "text" else ""
         raise DataError(
             f"{dataset.name} ({dataset.kind}) cannot be designed for yet: give images or event "
             f"recordings with labels{hint}"
         )
+    dataset.labels_of(dataset.train)
     if dataset.kind == "events" and not verify:
         raise ConfigError(
             f"{dataset.name} holds event recordings, about which the predictors of T know nothing "
