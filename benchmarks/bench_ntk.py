@@ -7,11 +7,13 @@ peak resident memory of the whole process. ``structured-lean`` runs in the memor
 ``float64`` is the structured kernel in double precision, which the others are compared with.
 ``jacobian`` runs on the fused neurons of this package with their own vmap rule,
 ``jacobian-plain`` on neurons of plain PyTorch operations (``SPIKEDIM_KERNEL=reference``), the
-peer that a user has.
+peer that a user has. Both differentiate eight samples at a time, which is fastest;
+``jacobian-tutorial`` takes all at once, as PyTorch's tutorial on neural tangent kernels does, on
+plain neurons.
 
 ``OMP_NUM_THREADS=1 python benchmarks/bench_ntk.py [--samples 64] [--lean 0.8] [--repeats 1]
-[--cases structured structured-lean jacobian jacobian-plain loop float64]``; two minutes of one
-core. On a
+[--cases structured structured-lean jacobian jacobian-plain jacobian-tutorial loop float64]``;
+three minutes of one core. On a
 GPU: ``--device cuda``, where seconds are wall time and memory is that of the device.
 
 ``--model spikformer_4_384 --images CIFAR.npy --cases structured --memory 5`` measures one network
@@ -30,10 +32,11 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
-PEERS = ("jacobian", "jacobian-plain", "loop")
+PEERS = ("jacobian", "jacobian-plain", "jacobian-tutorial", "loop")
 EXACT = ("structured", "structured-lean", *PEERS, "float64")
 CASES = (*EXACT, "sketch")
 NETWORK = {"input_shape": (1, 8, 8), "embed_dim": 128, "depth": 4, "num_heads": 4}
@@ -70,6 +73,9 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, object]:
         sketch = sketched_gram(model, x, T=4, memory=memory)
         seconds, parameters, pr = clock() - started, sketch.parameters, sketch.centered.value
         values = None
+    elif case == "jacobian-tutorial":
+        parameters, values = tutorial(model, x)
+        seconds, pr = clock() - started, pr_of(np.array(values))
     else:
         kernel = gram(model, x, T=4, method=method, memory=memory)
         seconds, parameters = clock() - started, kernel.parameters
@@ -87,6 +93,28 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, object]:
         "pr": pr,
         "values": values,
     }
+
+
+def tutorial(model: Any, x: Any) -> tuple[int, list[list[float]]]:
+    """Number of parameters and trace kernel by vmap of jacrev over all samples."""
+    import torch
+    from torch.func import functional_call, jacrev, vmap
+
+    moving = {name: p.detach() for name, p in model.named_parameters()}
+
+    def single(parameters: Any, sample: Any) -> Any:
+        return functional_call(model, parameters, (sample[None], 4))[0]
+
+    jacobian = vmap(jacrev(single), (None, 0))(moving, x)
+    parts = [part.flatten(2) for part in jacobian.values()]
+    kernel = torch.stack([torch.einsum("Naf,Maf->NM", part, part) for part in parts]).sum(0)
+    return sum(p.numel() for p in moving.values()), kernel.double().tolist()
+
+
+def pr_of(kernel: Any) -> float:
+    """Participation ratio of the centred kernel."""
+    centred = kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
+    return float(np.trace(centred) ** 2 / (centred**2).sum())
 
 
 def main() -> None:
@@ -108,7 +136,7 @@ def main() -> None:
     for case in options.cases:
         command = [sys.executable, __file__, *sys.argv[1:], "--one", case]
         environment = dict(os.environ)
-        if case.endswith("-plain"):
+        if case.endswith(("-plain", "-tutorial")):
             environment["SPIKEDIM_KERNEL"] = "reference"
         runs = [
             json.loads(
