@@ -33,14 +33,6 @@ class Inputs(NamedTuple):
     T: int
 
 
-def _reads_bytes(name: str) -> bool:
-    """Whether the network ``name`` reads texts letter by letter: its time is the sequence."""
-    from spikedim.models import model_entry
-    from spikedim.models.registry import reads_text
-
-    return reads_text(name) and model_entry(name).family == "spikegpt"
-
-
 def opened(data: str, root: Path | None, checkpoint: Path | None = None) -> Dataset:
     """The data set ``data``; its texts are read with the words of the checkpoint, if it has any."""
     from spikedim.data import load_dataset
@@ -76,10 +68,11 @@ def network_inputs(
     Raises:
         DataError: the data set holds something else.
     """
+    from spikedim.models.registry import reads_in_time
     from spikedim.training.network import check_reads
 
     check_reads(name, dataset)
-    if _reads_bytes(name):
+    if reads_in_time(name):
         return _bytes_of(name, dataset, split, limit, seed)
     tell_words(dataset)
     return Inputs(*dataset.network_input(T, split, limit, seed), T)
@@ -92,12 +85,13 @@ def unpadded(inputs: Inputs, name: str) -> Inputs:
         inputs: of a network that reads words; others come back as they are.
         name: of the data set.
     """
+    from spikedim.data.vocabulary import PADDING
     from spikedim.progress import note
 
     ids = inputs.x
-    if ids.ndim != 2 or ids.is_floating_point() or not (ids == 0).any():
+    if ids.ndim != 2 or not (ids == PADDING).any():
         return inputs
-    lengths = (ids > 0).sum(1)
+    lengths = (ids != PADDING).sum(1)
     length = max(1, int(lengths.median()))
     kept = lengths >= length
     note(
@@ -159,9 +153,10 @@ def shaped_network(
         ConfigError: a checkpoint of a network that reads bytes.
     """
     from spikedim.models import create_model, load_checkpoint, model_entry
+    from spikedim.models.registry import reads_in_time
     from spikedim.training.network import network_for
 
-    if _reads_bytes(name):
+    if reads_in_time(name):
         if checkpoint is not None:
             raise ConfigError(
                 f"--checkpoint of {name}: a trained language model needs its tokeniser, the "

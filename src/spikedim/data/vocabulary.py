@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+PADDING, _UNKNOWN, _FIRST = 0, 1, 2
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
@@ -42,7 +43,7 @@ class Vocabulary:
         known = [word for word, count in counts.items() if count >= least]
         ordered = sorted(known, key=lambda word: (-counts[word], word))
         longest = max(map(len, split), default=1)
-        return cls(tuple(ordered[: size - 2]), max(1, min(length, longest)))
+        return cls(tuple(ordered[: size - _FIRST]), max(1, min(length, longest)))
 
     @classmethod
     def from_json(cls, text: str) -> Vocabulary:
@@ -64,17 +65,17 @@ class Vocabulary:
     @property
     def size(self) -> int:
         """Different numbers."""
-        return len(self.words) + 2
+        return len(self.words) + _FIRST
 
     @cached_property
     def _index(self) -> dict[str, int]:
-        return {word: place for place, word in enumerate(self.words, 2)}
+        return {word: place for place, word in enumerate(self.words, _FIRST)}
 
     def ids(self, texts: list[str]) -> np.ndarray:
         """Numbers of the words of each text, int64 [N, length]."""
-        found = np.zeros((len(texts), self.length), dtype=np.int64)
+        found = np.full((len(texts), self.length), PADDING, dtype=np.int64)
         for row, text in zip(found, texts, strict=True):
-            ids = [self._index.get(word, 1) for word in tokens_of(text)[: self.length]]
+            ids = [self._index.get(word, _UNKNOWN) for word in tokens_of(text)[: self.length]]
             row[: len(ids)] = ids
         return found
 

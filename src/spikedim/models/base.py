@@ -49,9 +49,11 @@ class SpikingModel(nn.Module, ABC):
         input_shape: (C, H, W) of one frame.
         num_classes: length of the logits.
         default_timesteps: T of a static input when the caller gives none.
+        reads_in_time: whether one token is read at each timestep, so that T is their number.
     """
 
     family: ClassVar[str]
+    reads_in_time: ClassVar[bool] = False
     config: Any
     input_shape: tuple[int, int, int]
     num_classes: int

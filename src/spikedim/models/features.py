@@ -287,7 +287,7 @@ def _stages(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module
 def _timesteps(model: SpikingModel, x: Tensor, T: int | None) -> int:
     if x.ndim == 5:
         return len(x)
-    if x.ndim == 2 and model.family == "spikegpt":  # its time is the sequence
+    if x.ndim == 2 and model.reads_in_time:
         return x.shape[1]
     return model.default_timesteps if T is None else T
 

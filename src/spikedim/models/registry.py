@@ -179,6 +179,11 @@ def reads_text(name: str) -> bool:
     return not is_file(name) and len(model_entry(name).config.input_shape) == 1
 
 
+def reads_in_time(name: str) -> bool:
+    """Whether the network ``name`` reads one token at each timestep."""
+    return not is_file(name) and _FAMILIES[model_entry(name).family][0].reads_in_time
+
+
 def create_model(
     name: str,
     *,

@@ -254,6 +254,7 @@ class SpikeGPT(SpikingModel):
     """
 
     family = "spikegpt"
+    reads_in_time = True
     config: SpikeGPTConfig
 
     def __init__(self, config: SpikeGPTConfig) -> None:

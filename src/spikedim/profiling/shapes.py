@@ -85,10 +85,10 @@ def shapes(model: str | SpikingModel, size: int | None = None) -> Shapes:
         network = copy.deepcopy(model).to("meta")
     shape: tuple[int, ...] = tuple(network.input_shape)
     tokens = len(shape) == 1
-    if tokens and network.family == "spikegpt":
-        shape = (2,)  # its timesteps are its tokens; all cost the same
+    if network.reads_in_time:
+        shape = (2,)  # of tokens, which all cost the same
     x = torch.empty(1, *shape, device="meta", dtype=torch.long if tokens else torch.float32)
-    T = shape[0] if tokens and network.family == "spikegpt" else 1
+    T = shape[0] if network.reads_in_time else 1
     counter = Counter(network, T)
     with evaluating(network), torch.no_grad(), counter.batch(1):
         network.steps(x, T)

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from spikedim.data import Dataset
-from spikedim.data.vocabulary import Vocabulary
+from spikedim.data.vocabulary import PADDING, Vocabulary
 from spikedim.errors import DataError, ModelError
 from spikedim.models import SpikingModel, create_model, model_entry
 from spikedim.models.base import override
 from spikedim.models.checkpoint import stored_beside
-from spikedim.models.registry import reads_text
+from spikedim.models.registry import reads_in_time, reads_text
 from spikedim.neurons import LIFParams
 
-_TIMELESS = ("spikegpt",)  # families whose time is the sequence
 _WORDS = "vocabulary"
 
 
@@ -40,14 +39,14 @@ def network_for(
     check_reads(model_name, dataset)
     if dataset.kind != "text":
         options["input_shape"] = dataset.input_shape
-    elif model_entry(model_name).family in _TIMELESS:
+    elif reads_in_time(model_name):
         raise ModelError(
             f"the timesteps of {model_name} are the tokens of a text: there is no T to choose; for "
             "instance spikingbert_nano classifies texts in T timesteps"
         )
     else:
         words = dataset.vocabulary
-        options |= {"vocabulary": words.size, "positions": words.length, "padding": 0}
+        options |= {"vocabulary": words.size, "positions": words.length, "padding": PADDING}
     classes = dataset.num_classes or None
     return create_model(model_name, num_classes=classes, seed=seed, **options)
 
