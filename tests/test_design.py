@@ -160,7 +160,7 @@ def test_verification_needs_a_place_and_no_checkpoint(tmp_path):
         design(data, "spikformer_nano", verify=True, checkpoint="x.pt", run=run)
 
 
-def test_only_labelled_images_and_recordings_can_be_designed_for():
+def test_vectors_cannot_be_designed_for():
     vectors = make_dataset("v", (np.random.default_rng(0).normal(size=(20, 5)), None))
-    with pytest.raises(DataError, match="images or event recordings with labels"):
+    with pytest.raises(DataError, match="images, event recordings or texts with labels"):
         design(vectors)

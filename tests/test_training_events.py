@@ -323,14 +323,6 @@ def _weights(path):
     return load_file(path)
 
 
-def test_texts_are_refused_by_name():
-    texts = Dataset(
-        "notes", "text", Split(["a b", "c d"], np.array([0, 1])), None, ("x", "y"), "made in a test"
-    )
-    with pytest.raises(DataError, match=r"notes \(text\) cannot be designed for"):
-        design(texts, "spikformer_nano")
-
-
 def test_the_command_line_trains_and_designs_on_recordings(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data = moving(24, 16)

@@ -9,12 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikedim.cli import main
-from spikedim.data import Dataset, Split, load_dataset
+from spikedim.data import Dataset, Split, load_dataset, represent
 from spikedim.data.vocabulary import Vocabulary, tokens_of
 from spikedim.design import design
+from spikedim.design.planner import neuron_grid
+from spikedim.dimension import measure
 from spikedim.errors import ConfigError, DataError, ModelError
 from spikedim.models import create_model, load_checkpoint
 from spikedim.neurons import record
+from spikedim.ntk import invert
 from spikedim.profiling import profile
 from spikedim.storage import Run
 from spikedim.training import (
@@ -27,6 +30,7 @@ from spikedim.training import (
     read_study,
     run_study,
     samples,
+    sweep_neurons,
     sweep_timesteps,
 )
 from spikedim.training.network import network_for, read_like
@@ -188,9 +192,65 @@ def test_networks_and_data_that_do_not_fit_are_named():
         network_for("spikingbert_nano", load_dataset("digits"))
     with pytest.raises(ModelError, match="timesteps of spikegpt_nano are the tokens"):
         network_for("spikegpt_nano", data)
-    with pytest.raises(DataError, match=r"give images or event recordings.*sweep measures T"):
+    with pytest.raises(ConfigError, match=r"reviews holds texts, about which.*--verify"):
         design(data, "spikingbert_nano")
     assert default_config("spikingbert_nano", data).augment == "none"
+
+
+def test_a_design_for_texts_is_measured_at_each_T(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = reviews()
+    whole = [*data.train.inputs, *data.test.inputs]
+    lines = [f"{text}\t{k % 2}" for k, text in enumerate(whole)]
+    (tmp_path / "reviews.tsv").write_text("sentence\tlabel\n" + "\n".join(lines) + "\n")
+    options = ["--data", "reviews.tsv", "--model", "spikingbert_nano", "-T", "1,2", "--epochs", "1"]
+    store = ["--store", "cases.jsonl", "--train-samples", "100"]
+    assert run("design", *options) == 2
+    assert "--verify" in capsys.readouterr().err
+    assert run("design", *options, *store, "--verify", "--target-d-eff", "2", "-o", "d") in (0, 2)
+    assert "not on texts" in capsys.readouterr().err
+    assert not (tmp_path / "cases.jsonl").exists()
+    plan = json.loads((tmp_path / "d" / "results.json").read_text())
+
+    texts = load_dataset("reviews.tsv").with_test()
+    assert plan["data"]["input_shape"] == [texts.vocabulary.length]
+    found = measure(represent(texts, "tfidf"))
+    assert plan["dimension"]["d"] == found.d
+    assert plan["dimension"]["estimates"]["pca95"]["value"] == found["pca95"].value
+    assert plan["predictions"][0]["d_eff"]["value"] == found["pca95"].value
+    assert {bound["kind"] for bound in plan["bounds"]} == {"published lower bound"}
+    assert any("TF-IDF" in note for note in plan["forecast"]["notes"])
+    assert plan["inversion"]["target"] == 2
+    tried = {(point["parameter"], point["value"]) for point in plan["neurons"]["points"]}
+    assert ("threshold", 1.5) in tried
+    checkpoint = plan["sweep"]["points"][1]["checkpoint"]
+    model = network_for("spikingbert_nano", read_like(texts, checkpoint))
+    load_checkpoint(model, checkpoint)
+    x, _ = samples(texts, "test", 2)
+    spikes = plan["operating"][1]["profile"]["spikes_per_sample"]["value"]
+    assert spikes == pytest.approx(profile(model, x, 2).spikes_per_sample.value)
+    page = (tmp_path / "d" / "report.html").read_text()
+    assert "TF-IDF weights" in page
+    assert f"of which {texts.vocabulary.length} words are read" in page
+
+
+def test_neurons_that_the_network_cannot_have_are_left_out(tmp_path):
+    data = reviews()
+    model = network_for("spikingbert_nano", data)  # an equilibrium has no refractory period
+    assert neuron_grid(model) == {"threshold": (0.5, 1.5), "beta": (0.25, 0.5, 0.75)}
+    free = network_for("spikingbert_nano", data, gradient="surrogate")
+    assert neuron_grid(free)["refractory"] == (1,)
+    with Run(tmp_path, {}) as place, pytest.raises(ConfigError, match="no refractory period"):
+        sweep_neurons(
+            data, "spikingbert_nano", 2, {"threshold": (0.5,), "refractory": (1,)},
+            TrainConfig(epochs=1), place,
+        )  # fmt: skip
+    x, _ = data.network_input(2, "train", 12)
+    found = invert(model, x, target_d_eff=11.9, betas=(0.5,), T=2)
+    assert not found.feasible
+    assert {trial.refractory for trial in found.trials} == {0}
+    with pytest.raises(ConfigError, match=r"can have none.*\[1\]"):
+        invert(model, x, target_d_eff=2, refractories=(1,), T=2)
 
 
 def test_the_command_line_trains_on_texts_and_looks_into_what_it_trained(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from spikedim.cli import options
 from spikedim.cli.calibrate import Store
 from spikedim.cli.output import emit, say, working
 from spikedim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from spikedim.models import SpikingModel
 
 
 def design(
@@ -97,6 +100,7 @@ def design(
     from spikedim.design import design as plan_for
     from spikedim.design.budget import Budget, parse_energy
     from spikedim.design.neuron_inversion import require_feasible
+    from spikedim.design.plan import WORDS, predictable
     from spikedim.design.planner import check_designable
     from spikedim.design.store import known_cases, remember_plan, store_path
     from spikedim.report import write_report
@@ -134,10 +138,7 @@ def design(
             settings["neuron target"] = asdict(wanted)
         workers = workers or job.workers
         if verify:
-            then = "; then five trainings at T* to compare neurons (--no-neurons leaves them out)"
-            if neurons and (kept := job.network().kept):
-                then = f"; neurons are not compared: {', '.join(kept)} kept as they are"
-            job.announce(timesteps, workers, then if neurons else "")
+            job.announce(timesteps, workers, _afterwards(job.network()) if neurons else "")
         elif pilot:
             job.announce(timesteps[-1:], workers)
         with job.run("design", settings, out) as run:
@@ -163,8 +164,19 @@ def design(
             stored = verify and remember and remember_plan(plan, place)
     emit(plan, as_json)
     say(f"Report: {page}   Numbers: {run.file('results.json')}")
-    if verify and remember and plan.data.kind == "events":
-        say("Not remembered: the predictors are fitted on static images, not on recordings.")
+    if verify and remember and not predictable(plan.data.kind):
+        words = WORDS[plan.data.kind]
+        say(f"Not remembered: the predictors are fitted on static images, not on {words}.")
     if stored:
         say(f"Remembered in {place}; spikedim calibrate refits the predictors with it.")
     require_feasible(plan.inversion)
+
+
+def _afterwards(network: SpikingModel) -> str:
+    """What follows the trainings at each T."""
+    from spikedim.design.planner import neuron_grid
+
+    if network.kept:
+        return f"; neurons are not compared: {', '.join(network.kept)} kept as they are"
+    count = sum(map(len, neuron_grid(network).values()))
+    return f"; then {count} trainings at T* to compare neurons (--no-neurons leaves them out)"

@@ -6,7 +6,7 @@ import numpy as np
 
 from spikedim import theory
 from spikedim.design.plan import Bound, ModelSummary
-from spikedim.dimension import Spectrum
+from spikedim.dimension import DimensionReport
 from spikedim.profiling import Profile
 
 LIPSCHITZ = 1.0
@@ -14,9 +14,9 @@ LIPSCHITZ = 1.0
 
 def lower_bounds(
     model: ModelSummary,
-    spectrum: Spectrum,
-    pixels: np.ndarray,
+    dimension: DimensionReport,
     d_eff: float,
+    inputs: np.ndarray | None,
     epsilon: float,
     profile: Profile,
 ) -> tuple[Bound, ...]:
@@ -24,18 +24,20 @@ def lower_bounds(
 
     Args:
         model: tokens n and channels d of the representation.
-        spectrum: covariance spectrum of the inputs.
-        pixels: inputs of any range, shape [samples, components].
+        dimension: what was measured of the data.
         d_eff: effective dimension that enters the input-dependent bound.
+        inputs: what the network is fed, in any range, [samples, components]; ``None`` where the
+            measured vectors are not that, so that no code of them is asked for.
         epsilon: target error as a fraction.
         profile: measured spikes at the recommended T.
     """
     spikes = profile.spikes_per_sample.value
     rate = spikes / (profile.T * sum(layer.neurons for layer in profile.layers))
     printed = f"ε = {epsilon:g} as printed, no unit; L_f = {LIPSCHITZ:g} assumed"
-    n, d, m = model.tokens, model.channels, pixels.shape[1]
+    n, d = model.tokens, model.channels
     of_data = (
-        f"{printed}; d_eff = {d_eff:g} of whole inputs ({m} features), not of a representation"
+        f"{printed}; d_eff = {d_eff:g} of whole inputs ({dimension.d} features), not of a "
+        "representation"
     )
     spike_bounds = (
         (
@@ -61,9 +63,12 @@ def lower_bounds(
         Bound(name, claim, "published lower bound", value, "spikes per sample", spikes, assumption)
         for name, claim, value, assumption in spike_bounds
     ]
-    variance = float(np.sum(spectrum.eigenvalues))
+    if inputs is None:
+        return tuple(bounds)
+    eigenvalues = dimension.spectrum.eigenvalues
+    variance = float(np.sum(eigenvalues))
     if 0 < rate < 1 and variance > 0:
-        filled = theory.water_filling(spectrum.eigenvalues, epsilon**2 * variance)
+        filled = theory.water_filling(eigenvalues, epsilon**2 * variance)
         bounds.append(
             Bound(
                 "water-filling bits of the measured spectrum at H_b(r)/r bits per spike",
@@ -76,7 +81,7 @@ def lower_bounds(
                 f"({filled.bits:,.0f} bits); r = {rate:.3f}; a classifier may discard most of it",
             )
         )
-    rates = _unit_range(pixels)
+    rates = _unit_range(inputs)
     norm = float(np.sqrt((rates**2).sum(axis=1).mean()))
     if norm > 0:
         error = epsilon * norm
@@ -106,7 +111,7 @@ def lower_bounds(
     return tuple(bounds)
 
 
-def _unit_range(pixels: np.ndarray) -> np.ndarray:
-    """Pixels mapped to [0, 1] by their common range: firing probabilities of a rate code."""
-    low, high = float(pixels.min()), float(pixels.max())
-    return np.clip((pixels - low) / (high - low), 0, 1) if high > low else np.zeros_like(pixels)
+def _unit_range(inputs: np.ndarray) -> np.ndarray:
+    """Inputs mapped to [0, 1] by their common range: firing probabilities of a rate code."""
+    low, high = float(inputs.min()), float(inputs.max())
+    return np.clip((inputs - low) / (high - low), 0, 1) if high > low else np.zeros_like(inputs)

@@ -57,7 +57,7 @@ def case_of(
         dataset.num_classes,
         sum(p.numel() for p in network.parameters()),
         len(dataset.train),
-        dataset.input_shape[1],
+        0 if dataset.kind == "text" else dataset.input_shape[1],
         None if network.config.neuron is None else network.config.neuron.threshold,
         pilot,
         outcome,

@@ -18,6 +18,9 @@ from spikedim.results import Estimate, Result, Table, number
 from spikedim.theory import TimestepPrediction
 from spikedim.training import NeuronSweep, TimestepSweep
 
+#: Kinds of data there are designs for, in words.
+WORDS = {"image": "images", "events": "event recordings", "text": "texts"}
+
 #: Setting of a neuron whose parameters are not known.
 KEPT = "kept as it is"
 
@@ -51,12 +54,17 @@ class Target:
             )
 
 
+def predictable(kind: str) -> bool:
+    """Whether the predictors of T, which were fitted on static images, speak of such data."""
+    return kind == "image"
+
+
 @dataclass(frozen=True)
 class DataSummary:
     """The data set behind a plan.
 
     ``majority`` is the share of the most frequent class among the test labels: the accuracy of a
-    constant answer.
+    constant answer. ``input_shape`` of texts is the most words that are read of one.
     """
 
     name: str

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from spikedim.adapters import AdaptedModel
-from spikedim.data import Dataset, as_dataset
+from spikedim.data import Dataset, as_dataset, represent
 from spikedim.design.bounds import lower_bounds
 from spikedim.design.budget import Budget, BudgetAnswer, invert
 from spikedim.design.cases import Case, reference_cases
@@ -18,12 +18,14 @@ from spikedim.design.forecast import STEPS, Forecast, forecast
 from spikedim.design.neuron_inversion import NeuronTarget, find_neuron
 from spikedim.design.piloting import case_of
 from spikedim.design.plan import (
+    WORDS,
     DataSummary,
     ModelSummary,
     Operating,
     Plan,
     Recommendation,
     Target,
+    predictable,
 )
 from spikedim.design.verdict import agreement, verdict
 from spikedim.dimension import measure
@@ -65,10 +67,16 @@ NEURON_GRID = {"threshold": (0.5, 1.0, 1.5), "beta": (0.25, 0.5, 0.75), "refract
 _MOST_UNVERIFIED = 32
 _CALIBRATION_SAMPLES = 256
 
-_RECORDINGS = (
-    "The predictors were fitted on static images that are shown T times; here T frames share out "
-    "each recording, about which they know nothing."
-)
+#: Texts whose Gram matrix can still be taken apart often enough for intervals.
+_TEXTS = 2000
+
+#: What the predictors, which were fitted on static images, do not know of other data.
+_UNKNOWN = {
+    "events": "The predictors were fitted on static images that are shown T times; here T frames "
+    "share out each recording, about which they know nothing.",
+    "text": "The predictors were fitted on static images and the effective dimension of their "
+    "pixels; that of texts is of TF-IDF weights, about which they know nothing.",
+}
 
 
 def design(
@@ -104,8 +112,9 @@ def design(
     untrained network with calibrated batch norm, and say so.
 
     Args:
-        dataset: images or event recordings with labels; a torch ``Dataset`` of (image, class) or a
-            pair of arrays too. Of a recording, T is the number of frames it is accumulated into.
+        dataset: images, event recordings or texts with labels; a torch ``Dataset`` of (image,
+            class) or a pair of arrays too. Of a recording, T is the number of frames it is
+            accumulated into; a text is read as a whole at each of T steps.
         model: a name from :func:`spikedim.models.list_models`.
         target: ε of the rule and tolerated accuracy loss.
         verify: measure T* by training at every T.
@@ -130,9 +139,10 @@ def design(
 
     Raises:
         ConfigError: ``verify`` or ``pilot`` without ``run`` or together with ``checkpoint``, or
-            both; recordings without ``verify``, or a T that their frames cannot be brought to; an
-            energy convention of the budget that is not counted.
-        DataError: the data set holds neither images nor recordings, or no labels.
+            both; recordings or texts without ``verify``, or a T that the frames of recordings
+            cannot be brought to; an energy convention of the budget that is not counted.
+        DataError: the data set holds feature vectors, or no labels; the network reads another
+            kind of data.
         ModelError: ``neuron`` for a network of which neurons are kept as they are.
     """
     target = target or Target()
@@ -148,7 +158,9 @@ def design(
     if trains and checkpoint is not None:
         raise ConfigError("verify trains its own networks: leave out either verify or checkpoint")
 
-    dimension = measure((population or dataset).features("train"), seed=seed)
+    population = population or dataset
+    most = _TEXTS if dataset.kind == "text" else None
+    dimension = measure(represent(population, limit=most, seed=seed), seed=seed)
     d_eff = dimension.estimates["pca95"]
     predictions = (
         timestep_rule(d_eff, target.epsilon, "percent"),
@@ -172,11 +184,9 @@ def design(
             mode="train" if verify else "inference",
             workers=workers,
         )
-        if neurons and verify and not network.kept:
+        if neurons and verify and (grid := neuron_grid(network)):
             best = int(sweep.t_star.value)
-            neuron_sweep = sweep_neurons(
-                dataset, model, best, NEURON_GRID, config, run, workers=workers
-            )
+            neuron_sweep = sweep_neurons(dataset, model, best, grid, config, run, workers=workers)
         epochs = f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}"
         state = f"trained, {epochs} on {len(dataset.train):,} samples"
     else:
@@ -188,8 +198,8 @@ def design(
     cases, own = known or (reference_cases(), 0)
     steps = tuple(sorted({*STEPS, *(timesteps if trains else ())}))
     said = forecast(case, cases, steps, target.tolerance, own)
-    if dataset.kind == "events":
-        said = replace(said, notes=(_RECORDINGS, *said.notes))
+    if not predictable(dataset.kind):
+        said = replace(said, notes=(_UNKNOWN[dataset.kind], *said.notes))
     if not verify:
         sweep = None  # a pilot is read out, not measured at each T
 
@@ -241,9 +251,11 @@ def design(
         recommended=recommended,
         bounds=lower_bounds(
             summary,
-            dimension.spectrum,
-            dataset.features("train", limit=_CALIBRATION_SAMPLES, seed=seed),
+            dimension,
             d_eff.value,
+            None
+            if dataset.kind == "text"
+            else dataset.features("train", limit=_CALIBRATION_SAMPLES, seed=seed),
             target.epsilon / 100,
             recommended.profile,
         ),
@@ -276,6 +288,19 @@ def design(
     return plan
 
 
+def neuron_grid(network: SpikingModel) -> dict[str, tuple[float, ...]]:
+    """Settings of :data:`NEURON_GRID` besides the network's own that its neurons can have."""
+    found = {}
+    for name, values in NEURON_GRID.items():
+        own = None if network.kept else getattr(network.config.neuron, name)
+        if own is None or isinstance(own, Tensor):  # not known, or another one in every channel
+            continue
+        others = tuple(v for v in values if v != own and network.can_have(**{name: v}))
+        if others:
+            found[name] = others
+    return found
+
+
 def check_designable(dataset: Dataset, verify: bool) -> None:
     """Check whether there is a design for a data set.
 
@@ -283,23 +308,22 @@ def check_designable(dataset: Dataset, verify: bool) -> None:
         DataError: it holds other data, or no labels.
         ConfigError: it needs ``verify``.
     """
-    if dataset.kind not in ("image", "events"):
-        hint = "; spikedim sweep measures T* of texts" if dataset.kind == "text" else ""
+    if dataset.kind not in WORDS:
         raise DataError(
-            f"{dataset.name} ({dataset.kind}) cannot be designed for yet: give images or event "
-            f"recordings with labels{hint}"
+            f"{dataset.name} ({dataset.kind}) cannot be designed for: give images, event "
+            "recordings or texts with labels"
         )
     dataset.labels_of(dataset.train)
-    if dataset.kind == "events" and not verify:
+    if not predictable(dataset.kind) and not verify:
         raise ConfigError(
-            f"{dataset.name} holds event recordings, about which the predictors of T know nothing "
-            "(they were fitted on static images): measure it with verify (--verify); spikedim "
-            "profile shows what a network does at a T"
+            f"{dataset.name} holds {WORDS[dataset.kind]}, about which the predictors of T know "
+            "nothing (they were fitted on static images): measure it with verify (--verify); "
+            "spikedim profile shows what a network does at a T"
         )
 
 
 def _inputs(dataset: Dataset, split: str, limit: int, seed: int) -> Callable[[int], Tensor]:
-    """What a network reads at each T; images are the same at all of them."""
+    """What a network reads at each T; images and texts are the same at all of them."""
     if dataset.kind != "events":
         x, _ = dataset.network_input(1, split, limit, seed)
         return lambda T: x
@@ -477,7 +501,7 @@ def _data_summary(dataset: Dataset) -> DataSummary:
         dataset.kind,
         len(dataset.train),
         0 if dataset.test is None else len(dataset.test),
-        dataset.input_shape,
+        (dataset.vocabulary.length,) if dataset.kind == "text" else dataset.input_shape,
         dataset.num_classes,
         majority(dataset),
         dataset.source,

@@ -22,6 +22,7 @@ from filelock import FileLock
 
 from spikedim.design.cases import Case, reference_cases
 from spikedim.design.forecast import Forecast, ready
+from spikedim.design.plan import predictable
 from spikedim.design.predictors import Calibrated
 from spikedim.design.validation import select
 from spikedim.design.verdict import learned
@@ -111,15 +112,15 @@ def append(forecast: Forecast, case: Case, path: Path) -> Entry:
 def remember_plan(plan: Plan, path: Path) -> Entry | None:
     """Store a verified plan whose network has learned; ``None`` for any other.
 
-    Plans for event recordings are none of them: their T is the number of frames, that of the
-    predictors counts repetitions of an image.
+    Plans for event recordings and texts are none of them: the predictors are of images, and of
+    the effective dimension of pixels.
 
     Raises:
         StorageError: as :func:`append`.
     """
     if (
         plan.sweep is None
-        or plan.data.kind == "events"
+        or not predictable(plan.data.kind)
         or plan.case.outcome is None
         or not learned(plan.sweep, plan.data.majority)
     ):

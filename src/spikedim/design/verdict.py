@@ -6,7 +6,14 @@ from dataclasses import replace
 
 from spikedim.design.budget import BudgetAnswer
 from spikedim.design.forecast import Forecast
-from spikedim.design.plan import Agreement, DataSummary, Operating, Recommendation, Target
+from spikedim.design.plan import (
+    Agreement,
+    DataSummary,
+    Operating,
+    Recommendation,
+    Target,
+    predictable,
+)
 from spikedim.results import Estimate, number, points_of
 from spikedim.theory import TimestepPrediction
 from spikedim.training import TimestepSweep
@@ -74,7 +81,7 @@ def verdict(
     if sweep is None:
         lines += _expectation(said, point)
     else:
-        if agreed != "not learned" and data.kind != "events":
+        if agreed != "not learned" and predictable(data.kind):
             lines.append(_score(said, sweep))
     lines.append(_rule(prediction, agreed, sweep, target))
     if sweep is None:

@@ -121,6 +121,14 @@ class SpikingModel(nn.Module, ABC):
                 module.params = scaled(neuron, self.threshold_ratio(name))
         return self
 
+    def can_have(self, **changes: Any) -> bool:
+        """Whether :meth:`set_neurons` would take these changes."""
+        try:
+            replace(self.config, neuron=override(self.config.neuron, changes, "neuron parameter"))
+        except ConfigError:
+            return False
+        return True
+
     def continuous(self, activation: str | Activation = "surrogate") -> SpikingModel:
         """The continuous twin: the same parameters, spikes replaced by a smooth activation.
 

@@ -219,14 +219,16 @@ def invert(
         rate_window: least and largest firing rate, spikes per neuron and step, or Hz with ``dt``.
         dt: seconds per step.
         betas: leaks to try; the network's own and :data:`BETAS` by default.
-        refractories: refractory periods in steps to try; the network's own is tried first.
+        refractories: refractory periods in steps to try; the network's own is tried first, those
+            it cannot have are left out.
         tolerance: relative error that meets the target.
         T: timesteps of static inputs.
         estimator, center, prepare, method: as for :func:`~spikedim.ntk.reduction.reduction`;
             ``prepare`` is run on every neuron that is measured.
 
     Raises:
-        ConfigError: no target or two, a target or window out of its domain.
+        ConfigError: no target or two, a target or window out of its domain; no leak and refractory
+            period that the network can have.
         DataError, ModelError: as :func:`~spikedim.ntk.reduction.reduction`.
 
     Example:
@@ -247,9 +249,19 @@ def invert(
     search = _Search(model, x, T, estimator, center, prepare, method, quantity == "R")
     leaks = (own.beta, *BETAS) if betas is None else betas
     dead = sorted(set(refractories), key=lambda steps: steps != own.refractory)
-    pairs = [(beta, t_ref) for t_ref in dead for beta in dict.fromkeys(leaks)]
-    if not pairs:
+    if not (leaks and dead):
         raise ConfigError("betas and refractories must not be empty")
+    pairs = [
+        (beta, t_ref)
+        for t_ref in dead
+        for beta in dict.fromkeys(leaks)
+        if model.can_have(beta=beta, refractory=t_ref)
+    ]
+    if not pairs:
+        raise ConfigError(
+            f"the network can have none of the leaks {list(leaks)} with any of the refractory "
+            f"periods {dead}; give others"
+        )
     most = math.inf if quantity == "R" else search.most()
     if most < target * (1 - tolerance):
         pairs = pairs[:1]

@@ -13,6 +13,8 @@ from spikedim.results import number, points_of
 
 Data = Mapping[str, Any]
 
+#: What the vectors hold whose effective dimension is measured, by kind of data.
+_FEATURES = {"image": "pixel values", "events": "event counts", "text": "TF-IDF weights"}
 _SEVERITIES = ("error", "warning", "note")
 _AGREEMENT = {
     "agrees": ("agrees", "good", "with the measured T*"),
@@ -226,8 +228,9 @@ def _sweep_lead(plan: Data) -> str:
 def _dimension_lead(plan: Data) -> str:
     found = plan["dimension"]
     about = "mean subtracted" if found["centered"] else "mean kept"
+    features = _FEATURES[plan["data"]["kind"]]
     return (
-        f"{number(found['n'])} training samples of {number(found['d'])} features ({about}). The "
+        f"{number(found['n'])} training samples of {number(found['d'])} {features} ({about}). The "
         "estimators answer different questions, so they need not agree; the published rule uses "
         "PCA-95 %."
     )
@@ -253,6 +256,8 @@ def _neurons_lead(plan: Data) -> str:
 def _provenance_lead(plan: Data) -> str:
     data, model = plan["data"], plan["model"]
     shape = " × ".join(str(side) for side in data["input_shape"])
+    if data["kind"] == "text":
+        shape = f"of which {shape} words are read"
     return (
         f"Data {data['name']}: {number(data['train_samples'])} training and "
         f"{number(data['test_samples'])} test samples, {shape}, {data['classes']} classes; "

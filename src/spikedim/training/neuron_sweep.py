@@ -16,6 +16,7 @@ from spikedim.results import Estimate, Result, Table, number
 from spikedim.storage import Run
 from spikedim.training.batches import check_trainable
 from spikedim.training.config import TrainConfig, check_timesteps
+from spikedim.training.network import check_neuron
 from spikedim.training.parallel import Setting, run_trials
 from spikedim.training.tables import write_parquet
 from spikedim.training.trial import Trial, sweep_provenance
@@ -136,7 +137,8 @@ def sweep_neurons(
         workers: trainings at once, each in a process of its own.
 
     Raises:
-        ConfigError: an unknown parameter, an empty grid, or a value out of its domain.
+        ConfigError: an unknown parameter, an empty grid, a value out of its domain, or a neuron
+            that the network cannot have.
         DataError, ModelError, StorageError: as :func:`spikedim.training.fit`.
     """
     check_timesteps(T)
@@ -150,6 +152,8 @@ def sweep_neurons(
     settings = _settings(grid, origin)
     check_trainable(dataset, (T,), encoder)
     tried = list(dict.fromkeys(neuron for _, _, neuron in settings))
+    for neuron in tried:
+        check_neuron(model_name, neuron)
     found = run_trials(
         [Setting(T, neuron) for neuron in tried],
         dataset,
