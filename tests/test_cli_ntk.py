@@ -99,6 +99,14 @@ def test_an_inversion(capsys):
     assert found["estimate"]["low"] < found["estimate"]["value"] < found["estimate"]["high"]
 
 
+def test_an_inversion_that_nothing_meets_ends_as_one_of_design_does(capsys):
+    assert run("--invert", "--target-d-eff", 500, "--json") == 2
+    said = capsys.readouterr()
+    assert not json.loads(said.out)["feasible"]
+    assert "no neuron has d_eff = 500" in said.err
+    assert "reachable" in said.err
+
+
 def test_timesteps_and_layers_side_by_side(capsys):
     assert run("--per-timestep", "--json") == 0
     found = json.loads(capsys.readouterr().out)["timesteps"]

@@ -9,7 +9,7 @@ import pytest
 from spikedim.cli import main
 from spikedim.data import load_dataset
 from spikedim.design import NeuronTarget, design, neuron_inversion
-from spikedim.design.neuron_inversion import find_neuron, require_feasible
+from spikedim.design.neuron_inversion import find_neuron
 from spikedim.errors import ConfigError
 from spikedim.models import create_model, save_checkpoint
 from spikedim.ntk.invert import Inversion, Trial
@@ -54,7 +54,7 @@ def test_a_plan_holds_the_neuron_and_the_report_shows_it():
     assert found.feasible
     assert abs(found.found.dimension / 2.0 - 1) <= 0.05
     assert WINDOW[0] <= found.found.rate <= WINDOW[1]
-    require_feasible(found)
+    found.require()
     assert "Inversion, feasible" in str(plan)
     data = json.loads(json.dumps(plan.to_dict(), allow_nan=False))
     assert data["inversion"]["found"]["threshold"] == found.found.threshold
@@ -100,9 +100,8 @@ def test_a_trained_network_keeps_its_statistics(tmp_path, monkeypatch):
 )
 def test_what_cannot_be_reached_is_said_with_what_can(found, message):
     with pytest.raises(ConfigError, match=message):
-        require_feasible(found)
-    require_feasible(inversion(True, (2.0, 9.0)))
-    require_feasible(None)
+        found.require()
+    inversion(True, (2.0, 9.0)).require()
 
 
 def test_the_command_line_shows_the_plan_and_fails_where_infeasible(capsys, tmp_path, monkeypatch):

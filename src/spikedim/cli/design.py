@@ -99,7 +99,6 @@ def design(
     from spikedim.design import NeuronTarget, Target
     from spikedim.design import design as plan_for
     from spikedim.design.budget import Budget, parse_energy
-    from spikedim.design.neuron_inversion import require_feasible
     from spikedim.design.plan import WORDS, predictable
     from spikedim.design.planner import check_designable
     from spikedim.design.store import known_cases, remember_plan, store_path
@@ -169,7 +168,8 @@ def design(
         say(f"Not remembered: the predictors are fitted on static images, not on {words}.")
     if stored:
         say(f"Remembered in {place}; spikedim calibrate refits the predictors with it.")
-    require_feasible(plan.inversion)
+    if plan.inversion is not None:
+        plan.inversion.require()
 
 
 def _afterwards(network: SpikingModel) -> str:

@@ -467,6 +467,8 @@ def ntk(
         if out is not None:
             _write(result, out)
     emit(result, as_json)
+    if invert:
+        result.require()
 
 
 @dataclass(frozen=True)

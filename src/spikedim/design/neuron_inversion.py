@@ -15,7 +15,6 @@ from spikedim.models.features import batch_axis
 from spikedim.ntk import invert
 from spikedim.ntk.invert import Inversion
 from spikedim.ntk.variants import calibrated
-from spikedim.results import number
 
 #: Samples of the kernel whose dimension is measured, and those behind batch-norm statistics.
 KERNEL_SAMPLES, _CALIBRATION_SAMPLES = 64, 128
@@ -90,19 +89,3 @@ def find_neuron(
         if trained or weights is not None
         else calibrated(*torch.split(more.to(place), 64, batch_axis(more))),
     )
-
-
-def require_feasible(found: Inversion | None) -> None:
-    """Raise ConfigError, with the reachable range, if no neuron meets the target."""
-    if found is None or found.feasible:
-        return
-    window = " to ".join(number(rate) for rate in found.window)
-    wanted = f"no neuron has {found.quantity} = {number(found.target)}"
-    rates = f"while it fires {window} spikes per step"
-    if found.reachable is None:
-        raise ConfigError(f"{wanted} {rates}: none of those tried fires at such a rate")
-    low, high = (number(value) for value in found.reachable)
-    few = ""
-    if found.target > found.most:
-        few = f"; a kernel of so few samples has d_eff {number(found.most)} at most"
-    raise ConfigError(f"{wanted} {rates}; reachable: {low} to {high}{few}")

@@ -113,6 +113,21 @@ class Inversion(Result):
         """Relative error of the search, on its own samples; NaN where no neuron was found."""
         return math.nan if self.found is None else self.value(self.found) / self.target - 1
 
+    def require(self) -> None:
+        """Raise ConfigError, with the reachable range, if no neuron meets the target."""
+        if self.feasible:
+            return
+        window = " to ".join(number(rate) for rate in self.window)
+        wanted = f"no neuron has {self.quantity} = {number(self.target)}"
+        rates = f"while it fires {window} spikes per step"
+        if self.reachable is None:
+            raise ConfigError(f"{wanted} {rates}: none of those tried fires at such a rate")
+        low, high = (number(value) for value in self.reachable)
+        few = ""
+        if self.target > self.most:
+            few = f"; a kernel of so few samples has d_eff {number(self.most)} at most"
+        raise ConfigError(f"{wanted} {rates}; reachable: {low} to {high}{few}")
+
     def tables(self) -> list[Table]:
         """The answer, then every measurement."""
         best = self.found
