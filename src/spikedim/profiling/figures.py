@@ -42,8 +42,8 @@ def heat_map(profile: Profile, ax: Any = None, convention: str | None = None) ->
         convention: the convention of an energy map; rates by default.
     """
     names, grid, label = heat(profile, convention)
-    if convention is not None and 0 < grid.max() < 0.1:  # mJ, shown without an exponent
-        factor, unit = (1e3, "µJ") if grid.max() >= 1e-4 else (1e6, "nJ")
+    if convention is not None:
+        factor, unit = readable_unit(float(grid.max()), "mJ")
         grid, label = grid * factor, label.replace("mJ", unit)
     ax = _axes(ax, len(names))
     image = ax.imshow(grid, aspect="auto", cmap="viridis", vmin=0)

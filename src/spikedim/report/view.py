@@ -9,7 +9,7 @@ from typing import Any
 from spikedim.report import figures, tables
 from spikedim.report.plot import Figure
 from spikedim.report.wording import Number, coverage, ending, or_nan, timesteps
-from spikedim.results import number, points_of
+from spikedim.results import number, points_of, readable_unit
 
 Data = Mapping[str, Any]
 
@@ -107,17 +107,18 @@ def context(plan: Data) -> dict[str, Any]:
 
 
 def _readable_energy(plan: Data) -> Data:
-    """The plan with energies in µJ or nJ where mJ would need exponents; the stored one stays."""
+    """The plan with all energies in one unit that needs no exponents; the stored one stays."""
     totals = [
         energy["total"]["value"]
         for point in plan["operating"]
-        for energy in point["profile"]["energy"]
+        for energy in tables.energies(point)
         if energy["total"]["value"]
     ]
-    smallest = min(totals, default=1.0)
-    if smallest >= 1e-3:
+    if not totals:
         return plan
-    factor, unit = (1e3, "µJ") if smallest >= 1e-6 else (1e6, "nJ")
+    factor, unit = readable_unit(max(totals), "mJ")
+    if factor * min(totals) < 1e-3:
+        factor, unit = readable_unit(min(totals), "mJ")
 
     def scaled(energy: Data) -> Data:
         total = energy["total"]
