@@ -186,7 +186,7 @@ def test_a_sweep_and_a_study_of_texts(tmp_path):
 
 def test_networks_and_data_that_do_not_fit_are_named():
     data = reviews()
-    with pytest.raises(DataError, match="reviews holds text; spikformer_nano reads images"):
+    with pytest.raises(DataError, match=r"reads images .*, or take --model spikingbert_nano"):
         network_for("spikformer_nano", data)
     with pytest.raises(DataError, match="digits holds image; spikingbert_nano reads texts"):
         network_for("spikingbert_nano", load_dataset("digits"))
