@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from spikedim.adapters.files import fingerprint
 from spikedim.cli import main
 from spikedim.data import load_dataset
 from spikedim.design import NeuronTarget, design, planner, verdict
@@ -224,3 +225,23 @@ def test_tangent_kernels_of_kept_neurons_vary_nothing(file, capsys, words, messa
     said = capsys.readouterr()
     assert caught.value.code in ((0, None) if message is None else (2,)), said.err
     assert (message or "") in said.err
+
+
+def test_a_network_file_is_known_by_what_it_imports_too(tmp_path):
+    (tmp_path / "parts" / "inner").mkdir(parents=True)
+    (tmp_path / "net.py").write_text("import torch\nfrom parts import layers\nimport near\n")
+    (tmp_path / "near.py").write_text("WIDTH = 8\n")
+    (tmp_path / "parts" / "layers.py").write_text("from .inner.deep import GAIN\nfrom . import *\n")
+    (tmp_path / "parts" / "inner" / "deep.py").write_text("from ..... import far\nGAIN = 1\n")
+    (tmp_path / "other.py").write_text("")
+    name = f"{tmp_path / 'net.py'}:f"
+    before = fingerprint(name)
+    (tmp_path / "other.py").write_text("WIDTH = 2\n")
+    assert fingerprint(name) == before
+    for changed in ("near.py", "parts/layers.py", "parts/inner/deep.py", "net.py"):
+        with (tmp_path / changed).open("a") as file:
+            file.write("# changed\n")
+        assert fingerprint(name) != before
+        before = fingerprint(name)
+    (tmp_path / "net.py").write_text("def (")
+    assert fingerprint(name) != before

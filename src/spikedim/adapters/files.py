@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import sys
@@ -82,8 +83,48 @@ def file_entry(name: str) -> ModelEntry:
 
 
 def fingerprint(name: str) -> str:
-    """Digest of the file's content."""
-    return digest(_path(name).read_bytes().hex())
+    """Digest of the file, and of the modules beside it that it imports, directly or through others.
+
+    What is installed elsewhere is not read.
+    """
+    path = _path(name)
+    sources = {path: path.read_bytes()}
+    waiting = [path]
+    while waiting:
+        source = waiting.pop()
+        for found in _imported(sources[source], source.parent, path.parent):
+            if found not in sources:
+                sources[found] = found.read_bytes()
+                waiting.append(found)
+    if len(sources) == 1:
+        return digest(sources[path].hex())
+    beside = {s.relative_to(path.parent).as_posix(): s for s in sources}
+    return digest({place: sources[source].hex() for place, source in sorted(beside.items())})
+
+
+def _imported(source: bytes, here: Path, root: Path) -> set[Path]:
+    """Files under ``root`` that a source file in the folder ``here`` imports."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # said when it is loaded
+        return set()
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [(root, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = [root, here, *here.parents]
+            base = above[min(node.level, len(above) - 1)]
+            module = [node.module] if node.module else []
+            names = [(base, ".".join([*module, alias.name])) for alias in node.names]
+        else:
+            continue
+        for base, name in names:
+            place = base
+            for part in name.split("."):
+                place = place / part
+                found |= {place.with_suffix(".py"), place / "__init__.py"}
+    return {p for p in found if p.is_file() and p.is_relative_to(root)}
 
 
 @dataclass(frozen=True)
