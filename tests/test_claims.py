@@ -22,7 +22,7 @@ from spikedim.claims import (
     judge,
     list_claims,
 )
-from spikedim.claims.statistics import rank_correlation
+from spikedim.claims.statistics import mean_ranks, rank_correlation
 from spikedim.design.literature import Ablation
 from spikedim.errors import ConfigError
 from spikedim.report.audit import render_audit
@@ -314,17 +314,14 @@ def test_a_quick_audit_computes_thirty_verdicts(no_data):
     assert sum(result.counts.values()) == len(result.results)
 
 
-def test_a_rank_correlation_within_groups_ignores_what_differs_between_them():
+def test_a_unit_that_is_measured_often_counts_once_in_a_rank_correlation():
     rng = np.random.default_rng(0)
-    x, noise = rng.standard_normal(400), rng.standard_normal(400)
+    x, noise = rng.standard_normal(30), rng.standard_normal(30)
     found = rank_correlation(x, x + noise)
     assert found.value == pytest.approx(stats.spearmanr(x, x + noise).statistic)
     assert found.low < found.value < found.high
-    group = np.repeat([0, 1], 200)
-    apart = rank_correlation(x + 10 * group, noise + 10 * group, group)
-    assert abs(apart.value) < 0.15
-    assert apart.low < 0 < apart.high
-    assert rank_correlation(x + 10 * group, noise + 10 * group).value > 0.6
+    rows = mean_ranks([x, 10 + 2 * x]), mean_ranks([x + noise, x + noise - 5])
+    assert rank_correlation(*rows) == found
 
 
 def test_the_interval_of_a_rank_correlation_covers():
@@ -390,4 +387,44 @@ def test_a_ranking_of_the_gap_can_fail(direction, passes, monkeypatch):
     monkeypatch.setattr("spikedim.claims.ntk.tiny.gap", gap)
     monkeypatch.setattr("spikedim.claims.ntk.tiny.ridge_fit", lambda n, seed: (1.0, 2.0))
     found = get_claim("GENERALISATION").run()
-    assert [m.passes for m in found.measurements if m.form == "corrected"] == [passes]
+    (ranking,) = (m for m in found.measurements if m.form == "corrected")
+    assert ranking.passes is passes
+    assert ranking.measured.n == 18  # neurons, however often each was trained
+
+
+@pytest.mark.parametrize("together", [1.0, 1.5])
+@pytest.mark.parametrize("with_threshold", [0.0, 0.5])
+def test_a_product_is_tested_at_other_thresholds_too(together, with_threshold, monkeypatch):
+    """Factors that depend on each other, or on the threshold, refute the corrected R-PRODUCT."""
+
+    def d_eff(size, neuron, seed):
+        if neuron.smooth:
+            return 10.0 + seed
+        reset, dead = neuron.reset == "hard", neuron.refractory > 0
+        value = (10.0 + seed) / neuron.threshold * (1 + 1e-4 * seed)
+        value *= (0.8 - with_threshold * (neuron.threshold - 1)) ** reset * 0.7**dead
+        return value * (together if reset and dead else 1)
+
+    monkeypatch.setattr("spikedim.claims.ntk.tiny.d_eff", d_eff)
+    found = get_claim("R-PRODUCT").run()
+    passes = {m.name.split("v_th = ")[1]: m.passes for m in found.measurements[1:4]}
+    assert passes["1"] is (together == 1)
+    assert passes["2"] is (together == 1 and not with_threshold)
+
+
+@pytest.mark.parametrize(("gain", "passes"), [(1.0, True), (0.8, False)])
+def test_an_inversion_is_tested_on_other_samples(gain, passes, monkeypatch):
+    """A threshold that suits only the digits it was found on refutes the corrected INVERT."""
+    first = []
+
+    def ratio(weights, x, neuron, T):
+        if not first:
+            first.append(x)
+        own = len(x) == len(first[0]) and bool((x == first[0]).all())
+        return 1.2 * math.exp(-neuron.threshold) * (1 if own else gain)
+
+    monkeypatch.setattr("spikedim.claims.ntk.tiny.ratio", ratio)
+    found = get_claim("INVERT").run()
+    corrected = [m.passes for m in found.measurements if m.form == "corrected"]
+    assert corrected == [passes] * 3
+    assert found.measurements[-1].measured.value < 0.01

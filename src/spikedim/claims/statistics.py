@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from spikedim.results import Estimate
@@ -26,24 +26,18 @@ def geometric(values: ArrayLike) -> Estimate:
     return Estimate(math.exp(logs.value), low, high, logs.n, method="Student t of logs")
 
 
-def rank_correlation(x: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Estimate:
-    """Spearman's ρ with the interval of Bonett and Wright (2000).
+def mean_ranks(values: ArrayLike) -> NDArray[np.float64]:
+    """Mean over rows of the ranks within each row of [rows, units], so that a unit counts once."""
+    return np.asarray(stats.rankdata(np.asarray(values), axis=1)).mean(0)
 
-    Args:
-        x, y: paired numbers.
-        groups: rank within each of these only, so that what differs between them plays no part.
-    """
-    a, b = (np.array(v, dtype=np.float64).ravel() for v in (x, y))
-    label = np.zeros(len(a)) if groups is None else np.asarray(groups).ravel()
-    for value in np.unique(label):
-        same = label == value
-        for v in (a, b):
-            ranks = stats.rankdata(v[same])
-            v[same] = (ranks - ranks.mean()) / max(same.sum(), 1)
+
+def rank_correlation(x: ArrayLike, y: ArrayLike) -> Estimate:
+    """Spearman's ρ of independent pairs with the interval of Bonett and Wright (2000)."""
+    a, b = (stats.rankdata(v) for v in (x, y))
+    a, b = a - a.mean(), b - b.mean()
     scale = math.sqrt(float(a @ a) * float(b @ b))
     rho = float(a @ b) / scale if scale else 0.0
-    freedom = len(a) - len(np.unique(label)) - 2
-    half = 1.96 * math.sqrt((1 + rho**2 / 2) / max(freedom, 1))
+    half = 1.96 * math.sqrt((1 + rho**2 / 2) / max(len(a) - 3, 1))
     middle = math.atanh(min(max(rho, -1 + 1e-12), 1 - 1e-12))
     low, high = math.tanh(middle - half), math.tanh(middle + half)
     return Estimate(rho, low, high, len(a), method="Spearman, Bonett-Wright")

@@ -112,6 +112,12 @@ def d_eff(size: Tiny, neuron: LIFParams, seed: int, centred: bool = True) -> flo
     return value if value > 0 else float("nan")
 
 
+def ratio(parameters: Weights, x: Tensor, neuron: LIFParams, T: int) -> float:
+    """R: centred participation ratio over that of the continuous counterpart; NaN without any."""
+    value = participation(kernel(parameters, x, neuron, T))
+    return value / participation(kernel(parameters, x, continuous(neuron), T)) or float("nan")
+
+
 @lru_cache(maxsize=512)
 def trained(
     n: int, seed: int, neuron: LIFParams = NEURON, shuffled: bool = False, steps: int = _STEPS
