@@ -10,7 +10,7 @@ from ntk_networks import FAMILIES, distance, last_token, network, small_network
 from spikedim.dimension import measure
 from spikedim.errors import BudgetError, ConfigError, DataError, ModelError
 from spikedim.neurons import LIF, LIFParams, Surrogate
-from spikedim.ntk import KernelOperator, Setup, gram
+from spikedim.ntk import KernelOperator, Setup, by_timestep, gram
 from spikedim.ntk.capture import Capture, logits
 from spikedim.ntk.gram import Plan, block, jacobian_rows
 from spikedim.ntk.kernel import Kernel
@@ -627,3 +627,57 @@ def test_a_head_that_is_not_all_there_is_differentiated_output_by_output():
         assert distance(found.values, true.values) < 1e-12
         coarse = gram(model.bfloat16(), x.bfloat16()).values  # too coarse to measure a head in
         assert distance(coarse, true.values) < 0.05
+
+
+def merging(layer, factor=1.0):
+    """A subclass that takes [T, B, C, H, W], as libraries of spiking networks have them."""
+
+    class Merging(layer):
+        def forward(self, x):
+            y = layer.forward(self, x.flatten(0, 1)) * factor
+            return y.view(*x.shape[:2], *y.shape[1:])
+
+    return Merging
+
+
+NEURON = LIFParams(threshold=0.3)
+
+
+class Multistep(nn.Module):
+    """Convolution, batch norm and neurons on [T, B, C, H, W], twice."""
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        norm = merging(nn.BatchNorm2d, factor)
+        self.body = nn.Sequential(
+            merging(nn.Conv2d)(1, 4, 3, padding=1), norm(4), LIF(NEURON),
+            merging(nn.Conv2d)(4, 4, 3), norm(4), LIF(NEURON), nn.Flatten(2), nn.Linear(144, 3),
+        )  # fmt: skip
+
+    def forward(self, x, T):
+        return self.body(x.expand(T, *x.shape)).mean(0)
+
+
+def test_layers_that_merge_time_with_the_samples_have_the_rules_of_theirs():
+    torch.manual_seed(0)
+    x = torch.randn(5, 1, 8, 8, dtype=torch.float64)
+    readout = {"readout": lambda net, x, T: net(x, T), "T": 3}
+    net = Multistep().double()
+    net(x, 3)
+    net.eval()
+    exact = gram(net, x, method="loop", **readout)
+    found = gram(net, x, **readout)
+    assert exact.values.trace() > 0
+    assert distance(found.values, exact.values) < 1e-12
+    assert set(found.layers) == set(exact.layers)
+    for name, part in exact.layers.items():
+        assert distance(found.layers[name], part) < 1e-12
+    assert distance(by_timestep(net, x, **readout).values, exact.values) < 1e-12
+
+    scaled = Multistep(0.5).double()
+    scaled.load_state_dict(net.state_dict())
+    scaled.eval()
+    with pytest.raises(ModelError, match="of Merging has no"):
+        gram(scaled, x, **readout)
+    exact = gram(scaled, x, method="loop", **readout).values
+    assert distance(gram(scaled, x, fallback=True, **readout).values, exact) < 1e-12

@@ -439,11 +439,11 @@ def ntk(
                 int(outputs) if outputs.isdecimal() else outputs,
                 seed,
             )
-            how: dict[str, Any] = {"memory": memory}
+            how: dict[str, Any] = {"memory": memory, "fallback": True}
             if method == "sketch":
                 given = {"probes": probes, "size": size}
                 how |= {name: value for name, value in given.items() if value is not None}
-            else:
+            elif method != "matrix-free":
                 how |= {"method": method, "engine": engine, "address": address, "workers": workers}
             reports: list[KernelReport | ApproximateReport] = []
             for index, network in enumerate(networks):
@@ -452,9 +452,7 @@ def ntk(
                 if method == "sketch":
                     reports.append(_sketched(network, subject, fresh, folder, how))
                 elif method == "matrix-free":
-                    reports.append(
-                        _matrix_free(network, subject, fresh, probes or PRODUCTS, memory)
-                    )
+                    reports.append(_matrix_free(network, subject, fresh, probes or PRODUCTS, how))
                 else:
                     steps_too = per_timestep and not index
                     reports.append(_kernel(network, subject, fresh, folder, steps_too, how))
@@ -554,12 +552,13 @@ def _matrix_free(
     subject: _Subject,
     initialisation: int | None,
     products: int,
-    memory: float | None,
+    how: dict[str, Any],
 ) -> ApproximateReport:
+    """``how`` are options of :class:`spikedim.ntk.KernelOperator`."""
     from spikedim.ntk import KernelOperator, kernel_spectrum, kernel_traces
     from spikedim.ntk.variants import samples_of
 
-    operator = KernelOperator(network, subject.x, **subject.asked, memory=memory)
+    operator = KernelOperator(network, subject.x, **subject.asked, **how)
     traces = kernel_traces(operator, products=products, seed=subject.seed)
     spectrum = kernel_spectrum(operator, count=EIGENVALUES, seed=subject.seed)
     about = (*subject.names, samples_of(subject.x), "matrix-free")

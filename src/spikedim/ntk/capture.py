@@ -261,8 +261,12 @@ class Capture:
         if type(module).forward is LIF.forward:
             assert isinstance(module, LIF)
             return partial(self._neurons, module, original)
-        if isinstance(module, _BatchNorm) and type(module).forward is not _BatchNorm.forward:
-            return None
+        bases: tuple[Any, ...] = (*CONVOLUTIONS, _BatchNorm)
+        base = next((c for c in bases if isinstance(module, c)), None)
+        if base is not None and type(module).forward is not base.forward:
+            own = {n for n, _ in module.named_parameters()} <= {"weight", "bias"}
+            plain = partial(base.forward, module)
+            return partial(self._merging, name, module, original, plain) if own else None
         if isinstance(module, _BatchNorm) or (
             covered(module) and any(p.requires_grad for p in module.parameters(False))
         ):
@@ -306,6 +310,26 @@ class Capture:
         self._written = weakref.ref(out) if foldable else None
         return out
 
+    def _merging(
+        self,
+        name: str,
+        module: nn.Module,
+        original: Callable[[Tensor], Tensor],
+        plain: Callable[[Tensor], Tensor],
+        x: Tensor,
+    ) -> Tensor:
+        """A subclass of torch's layer that merges time with the samples, as SpikingJelly's do.
+
+        One that does anything else is left without a rule.
+        """
+        with torch.no_grad():
+            expected = original(x)
+            merges = x.ndim > 2 and _same(expected, lambda: plain(x.flatten(0, 1)))
+            known = merges or _same(expected, lambda: plain(x))
+        if merges:
+            return self._layer(name, module, plain, x.flatten(0, 1)).view(expected.shape)
+        return self._layer(name, module, plain, x) if known else original(x)
+
     def _own_tokens(self, ids: Tensor) -> Tensor:
         """Positions that all samples share, [N] or [1, N], as one row for each sample."""
         if ids.ndim == 2 and len(ids) == 1:
@@ -327,6 +351,13 @@ class Capture:
             module.w = copies.view(-1, *[1] * (inputs[0].dim() - 2))
 
         handles.append(module.register_forward_pre_hook(shape))
+
+
+def _same(expected: Tensor, found: Callable[[], Tensor]) -> bool:
+    try:
+        return torch.equal(expected.flatten(), found().flatten())
+    except (ValueError, RuntimeError):  # another number of axes, or of channels
+        return False
 
 
 def _same_memory(x: Tensor, y: Tensor) -> bool:

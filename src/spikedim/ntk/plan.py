@@ -15,6 +15,7 @@ from spikedim.ntk.deposit import deposit
 from spikedim.ntk.gram import Plan, Setup
 from spikedim.ntk.layers import CONVOLUTIONS
 from spikedim.ntk.passes import Call
+from spikedim.progress import note
 
 _CACHE = 1 << 24  # bytes of the largest tensor of one batch, so that most stay in cache
 _DEVICE = 1 << 29  # the same on an accelerator, where launches cost more than memory
@@ -115,7 +116,11 @@ def without_rule(setup: Setup, x: Tensor) -> tuple[str, ...]:
     """Parameters that need autograd, sample by sample."""
     names = tuple(name for name, _ in setup.model.named_parameters())
     output = setup.capture(setup.batch(x, 0, 1), names).output
-    return tuple(name for name, _ in uncovered(setup.model, output))
+    found = tuple(name for name, _ in uncovered(setup.model, output))
+    if found:
+        some = f"{', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
+        note(f"without a rule, by autograd sample by sample: {some}", topic="fallback")
+    return found
 
 
 def verify(setup: Setup, x: Tensor, without: tuple[str, ...] = ()) -> None:

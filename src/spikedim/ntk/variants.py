@@ -218,8 +218,8 @@ def estimators(chosen: str) -> tuple[Estimator, ...]:
 
 
 def trace_kernel(model: SpikingModel, x: Tensor, method: str) -> Array:
-    """Trace kernel of the network on ``x``, float64 [n, n]."""
-    return np.asarray(gram(model, x, method=method).values)
+    """Trace kernel of the network on ``x``, float64 [n, n]; of parameters without a rule too."""
+    return np.asarray(gram(model, x, method=method, fallback=True).values)
 
 
 def log_dimensions(
