@@ -418,6 +418,11 @@ def test_dimension_alignment_and_regression():
     perfect = Kernel(same * 1.0, {}, "trace", 3, True, None, (), "loop", "float64", 1, 0.0, 0)
     assert perfect.alignment(labels) == pytest.approx(1)
     assert 0.3 < made.alignment(torch.tensor(labels)) < 1
+    chance = made.alignment_by_chance(labels)
+    assert chance.low < chance.value < chance.high < made.alignment(labels)
+    assert chance == made.alignment_by_chance(torch.tensor(labels))
+    ignorant = made.alignment(np.random.default_rng(1).permutation(labels))
+    assert chance.low < ignorant < chance.high
     assert made.regression(labels).value == 100
     assert made.regression(labels).n == 15
     vectors = made.eigenvectors(2)[1]

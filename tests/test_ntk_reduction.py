@@ -178,6 +178,7 @@ def test_factors_and_products_are_ratios_of_the_combinations(measured):
     assert by["refractory"] == pytest.approx(at["threshold", "refractory"] / at["threshold",])
     assert by["threshold (leak on)"] == pytest.approx(at[leaky] / at["leak",])
     assert by["joint"] == pytest.approx(at[(*leaky, "reset", "refractory")] / at[()])
+    assert all(together.gap.value != pytest.approx(1) for together in measured.products)
     whole = measured.products[-1]
     names = ("threshold", "leak", "reset", "refractory")
     assert whole.on == names

@@ -61,7 +61,9 @@ def design(
     ] = True,
     target_d_eff: Annotated[
         float | None,
-        typer.Option(help="Also find the neuron whose tangent kernel has this d_eff."),
+        typer.Option(
+            help="Also find the neuron whose tangent kernel has this d_eff (participation ratio)."
+        ),
     ] = None,
     target_reduction: Annotated[
         float | None,

@@ -61,8 +61,8 @@ class KernelReport(Result):
         network, dataset, T, samples, parameters: what it is of.
         outputs, surrogate, method, dtype, seconds: how it was made.
         centred, uncentred: effective dimensions of HKH and K.
-        alignment: kernel-target alignment with the labels, centred; ``None`` for all outputs or
-            without labels.
+        alignment, by_chance: kernel-target alignment with the labels and with shuffled ones,
+            centred; ``None`` for all outputs or without labels.
         regression: held-out accuracy of kernel ridge regression on the labels, percent; ``None``
             without labels or with too few samples per class.
         layers: share of each layer in the trace.
@@ -84,6 +84,7 @@ class KernelReport(Result):
     centred: DimensionReport
     uncentred: DimensionReport
     alignment: float | None
+    by_chance: Estimate | None
     regression: Estimate | None
     layers: dict[str, float]
     timesteps: dict[str, Any] | None
@@ -107,7 +108,11 @@ class KernelReport(Result):
         rows = [
             (key, e, self.uncentred[key], e.method) for key, e in self.centred.estimates.items()
         ]
-        about = [("alignment with labels", self.alignment), ("held-out accuracy", self.regression)]
+        about = [
+            ("alignment with labels", self.alignment),
+            ("with shuffled labels, 95 % of them", self.by_chance),
+            ("held-out accuracy", self.regression),
+        ]
         labels = Table("Kernel and labels", ("quantity", "value"), about)
         columns = ("estimator", "centred", "uncentred", "interval")
         notes = (*self.centred.warnings, *_untrained(self))
@@ -290,7 +295,10 @@ def ntk(
     invert: Annotated[
         bool, typer.Option("--invert", help="Find v_th, beta and t_ref for a target.")
     ] = False,
-    target_d_eff: Annotated[float | None, typer.Option(help="Wanted d_eff of --invert.")] = None,
+    target_d_eff: Annotated[
+        float | None,
+        typer.Option(help="Wanted d_eff of --invert, participation ratio of the centred kernel."),
+    ] = None,
     target_reduction: Annotated[
         float | None,
         typer.Option(help="Wanted R = d_eff / d_eff of the continuous twin, of --invert."),
@@ -517,6 +525,7 @@ def _kernel(
         kernel.dimension(center=True, seed=subject.seed),
         kernel.dimension(center=False, seed=subject.seed),
         kernel.alignment(subject.labels) if supervised else None,
+        kernel.alignment_by_chance(subject.labels, seed=subject.seed) if supervised else None,
         regression,
         kernel.contributions(),
         None if steps is None else steps.to_dict(),

@@ -89,6 +89,7 @@ class Inversion(Result):
             given up after the first leak and refractory period.
         estimate: value of the neuron found with the interval for other samples of as many;
             ``None`` without one. The search met the target on these samples only.
+        estimator, centered: which dimension of which kernel d_eff is.
     """
 
     quantity: str
@@ -103,6 +104,8 @@ class Inversion(Result):
     trials: tuple[Trial, ...]
     most: float = math.inf
     estimate: Estimate | None = None
+    estimator: str = "pr"
+    centered: bool = True
 
     def value(self, trial: Trial) -> float:
         """What the target is about, of one trial."""
@@ -157,7 +160,8 @@ class Inversion(Result):
         answer = "feasible" if self.feasible else "infeasible: the nearest neuron"
         if best is None:
             answer = "infeasible: no neuron tried fires at such a rate"
-        notes = []
+        about = "centred" if self.centered else "uncentred"
+        notes = [f"d_eff: {self.estimator} of the {about} trace kernel of these samples."]
         if best is not None and best.rate < QUIET:
             notes.append(
                 f"It hardly fires, below {QUIET:g} spikes per step: its {self.quantity} rests on a "
@@ -312,6 +316,8 @@ def invert(
         tuple(search.trials),
         most,
         None if best is None else search.estimate(best),
+        estimator,
+        center,
     )
 
 

@@ -9,6 +9,7 @@ does not change when a kernel is scaled, so nothing forces the factors to multip
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -129,7 +130,8 @@ class Reduction(Result):
         settings: d_eff, rate and membrane of each combination.
         factors: of each mechanism, of the threshold in a membrane that leaks already, and of all
             of them (``"joint"``).
-        products: for each combination of two or more; the whole neuron last.
+        products: for each combination of two or more whose product is not its joint R by
+            construction; the whole neuron last.
         layers: membrane of each layer with threshold and leak on, first network.
         notes: what limits the numbers.
     """
@@ -321,10 +323,25 @@ def reduction(
         center,
         rows,
         tuple(factors),
-        tuple(together(on) for on in settings if len(on) > 1),
+        tuple(together(on) for on in settings if not _telescopes(on, present)),
         potentials[leaky][0],
         tuple(_notes(values, neuron)),
     )
+
+
+def _telescopes(on: On, present: On) -> bool:
+    """Whether the factors of ``on``, each on top of what it needs, multiply to R whatever they are.
+
+    So they do for threshold and refractory period: R = d_t/d · d_tr/d_t.
+    """
+    terms: Counter[On] = Counter()
+    for name in on:
+        after = closure((name,), present)
+        terms[after] += 1
+        terms[_without(after, name)] -= 1
+    terms[on] -= 1
+    terms[()] += 1
+    return not any(terms.values())
 
 
 def _closed_forms(

@@ -139,6 +139,24 @@ class Kernel(Result):
         scale = np.linalg.norm(matrix) * np.linalg.norm(same)
         return float((matrix * same).sum() / scale) if scale else 0.0
 
+    def alignment_by_chance(
+        self, labels: Any, center: bool = True, permutations: int = 100, seed: int = 0
+    ) -> Estimate:
+        """:meth:`alignment` with shuffled labels: the mean, and the range of 95 % of them.
+
+        It is not 0: a kernel of few effective dimensions is aligned with any labels a little.
+
+        Args:
+            labels, center: as for :meth:`alignment`.
+            permutations: times the labels are shuffled.
+            seed: of the shuffling.
+        """
+        target, rng = self._labels(labels), np.random.default_rng(seed)
+        found = [self.alignment(rng.permutation(target), center) for _ in range(permutations)]
+        low, high = np.quantile(found, (0.025, 0.975))
+        method = f"{permutations} permutations"
+        return Estimate(float(np.mean(found)), low, high, len(target), method=method)
+
     def regression(
         self, labels: Any, held_out: float = 0.25, ridge: float = 1e-3, seed: int = 0
     ) -> Estimate:
