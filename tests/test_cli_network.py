@@ -10,9 +10,16 @@ import torch
 from own_files import THRESHOLD
 from spikedim.cli import main
 from spikedim.data import load_dataset
-from spikedim.models import batchnorm_of, create_model, save_checkpoint, settle_batchnorm
+from spikedim.models import (
+    batchnorm_of,
+    create_model,
+    load_checkpoint,
+    save_checkpoint,
+    settle_batchnorm,
+)
 from spikedim.models.calibration import is_trained
 from spikedim.profiling import profile
+from spikedim.training import evaluate
 
 FILE = (
     THRESHOLD
@@ -107,7 +114,9 @@ def test_profile_takes_a_trained_network_as_it_is(here, capsys):
     x, _ = data.tensors("test", 16, 0)
     there = profile(network.eval(), x, 2).spikes_per_sample.value
     assert json.loads(out)["spikes_per_sample"]["value"] == there
-    assert json.loads(out)["state"].endswith("batch norm as the network brings it")
+    assert json.loads(out)["state"].endswith(
+        "batch norm as the network brings it; test samples of digits"
+    )
     _, err = run(capsys, *words, "--model", "own.py:fresh")
     assert "batch norm calibrated at T = 2 on 256 training samples" in err
 
@@ -283,3 +292,23 @@ def test_data_of_another_kind_are_said_to_be(verb, data, model, words, lines, ca
 def test_a_checkpoint_of_a_text_network_needs_its_tokeniser(lines, capsys):
     words = ["profile", *TEXT, "--model", "spikegpt_nano", "--checkpoint", "x.safetensors"]
     assert "tokeniser" in run(capsys, *words, "--quiet", code=2)[1]
+
+
+def test_data_without_a_test_split_are_profiled_on_what_training_holds_out(here, capsys):
+    digits = load_dataset("digits")
+    np.savez(here / "grey.npz", x=digits.train.inputs[:100], y=digits.train.labels[:100])
+    words = ["--data", "grey.npz", "--model", "spikformer_nano", "-T", "1"]
+    out, err = run(capsys, "train", *words, "--epochs", "1", "-o", "t", "--json")
+    assert "20 of its 100 samples are held out" in err
+    out, err = run(
+        capsys, "profile", *words, "--checkpoint", "t/best.safetensors", "--json", "--samples", "99"
+    )
+    assert "20 of its 100 samples are held out" in err
+    found = json.loads(out)
+    assert found["samples"] == 20
+    assert found["state"].endswith("test samples of grey")
+    held_out = load_dataset("grey.npz").with_test(seed=0)
+    network = create_model("spikformer_nano", num_classes=10, input_shape=(1, 8, 8))
+    load_checkpoint(network, "t/best.safetensors")
+    x, y = held_out.tensors("test")
+    assert found["accuracy"]["value"] == evaluate(network, x, y, 1).accuracy[-1].value

@@ -49,7 +49,7 @@ def test_censoring_at_both_edges_is_said():
     assert rising.censored
     assert rising.estimate.high is None
     assert rising.estimate.value == 5
-    assert any("at least 4" in note for note in rising.notes)
+    assert any(f"T* is {rising.estimate.low:g} or more" in note for note in rising.notes)
     assert "or more" in str(rising)
     flat = t_star(answers(900, 900, 900, n=1000, steps=[4, 6, 8]))
     assert (flat.estimate.value, flat.estimate.low, flat.estimate.high) == (4, 1, 4)
@@ -58,6 +58,13 @@ def test_censoring_at_both_edges_is_said():
     alone = t_star(answers(90, steps=[4]))
     assert alone.censored
     assert any("Only T=4" in note for note in alone.notes)
+
+
+def test_a_fall_that_the_test_set_does_not_explain_is_said():
+    failed = t_star(answers(800, 900, 890, 600, n=1000, steps=[1, 2, 4, 8]))
+    assert "falls from 90 % at T=2 to 60 % at T=8" in failed.notes[0]
+    noise = t_star(answers(800, 900, 890, 880, n=1000, steps=[1, 2, 4, 8]))
+    assert not any("falls" in note for note in noise.notes)
 
 
 def test_too_few_samples_for_the_tolerance_is_said():

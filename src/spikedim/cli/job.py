@@ -10,7 +10,7 @@ from typing import Any
 
 from spikedim import progress
 from spikedim.adapters.files import fingerprint
-from spikedim.cli.network import tell_words
+from spikedim.cli.network import tell_words, tested
 from spikedim.data import Dataset, load_dataset
 from spikedim.data.reduce import downsampled, first_classes, repooled
 from spikedim.errors import ConfigError
@@ -114,8 +114,7 @@ def load(
         dataset = first_classes(dataset, min(classes, dataset.num_classes))
     if repool is not None:
         dataset = repooled(dataset, repool, seed)
-    if dataset.test is None:
-        dataset = dataset.with_test(seed=seed)
+    dataset = tested(dataset, seed)
     return dataset if image_size is None else downsampled(dataset, image_size)
 
 

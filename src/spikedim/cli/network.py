@@ -42,6 +42,26 @@ def opened(data: str, root: Path | None, checkpoint: Path | None = None) -> Data
     return dataset if checkpoint is None else read_like(dataset, checkpoint)
 
 
+def tested(dataset: Dataset, seed: int) -> Dataset:
+    """The data set with a test split: its own, or the samples that every training holds out.
+
+    Raises:
+        DataError: too few samples.
+    """
+    from spikedim.progress import note
+
+    if dataset.test is not None:
+        return dataset
+    found = dataset.with_test(seed=seed)
+    assert found.test is not None
+    note(
+        f"{dataset.name} has no test split: {len(found.test):,} of its {len(dataset.train):,} "
+        f"samples are held out as one (--seed {seed})",
+        topic="split",
+    )
+    return found
+
+
 def tell_words(dataset: Dataset) -> None:
     """Say how the texts of a data set reach a network, and what is lost."""
     if dataset.kind != "text":

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from spikedim.cli import options
-from spikedim.cli.network import network_inputs, opened, ready_network
+from spikedim.cli.network import network_inputs, opened, ready_network, tested
 from spikedim.cli.output import emit, save_figure, say, working
+from spikedim.errors import DataError
 
 #: Samples behind membrane potentials.
 _ACTIVE = 8
@@ -20,7 +22,12 @@ def profile(
     model: options.Model = "spikformer_tiny",
     timesteps: options.OneT = 4,
     checkpoint: options.Checkpoint = None,
-    samples: Annotated[int, typer.Option(help="Test samples to average over.")] = 64,
+    samples: Annotated[
+        int,
+        typer.Option(
+            help="Test samples to average over; held out as for training if the data have none."
+        ),
+    ] = 64,
     convention: Annotated[
         list[str] | None,
         typer.Option(help="Energy convention (name or YAML file); repeat for several."),
@@ -69,14 +76,13 @@ def profile(
     from spikedim.neurons import LIF
     from spikedim.profiling import profile as profiled
     from spikedim.profiling.activity import activity
-    from spikedim.progress import note
     from spikedim.training import resolve_device
 
     with working(quiet):
         dataset = opened(data, data_root, checkpoint)
+        with suppress(DataError):  # too few to hold any out
+            dataset = tested(dataset, seed)
         split = "train" if dataset.test is None else "test"
-        if dataset.test is None:
-            note(f"{dataset.name} has no test split: training samples are profiled", topic="split")
         x, y, T = network_inputs(model, dataset, split, samples, timesteps, seed)
         ready = ready_network(model, dataset, timesteps, checkpoint, seed)
         place = resolve_device(device)
@@ -87,7 +93,7 @@ def profile(
             T,
             conventions=convention or None,
             labels=None if ready.trained is False else y,
-            state=ready.state,
+            state=f"{ready.state}; {split} samples of {dataset.name}",
         )
         seen = None
         if plot is not None or html is not None:

@@ -184,12 +184,19 @@ def neurons(plan: Data) -> Grid | None:
         [
             neuron_label(p),
             full(p["accuracy"]),
+            full(p["held_out"]) if p["held_out"] else "–",
             full(p["spikes_per_sample"]),
             full(p["firing_rate"]),
         ]
         for p in plan["neurons"]["points"]
     ]
-    columns = ("setting", "test accuracy", "spikes per sample", "firing rate")
+    columns = (
+        "setting",
+        "test accuracy",
+        "held out of training",
+        "spikes per sample",
+        "firing rate",
+    )
     return Grid("Neuron settings", columns, rows, (), chosen_neurons(plan))
 
 

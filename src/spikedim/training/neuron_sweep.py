@@ -83,14 +83,20 @@ class NeuronSweep(Result):
                 p.parameter,
                 f"{number(p.value)}{' (base)' if p.base else ''}",
                 p.accuracy,
+                p.held_out,
                 p.spikes_per_sample,
                 p.firing_rate,
             )
             for p in self.points
         ]
-        columns = ("parameter", "value", "accuracy", "spikes per sample", "rate")
-        note = "One training each, same seed; intervals cover test-set noise only."
-        return [Table(f"{self.model} on {self.dataset}, T={self.T}", columns, rows, (note,))]
+        columns = ("parameter", "value", "accuracy", "held out", "spikes per sample", "rate")
+        notes = ["One training each, same seed; intervals cover test-set noise only."]
+        if held := [p.held_out.n for p in self.points if p.held_out is not None]:
+            notes.append(
+                f"Held out: accuracy on {held[0]:,} training samples that were not trained on; a "
+                "setting is chosen by it, so that the test accuracy is not the luckiest of several."
+            )
+        return [Table(f"{self.model} on {self.dataset}, T={self.T}", columns, rows, notes)]
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw accuracy against spikes per sample, one series per parameter."""

@@ -22,6 +22,7 @@ neither, so it is not done.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ from spikedim.theory.statistics import wilson_interval
 
 _CHUNK = 1 << 24
 _SLACK = 1e-9
+_FALL = 5.0  # points that a fall of the accuracy is told from
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,10 @@ def t_star(
         fitted=tuple(map(float, fitted)),
         probability=tuple(map(float, np.bincount(firsts, minlength=len(steps)) / resamples)),
         censored=censored,
-        notes=_notes(steps, first, high_index, n, tolerance, largest),
+        notes=(
+            *_falls(steps, table),
+            *_notes(steps, low, first, high_index, n, tolerance, largest),
+        ),
     )
 
 
@@ -231,8 +236,26 @@ def _first_sufficient(fitted: np.ndarray, tolerance: float) -> np.ndarray:
     return np.argmax(sufficient, axis=1)
 
 
+def _falls(steps: tuple[int, ...], table: np.ndarray) -> tuple[str, ...]:
+    """The largest fall of the accuracy in T, if it is large and not noise of the test set."""
+    accuracy = 100 * table.mean(axis=1)
+    best = np.maximum.accumulate(accuracy)
+    later = int(np.argmax(best - accuracy))
+    earlier = int(np.argmax(accuracy[: later + 1]))
+    lost = 100 * (table[earlier] - table[later])
+    if lost.mean() <= max(_FALL, 4 * lost.std() / math.sqrt(len(lost))):
+        return ()
+    return (
+        f"Accuracy falls from {number(accuracy[earlier], 3)} % at T={steps[earlier]} to "
+        f"{number(accuracy[later], 3)} % at T={steps[later]}, which is not noise of the test set: "
+        "that training may have failed, and lowers the plateau; repeat it longer or with another "
+        "seed.",
+    )
+
+
 def _notes(
     steps: tuple[int, ...],
+    low: int,
     first: int,
     high_index: int,
     n: int,
@@ -247,8 +270,8 @@ def _notes(
         notes.append(f"Only T={steps[0]} was tested, so it is its own plateau: test more T.")
     elif first == last:
         notes.append(
-            f"Accuracy still rises at T={steps[-1]}, the largest tested: T* is at least "
-            f"{steps[-2] + 1}; {more}."
+            f"Accuracy still rises at T={steps[-1]}, the largest tested: no plateau was seen, and "
+            f"T* is {low} or more; {more}."
         )
     elif high_index == last:
         notes.append(
