@@ -275,6 +275,21 @@ def test_missing_labels(here, images, capsys, verb):
     assert "no labels" in line
 
 
+def test_a_folder_of_images_without_classes_is_measured_and_not_trained_on(here, images, capsys):
+    from PIL import Image
+
+    for i, image in enumerate(images["x_train"][:12]):
+        Path("flat").mkdir(exist_ok=True)
+        Image.fromarray(image.astype(np.uint8)).resize((8 + i % 2,) * 2).save(f"flat/{i:02d}.png")
+    line = fails(capsys, "measure", "--data", "flat", "--quiet")
+    assert "--data FOLDER@N" in line
+    assert run("measure", "--data", "flat@6", "--estimators", "pr", "--quiet") == 0
+    assert "12 samples x 36 features" in capsys.readouterr().out
+    line = fails(capsys, "train", "--data", "flat@6", "--model", "spikformer_nano", "--quiet")
+    assert "no labels" in line
+    assert "a folder for each class" in line
+
+
 def test_nan_pixels(here, images, capsys):
     x = images["x_train"].astype(np.float32)
     x[3, 2, 1] = np.nan

@@ -460,8 +460,10 @@ class Dataset:
             DataError: it has none.
         """
         if split.labels is None:
+            folders = ", of image files a folder for each class" if self.kind == "image" else ""
             raise DataError(
-                f"data set {self.name} has no labels; networks need one class number per sample"
+                f"data set {self.name} has no labels; networks need one class number per "
+                f"sample{folders}"
             )
         return split.labels
 
