@@ -438,3 +438,20 @@ def test_report_of_nothing(here, capsys):
 def test_debug_shows_the_traceback(here, capsys):
     assert run("design", "--data", "nowhere.npz", "--quiet", "--debug") == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "under a minute"), (59, "under a minute"), (140, "about 2 min")]
+)
+def test_the_time_announced(monkeypatch, seconds, said):
+    from spikedim.cli import job
+    from spikedim.data import load_dataset
+    from spikedim.training import default_config
+
+    notes = []
+    monkeypatch.setattr(job, "predict_seconds", lambda *_, **__: seconds)
+    monkeypatch.setattr(job.progress, "note", notes.append)
+    data = load_dataset("digits")
+    asked = job.Job(data, data, "spikformer_nano", default_config("spikformer_nano", data))
+    asked.announce((1, 2), 1)
+    assert notes == [f"Training spikformer_nano on digits at T = 1, 2: {said} here."]
