@@ -17,6 +17,7 @@ from PIL import Image
 
 from spikedim.data import load_dataset
 from spikedim.data.build import make_dataset
+from spikedim.data.formats.text import _LABELS, _TEXTS
 from spikedim.errors import ConfigError, DataError
 
 quick = settings(max_examples=12, deadline=None)
@@ -438,7 +439,7 @@ class TestImageFolder:
 
 
 texts = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Zs")), min_size=1).filter(
-    lambda text: text.strip().lower() not in ("sentence", "text", "review", "content", "label")
+    lambda text: text.strip().lower() not in (*_TEXTS, *_LABELS)
 )
 
 
