@@ -275,6 +275,21 @@ def test_missing_labels(here, images, capsys, verb):
     assert "no labels" in line
 
 
+def test_a_folder_of_images_without_classes_is_measured_and_not_trained_on(here, images, capsys):
+    from PIL import Image
+
+    for i, image in enumerate(images["x_train"][:12]):
+        Path("flat").mkdir(exist_ok=True)
+        Image.fromarray(image.astype(np.uint8)).resize((8 + i % 2,) * 2).save(f"flat/{i:02d}.png")
+    line = fails(capsys, "measure", "--data", "flat", "--quiet")
+    assert "--data FOLDER@N" in line
+    assert run("measure", "--data", "flat@6", "--estimators", "pr", "--quiet") == 0
+    assert "12 samples x 36 features" in capsys.readouterr().out
+    line = fails(capsys, "train", "--data", "flat@6", "--model", "spikformer_nano", "--quiet")
+    assert "no labels" in line
+    assert "a folder for each class" in line
+
+
 def test_nan_pixels(here, images, capsys):
     x = images["x_train"].astype(np.float32)
     x[3, 2, 1] = np.nan
@@ -423,3 +438,20 @@ def test_report_of_nothing(here, capsys):
 def test_debug_shows_the_traceback(here, capsys):
     assert run("design", "--data", "nowhere.npz", "--quiet", "--debug") == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "under a minute"), (59, "under a minute"), (140, "about 2 min")]
+)
+def test_the_time_announced(monkeypatch, seconds, said):
+    from spikedim.cli import job
+    from spikedim.data import load_dataset
+    from spikedim.training import default_config
+
+    notes = []
+    monkeypatch.setattr(job, "predict_seconds", lambda *_, **__: seconds)
+    monkeypatch.setattr(job.progress, "note", notes.append)
+    data = load_dataset("digits")
+    asked = job.Job(data, data, "spikformer_nano", default_config("spikformer_nano", data))
+    asked.announce((1, 2), 1)
+    assert notes == [f"Training spikformer_nano on digits at T = 1, 2: {said} here."]

@@ -17,6 +17,7 @@ from PIL import Image
 
 from spikedim.data import load_dataset
 from spikedim.data.build import make_dataset
+from spikedim.data.formats.text import _LABELS, _TEXTS
 from spikedim.errors import ConfigError, DataError
 
 quick = settings(max_examples=12, deadline=None)
@@ -364,6 +365,58 @@ class TestImageFolder:
         with pytest.raises(ConfigError, match="size=0"):
             load_dataset(tmp_path, size=0)
 
+    def test_the_size_is_said_in_the_spec(self, tmp_path):
+        x, y = images(0)
+        write_folder(tmp_path, x, y)
+        Image.fromarray(images(1, n=1, side=9)[0][0]).save(tmp_path / "class1" / "odd.png")
+        refused(tmp_path, "on the command line --data FOLDER@N")
+        data = load_dataset(f"{tmp_path}@4")
+        assert data.fingerprint == load_dataset(tmp_path, size=4).fingerprint
+        assert data.name == tmp_path.name
+        with pytest.raises(ConfigError, match="side 4, size=5 for another"):
+            load_dataset(f"{tmp_path}@4", size=5)
+        with pytest.raises(ConfigError, match="size=8 applies to image folders; digits"):
+            load_dataset("digits@8")
+        (tmp_path / "set@4").mkdir()
+        Image.fromarray(x[0]).resize((7, 7)).save(tmp_path / "set@4" / "0.png")
+        assert load_dataset(tmp_path / "set@4").input_shape == (3, 7, 7)
+
+    @pytest.mark.parametrize("folder", ["", "all"])
+    @pytest.mark.parametrize("split", ["", "test"])
+    def test_images_without_classes_have_no_labels(self, tmp_path, folder, split):
+        x, _ = images(0, channels=0)
+        for name, part in (("train", x), ("test", x[:2])):
+            place = tmp_path / (name if split else "") / folder
+            if name == "test" and not split:
+                continue
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "README.txt").write_text("about")
+            for i, image in enumerate(part):
+                Image.fromarray(image).save(place / f"{i:03d}.png")
+        data = load_dataset(tmp_path)
+        assert data.name == tmp_path.name
+        assert data.num_classes == 0
+        assert data.train.labels is None
+        assert np.array_equal(data.train.inputs, x)
+        assert (data.test is None) == (not split)
+        if data.test is not None:
+            assert data.test.labels is None
+            assert np.array_equal(data.test.inputs, x[:2])
+        assert len(data.features()) == len(x)
+
+    def test_images_beside_class_folders_are_left_out(self, tmp_path):
+        x, y = images(0)
+        write_folder(tmp_path, x, y)
+        Image.fromarray(x[0]).save(tmp_path / "preview.png")
+        assert len(load_dataset(tmp_path).train) == len(x)
+
+    def test_test_images_need_the_classes_of_the_training_images(self, tmp_path):
+        x, y = images(0)
+        write_folder(tmp_path / "train", x, y)
+        (tmp_path / "test").mkdir()
+        Image.fromarray(x[0]).save(tmp_path / "test" / "0.png")
+        refused(tmp_path, "holds images without class folders, the training images have classes")
+
     def test_grey_and_colour_mix_becomes_colour(self, tmp_path):
         write_folder(tmp_path / "a", images(0, channels=0)[0][:1], [0])
         write_folder(tmp_path, *images(0))
@@ -386,7 +439,7 @@ class TestImageFolder:
 
 
 texts = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Zs")), min_size=1).filter(
-    lambda text: text.strip().lower() not in ("sentence", "text", "review", "content", "label")
+    lambda text: text.strip().lower() not in (*_TEXTS, *_LABELS)
 )
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from spikedim.data import Catalog, Events, encode, list_datasets, load_dataset
 from spikedim.data import arrays as blockwise
 from spikedim.data.build import make_dataset
+from spikedim.data.reduce import repooled
 from spikedim.data.sampling import split_indices, stratified_order, subset
 from spikedim.errors import ConfigError, DataError
 
@@ -131,7 +132,7 @@ class TestTensors:
     def test_unknown_and_missing_splits(self):
         with pytest.raises(ConfigError, match="'train' or 'test'"):
             made().features("valid")
-        with pytest.raises(DataError, match="with_test"):
+        with pytest.raises(DataError, match=r"--split train.*with_test.*Python"):
             made().features("test")
 
 
@@ -177,7 +178,7 @@ class TestSubsets:
 
     @pytest.mark.parametrize("limit", [0, -3])
     def test_limit_below_one(self, limit):
-        with pytest.raises(ConfigError, match="at least 1"):
+        with pytest.raises(ConfigError, match=rf"limit={limit}.*--limit, --samples.*at least 1"):
             made().features(limit=limit)
 
     def test_with_test(self):
@@ -189,8 +190,22 @@ class TestSubsets:
             data.with_test()
         with pytest.raises(ConfigError, match="fraction"):
             made().with_test(1.0)
-        with pytest.raises(DataError, match="at least one"):
+        with pytest.raises(DataError, match=r"at least one.*smaller test set"):
             split_indices(None, 1, 1, 0)
+
+    @pytest.mark.parametrize(("n", "fraction"), [(1, 0.2), (2, 0.2), (9, 0.99)])
+    def test_too_few_for_a_test_split(self, n, fraction):
+        data = make_dataset("few", (np.ones((n, 4)), None))
+        with pytest.raises(DataError, match=rf"data set few .* {n} sample.*more samples, or"):
+            data.with_test(fraction)
+
+    @pytest.mark.parametrize("test", [8, 31])
+    def test_a_split_anew_is_the_same_with_and_without_a_test_split(self, test):
+        whole = made()
+        again = repooled(whole, test, 3)
+        assert again.fingerprint == whole.with_test(test / 40, 3).fingerprint
+        with pytest.raises(DataError, match="40 samples into a test set of 50"):
+            repooled(whole, 50)
 
 
 class TestFingerprint:
@@ -261,6 +276,12 @@ class TestChecks:
         x = np.zeros((9, 4, 4), np.float32)
         x[7, 2, 3] = x[8, 0, 0] = value
         with pytest.raises(DataError, match=r"index \[7, 2, 3\]"):
+            made((x, None))
+
+    def test_the_bad_value_has_the_index_of_the_array_as_given(self):
+        x = np.zeros((9, 2, 5, 6), np.float32)
+        x[7, 1, 2, 3] = np.nan
+        with pytest.raises(DataError, match=r"index \[7, 1, 2, 3\]"):
             made((x, None))
 
     def test_label_outside_the_names(self):

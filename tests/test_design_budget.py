@@ -10,6 +10,7 @@ from spikedim.design.budget import Budget, invert, parse_energy
 from spikedim.errors import ConfigError
 from spikedim.models import calibrate_batchnorm, create_model
 from spikedim.profiling import profile
+from spikedim.report import render
 from spikedim.results import Estimate
 
 
@@ -83,6 +84,13 @@ def test_a_budget_inverts_a_design():
     assert tight.recommendation.basis == "budget"
     assert tight.recommended.profile.spikes_per_sample.value <= spikes * 1.001
     assert tight.budget.timesteps == tight.recommendation.timesteps.value
+    assert not any("by definition" in line for line in tight.verdict)
+    ample = design(data, "spikformer_nano", profile_samples=8, budget=Budget(spikes=1e9))
+    assert ample.recommended.timesteps == 8
+    assert any("T = 8: 0 points" in line and "by definition" in line for line in ample.verdict)
+    assert all((p.lost.low is None) == (p.timesteps == 8) for p in ample.operating)
+    assert "0 by definition at the largest T" in ample.tables()[-2].notes[0]
+    assert "by definition" in render(ample)
     none = design(data, "spikformer_nano", profile_samples=8, budget=Budget(spikes=1))
     assert none.budget.timesteps is None
     assert none.verdict[0].startswith("Infeasible")

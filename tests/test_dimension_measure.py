@@ -121,6 +121,8 @@ def test_report_is_complete_reproducible_and_renders():
         assert e.low <= e.value
         assert e.high is None or e.value <= e.high
         assert e.n == 300
+    with pytest.raises(ConfigError, match=r"'nosuch' was not measured; choose from pca95, pr, "):
+        report["nosuch"]
     assert "pca95" in str(report)
     assert "<table>" in report._repr_html_()
     ax = report.plot()

@@ -163,12 +163,24 @@ def test_tiny_inputs(shape):
     if shape[0] == 1:
         with pytest.raises(DataError, match="at least 2"):
             measure(x)
+        with pytest.raises(DataError, match="center=False, --no-center"):
+            measure(x)
         report = measure(x, ["pca95", "pr", "stable_rank"], center=False)
         assert {e.value for e in report.estimates.values()} == {1.0}
     else:
         report = measure(x)
         assert report["pca95"].value == 1
         assert_allclose(report["pr"].value, 1 if 1 in shape or shape[0] == 2 else np.nan)
+
+
+@pytest.mark.parametrize(("n", "center"), [(1, False), (2, True), (3, False), (7, True)])
+def test_no_interval_stands_beside_the_note_that_there_are_none(n, center):
+    report = measure(data(n, 6), center=center)
+    assert [e for e in report.estimates.values() if e.low is not None or e.high is not None] == []
+    assert sum(w.startswith(f"no intervals from {n} sample") for w in report.warnings) == 1
+    assert np.isnan(report["two_nn"].value) == np.isnan(report["mle"].value) == (n < 5)
+    assert not any(w.startswith("no intervals") for w in measure(data(8, 6)).warnings)
+    assert measure(data(8, 6))["pr"].high is not None
 
 
 @pytest.mark.parametrize("x", [np.zeros((20, 5)), np.full((20, 5), 0.1), np.zeros((3, 50), bool)])

@@ -321,6 +321,22 @@ def test_unusable_results_give_one_clear_line(tmp_path, content, error, said):
     assert str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize("given", ["", "fit.json"])
+def test_a_run_of_another_verb_is_named(tmp_path, given):
+    (tmp_path / "run.yaml").write_text("command: train\ndata: digits\n")
+    (tmp_path / "fit.json").write_text("{}")
+    said = r"run\.yaml is of a run of `spikedim train`.*same `spikedim train` command again"
+    with pytest.raises(StorageError, match=said) as caught:
+        from_run(tmp_path / given)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_an_unfinished_design_is_told_to_go_on(tmp_path):
+    (tmp_path / "run.yaml").write_text("command: design\n")
+    with pytest.raises(StorageError, match=r"run\.yaml.*not finished.*same command again"):
+        from_run(tmp_path)
+
+
 OPTIONAL = {"target", "inversion"}  # plans of earlier versions have no inversion
 
 

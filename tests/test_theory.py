@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from spikedim import theory
+from spikedim.dimension import measure
 from spikedim.errors import ConfigError
 from spikedim.results import Estimate
 
@@ -53,6 +54,15 @@ def test_rule_in_percent_gives_the_published_range(d_eff, expected):
     prediction = theory.timestep_rule(d_eff, 5)
     assert prediction.raw.value == pytest.approx(expected)
     assert prediction.timesteps.value == math.ceil(expected)
+
+
+def test_rule_asks_for_one_estimate_of_a_report():
+    report = measure(np.random.default_rng(0).standard_normal((40, 5)), ["pca95", "pr"])
+    with pytest.raises(ConfigError, match=r"DimensionReport.*Estimate: .*report\['pca95'\]"):
+        theory.timestep_rule(report, 5)
+    with pytest.raises(ConfigError, match=r"d_eff is a list; expected a number or an Estimate$"):
+        theory.timestep_rule([47], 5)
+    assert theory.timestep_rule(report["pca95"], 5).d_eff == report["pca95"]
 
 
 def test_rule_as_fraction_can_never_give_four():

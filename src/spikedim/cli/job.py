@@ -59,7 +59,8 @@ class Job:
         minutes = seconds * max(longest, 1 / workers) / 60
         progress.note(
             f"Training {self.model} on {self.dataset.name} at T = "
-            f"{', '.join(map(str, timesteps))}: about {max(1, round(minutes))} min here{then}."
+            f"{', '.join(map(str, timesteps))}: "
+            f"{f'about {minutes:.0f} min' if minutes >= 1 else 'under a minute'} here{then}."
         )
 
     def run(self, verb: str, settings: Mapping[str, Any], out: Path | None) -> Run:

@@ -65,7 +65,9 @@ def refuse(given: Mapping[str, Any], why: str) -> None:
 Data = Annotated[
     str,
     typer.Option(
-        "--data", help="Data set: a built-in name, a sample name, or a path (spikedim data)."
+        "--data",
+        help="Data set: a built-in name, a sample name, or a path (spikedim data); FOLDER@N brings "
+        "the images of a folder to N x N pixels.",
     ),
 ]
 DataRoot = Annotated[

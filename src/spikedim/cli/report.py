@@ -1,4 +1,4 @@
-"""``spikedim report``: the HTML page of a finished run."""
+"""``spikedim report``: the HTML page of a finished design run."""
 
 from __future__ import annotations
 

@@ -126,9 +126,9 @@ def _inputs(raw: Any, what: str) -> tuple[Kind, Inputs]:
             f"{what}: inputs of shape {raw.shape}; expected features [N, d], images [N, H, W], "
             "[N, H, W, C] or [N, C, H, W], or events as frames [N, T, C, H, W]"
         )
+    arrays.check_finite(raw, what)  # in the order of axes that the index is given in
     if raw.ndim == 4:
         raw = _channels_last(raw, what)
-    arrays.check_finite(raw, what)
     if raw.ndim == 5:
         return "events", Frames(raw)
     return ("features" if raw.ndim == 2 else "image"), raw

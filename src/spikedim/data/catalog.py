@@ -64,20 +64,22 @@ def load_dataset(
             for a path of the same name.
         root: folder of the reference samples (default: SPIKEDIM_DATA); downloads are looked for
             there and in the cache folder.
-        size: side of the images, for image folders of mixed sizes only.
+        size: side of the images, of image folders only: all are brought to it. ``"FOLDER@N"`` as
+            ``spec`` means the same, where there is nothing of that very name.
 
     Returns:
         The data set, checked.
 
     Raises:
         DataError: unknown name, nothing there, or content that cannot be used.
-        ConfigError: ``size`` for something that is not an image folder.
+        ConfigError: ``size`` for something that is not an image folder, or not that of ``spec``.
 
     Example:
         >>> load_dataset("digits")
         Dataset('digits', image, 1,437 train, 360 test, 10 classes)
     """
-    name, place = str(spec), None if root is None else Path(root)
+    name, size = _sized(str(spec), size)
+    place = None if root is None else Path(root)
     named = name == "digits" or name in SAMPLES or name.startswith(hf.PREFIX)
     if named and size is not None:
         raise ConfigError(f"size={size} applies to image folders; {name} is a named data set")
@@ -133,6 +135,16 @@ def list_datasets(root: str | Path | None = None) -> list[DatasetEntry]:
             )
         )
     return entries
+
+
+def _sized(spec: str, size: int | None) -> tuple[str, int | None]:
+    """``FOLDER@N`` taken apart; anything else as it is."""
+    name, at, side = spec.rpartition("@")
+    if not (at and name and side.isdecimal()) or Path(spec).expanduser().exists():
+        return spec, size
+    if size not in (None, int(side)):
+        raise ConfigError(f"{spec} asks for images of side {side}, size={size} for another")
+    return name, int(side)
 
 
 def _how_to_download(name: str) -> str:

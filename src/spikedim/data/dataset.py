@@ -221,7 +221,8 @@ class Dataset:
             raise ConfigError(f"split={name!r}: expected 'train' or 'test'")
         if self.test is None:
             raise DataError(
-                f"data set {self.name} has no test split; make one with with_test(fraction=0.2)"
+                f"data set {self.name} has no test split; use split='train' (--split train), "
+                "or make one with with_test(fraction=0.2) in Python"
             )
         return self.test
 
@@ -350,7 +351,14 @@ class Dataset:
         if self.test is not None:
             raise ConfigError(f"data set {self.name} has a test split already; use that one")
         n = len(self.train)
-        train, test = split_indices(self.train.labels, n, round(fraction * n), seed)
+        size = round(fraction * n)
+        if not 1 <= size < n:
+            raise DataError(
+                f"data set {self.name} has no test split, and of {n:,} "
+                f"sample{'s' if n > 1 else ''} {100 * fraction:g} % cannot be one: both splits "
+                "need at least one; give data with more samples, or with a test split"
+            )
+        train, test = split_indices(self.train.labels, n, size, seed)
         return dataclasses.replace(self, train=self.train.take(train), test=self.train.take(test))
 
     def summary(self) -> DatasetSummary:
@@ -460,8 +468,10 @@ class Dataset:
             DataError: it has none.
         """
         if split.labels is None:
+            folders = ", of image files a folder for each class" if self.kind == "image" else ""
             raise DataError(
-                f"data set {self.name} has no labels; networks need one class number per sample"
+                f"data set {self.name} has no labels; networks need one class number per "
+                f"sample{folders}"
             )
         return split.labels
 

@@ -74,9 +74,7 @@ def repooled(dataset: Dataset, test: int, seed: int = 0) -> Dataset:
     Raises:
         DataError: no labels, or too few samples.
     """
-    if dataset.test is None:
-        return dataset.with_test(test / len(dataset.train), seed)
-    pool = dataset.train.joined(dataset.test)
+    pool = dataset.train if dataset.test is None else dataset.train.joined(dataset.test)
     if pool.labels is None:
         raise DataError(f"data set {dataset.name}: only labelled samples can be split anew")
     train, held = split_indices(pool.labels, len(pool), test, seed)

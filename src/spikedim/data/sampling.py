@@ -41,7 +41,9 @@ def subset(labels: np.ndarray | None, n: int, limit: int | None, seed: int) -> n
         ConfigError: ``limit`` is below one.
     """
     if limit is not None and limit < 1:
-        raise ConfigError(f"limit={limit} samples: give at least 1, or None for all")
+        raise ConfigError(
+            f"limit={limit} samples (--limit, --samples): give at least 1, or leave it out"
+        )
     if limit is None or limit >= n:
         return None
     return np.sort(stratified_order(labels, n, seed)[:limit])
@@ -58,7 +60,7 @@ def split_indices(
     if not 1 <= test_size < n:
         raise DataError(
             f"cannot split {n} samples into a test set of {test_size}: "
-            "both sides need at least one sample; give more data or another fraction"
+            "both sides need at least one sample; give more samples, or a smaller test set"
         )
     order = stratified_order(labels, n, seed)
     return np.sort(order[test_size:]), np.sort(order[:test_size])

@@ -262,7 +262,12 @@ class Plan(Result):
         )  # fmt: skip
         note = (
             f"Network state: {self.model.state}. Energy is per sample and per convention. Lost: "
-            "points below the plateau by the predictors, 90 %."
+            "points below the plateau by the predictors, 90 %"
+            + (
+                "; 0 by definition at the largest T that they know."
+                if any(p.lost and p.lost.low is None and p.lost.value == 0 for p in self.points)
+                else "."
+            )
         )
         return Table("Accuracy, spikes and energy by timesteps", columns, rows, (note,))
 

@@ -105,12 +105,17 @@ def verdict(
 def _expectation(said: Forecast, point: Operating) -> list[str]:
     """What accuracy the predictors expect at T, where one says."""
     if point.expected is not None:
-        return [f"Expected at T = {point.timesteps}: {point.expected} accuracy (90 %)."]
-    if point.lost is not None:
-        return [
-            f"Expected at T = {point.timesteps}: {point.lost} below the accuracy of large T (90 %)."
-        ]
-    return []
+        covers = "" if point.expected.low is None else " (90 %)"
+        return [f"Expected at T = {point.timesteps}: {point.expected} accuracy{covers}."]
+    if point.lost is None:
+        return []
+    covers = " (90 %)"
+    if point.lost.low is None:
+        known = ", by definition: the predictors know no larger T"
+        covers = known if point.lost.value == 0 else ""
+    return [
+        f"Expected at T = {point.timesteps}: {point.lost} below the accuracy of large T{covers}."
+    ]
 
 
 def _score(said: Forecast, sweep: TimestepSweep) -> str:

@@ -133,7 +133,7 @@ def as_samples(x: Any, least: int = 1) -> Samples:
     if samples.n < least:
         raise DataError(
             f"x holds {samples.n} sample{'s' if samples.n != 1 else ''}; at least {least} "
-            f"are needed" + (" (or use center=False)" if least == 2 else "")
+            f"are needed" + (" (or use center=False, --no-center)" if least == 2 else "")
         )
     return samples
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from spikedim.dimension.resampling import Resampler
 from spikedim.dimension.spectrum import Spectrum, check_memory
 from spikedim.errors import ConfigError
 from spikedim.results import Estimate, Result, Table, number
+
+_FEWEST = 8
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,13 @@ class DimensionReport(Result):
     seed: int = 0
 
     def __getitem__(self, key: str) -> Estimate:
+        """One estimate.
+
+        Raises:
+            ConfigError: it was not measured.
+        """
+        if key not in self.estimates:
+            raise ConfigError(f"{key!r} was not measured; choose from {', '.join(self.estimates)}")
         return self.estimates[key]
 
     def tables(self) -> list[Table]:
@@ -130,6 +140,11 @@ def measure(
     source = Resampler.of(samples, center)
     spec = source.spectrum()
     notes: list[str] = []
+    if samples.n < _FEWEST and interval != "none":
+        # Of fewer, [1, d] of pr is the only one there is, and it says nothing.
+        count = "1 sample" if samples.n == 1 else f"{samples.n} samples"
+        notes.append(f"no intervals from {count}; at least {_FEWEST} are needed")
+        interval = "none"
     spectral = [e for e in chosen.values() if e.needs == "spectrum"]
     found, limits = spectral_intervals(
         source, spec, spectral, interval, confidence, resamples, seed
@@ -141,6 +156,9 @@ def measure(
         found[item.key], limits = interval_for_samples(
             samples, item, interval, confidence, seed, cap
         )
+        if samples.n == 1 and found[item.key].value == 0:
+            # 0 is the dimension of equal samples: one alone has no neighbour.
+            found[item.key] = replace(found[item.key], value=math.nan)
         notes += limits
     notes += _notes(samples, spec, direct)
     ordered = {key: found[key] for key in keys}

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from spikedim.errors import DataError, StorageError
 from spikedim.report.plot import DARK, LIGHT
 from spikedim.report.view import context
@@ -79,12 +81,14 @@ def from_run(run: str | Path) -> str:
         run: a run directory, or its ``results.json``.
 
     Raises:
-        StorageError: there is no result, or the file is not JSON.
+        StorageError: there is no result, or only that of another verb; the file is not JSON.
         DataError: the file is not the result of ``spikedim design``.
     """
     path = Path(run)
     if path.is_dir():
         path = path / "results.json"
+    if not path.is_file() or path.name != "results.json":
+        _check_verb(path)
     if not path.is_file():
         raise StorageError(
             f"no result at {path}: give a run directory of `spikedim design` that has finished, "
@@ -97,6 +101,29 @@ def from_run(run: str | Path) -> str:
         return render_dict(data)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def _check_verb(path: Path) -> None:
+    """Refuse the run directory of another verb, or of a design that has not finished.
+
+    Raises:
+        StorageError: the ``run.yaml`` beside ``path`` tells that it is one.
+    """
+    settings = path.parent / "run.yaml"
+    try:
+        verb = yaml.safe_load(settings.read_text(encoding="utf-8"))["command"]
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return
+    if verb != "design":
+        raise StorageError(
+            f"{settings} is of a run of `spikedim {verb}`; only `spikedim design` has a page: give "
+            f"the same `spikedim {verb}` command again, it prints the numbers of finished work"
+        )
+    if not (path.parent / "results.json").is_file():
+        raise StorageError(
+            f"{settings} is of a run of `spikedim design` that has not finished: give the same "
+            "command again, it goes on from finished work"
+        )
 
 
 def _embed(value: Any) -> str:

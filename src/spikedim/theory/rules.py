@@ -73,7 +73,7 @@ def timestep_rule(
         constant: C, with its interval where it has one.
 
     Raises:
-        ConfigError: a factor that is not positive and finite, or an unknown unit.
+        ConfigError: a factor that is no number, or not positive and finite; an unknown unit.
     """
     if epsilon_unit not in get_args(EpsilonUnit):
         raise ConfigError(f"epsilon_unit={epsilon_unit!r}; use 'percent' or 'fraction'")
@@ -103,7 +103,14 @@ def timestep_rule(
 
 
 def _estimate(value: Estimate | float, name: str) -> Estimate:
-    estimate = value if isinstance(value, Estimate) else Estimate(float(value))
+    try:
+        estimate = value if isinstance(value, Estimate) else Estimate(float(value))
+    except (TypeError, ValueError):
+        keys = list(getattr(value, "estimates", ()))
+        mend = f": one of its estimates, e.g. report[{keys[0]!r}]" if keys else ""
+        raise ConfigError(
+            f"{name} is a {type(value).__name__}; expected a number or an Estimate{mend}"
+        ) from None
     if not (math.isfinite(estimate.value) and estimate.value > 0):
         raise ConfigError(f"{name}={estimate.value} must be a positive, finite number")
     return estimate

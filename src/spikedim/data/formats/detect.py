@@ -30,7 +30,7 @@ LAYOUTS = (
     Layout("table folder", "train.tsv or train.csv", text.is_table_folder, text.read_table_folder),
     Layout(
         "image folder",
-        "CLASS/*.png|jpg or train/CLASS/*.png|jpg",
+        "*.png|jpg, CLASS/*.png|jpg or train/CLASS/*.png|jpg",
         folder.is_image_folder,
         folder.read_image_folder,
     ),
@@ -50,7 +50,7 @@ def load_path(path: Path, size: int | None = None) -> Dataset:
 
     Args:
         path: file or folder.
-        size: side of the images, for image folders of mixed sizes only.
+        size: side of the images, of image folders only: all are brought to it.
 
     Raises:
         DataError: nothing there, or no known format; names what was tried.

@@ -1,4 +1,4 @@
-"""Folders of image files, one subfolder per class."""
+"""Folders of image files, one subfolder per class or none."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ _DEEP = ("I", "F")
 
 
 def is_image_folder(path: Path) -> bool:
-    """Whether ``path`` is DIR/CLASS/image or DIR/train/CLASS/image."""
+    """Whether ``path`` is DIR/image, DIR/CLASS/image, or one of them in DIR/train."""
     if not path.is_dir():
         return False
     root = path / "train" if (path / "train").is_dir() else path
-    return any(_images(folder) for folder in _folders(root))
+    return any(_images(folder) for folder in (root, *_folders(root)))
 
 
 def read_image_folder(path: Path, size: int | None = None) -> Dataset:
-    """Read DIR/CLASS/image, or DIR/train/CLASS/image with DIR/test or DIR/val beside it.
+    """Read DIR/CLASS/image or DIR/image; in DIR/train with DIR/test or DIR/val beside it.
 
     Classes are numbered by the sorted names of the training folders, samples come sorted by path.
+    Images outside class folders, where no class folder is beside them, and those of a single class
+    have no labels.
     A set of grey images only is stored [N, H, W], any other as RGB [N, H, W, 3], uint8.
 
     Args:
@@ -42,7 +44,8 @@ def read_image_folder(path: Path, size: int | None = None) -> Dataset:
 
     Raises:
         DataError: sizes differ and none was given, an unreadable or 16-bit image, a test class
-            that is not among the training classes.
+            that is not among the training classes, test images without class folders beside
+            training images in classes.
         ConfigError: size below 1.
     """
     if size is not None and size < 1:
@@ -53,13 +56,14 @@ def read_image_folder(path: Path, size: int | None = None) -> Dataset:
     )
     train_files, names = _listing(root, None)
     test_files = _listing(test_root, names)[0] if test_root is not None else []
+    labelled = len(names) > 1
     everything = train_files + test_files
     grey, shape = _common_shape([file for file, _ in everything], size)
     return make_dataset(
         path.name,
-        _stack(train_files, grey, shape, size),
-        _stack(test_files, grey, shape, size) if test_root is not None else None,
-        class_names=names,
+        _stack(train_files, grey, shape, size, labelled),
+        _stack(test_files, grey, shape, size, labelled) if test_root is not None else None,
+        class_names=names if labelled else (),
         source=str(path),
     )
 
@@ -75,8 +79,19 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _listing(root: Path, known: list[str] | None) -> tuple[list[tuple[Path, int]], list[str]]:
+    """Image files of a split with the places of their classes, and the names of the classes.
+
+    The only class of images outside class folders is called "".
+    """
     folders = {folder.name: images for folder in _folders(root) if (images := _images(folder))}
+    if not folders and (images := _images(root)):
+        folders = {"": images}
     names = sorted(folders) if known is None else known
+    if "" in folders and "" not in names:
+        raise DataError(
+            f"{root} holds images without class folders, the training images have classes; put "
+            "each image into the folder of its class, or take the folder away"
+        )
     strangers = sorted(set(folders) - set(names))
     if strangers:
         raise DataError(
@@ -105,16 +120,21 @@ def _common_shape(files: list[Path], size: int | None) -> tuple[bool, tuple[int,
         elif size is None and shape != first[1]:
             raise DataError(
                 f"{first[0]} is {first[1][1]}x{first[1][0]} pixels but {file} is "
-                f"{shape[1]}x{shape[0]}; give size=N to bring all images to N x N"
+                f"{shape[1]}x{shape[0]}; give size=N, on the command line --data FOLDER@N, to "
+                "bring all images to N x N"
             )
     if first is None:
-        raise DataError(f"no images found; expected {', '.join(SUFFIXES)} files in class folders")
+        raise DataError(f"no images found; expected {', '.join(SUFFIXES)} files")
     return grey, first[1] if size is None else (size, size)
 
 
 def _stack(
-    files: list[tuple[Path, int]], grey: bool, shape: tuple[int, int], size: int | None
-) -> tuple[np.ndarray, np.ndarray]:
+    files: list[tuple[Path, int]],
+    grey: bool,
+    shape: tuple[int, int],
+    size: int | None,
+    labelled: bool,
+) -> tuple[np.ndarray, np.ndarray | None]:
     from PIL import Image
 
     images = np.empty((len(files), *shape) if grey else (len(files), *shape, 3), dtype=np.uint8)
@@ -124,6 +144,8 @@ def _stack(
             if size is not None and image.size != (size, size):
                 image = _resized(image, size)
             images[index] = np.asarray(image)
+    if not labelled:
+        return images, None
     return images, np.array([label for _, label in files], dtype=np.int64)
 
 

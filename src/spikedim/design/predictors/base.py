@@ -60,7 +60,8 @@ class Prediction(Result):
         name, needs, text: of the predictor.
         timesteps: T*, with the interval that should hold T* of a new case in 90 of 100.
         steps: T at which something is said about accuracy.
-        losses: points below the plateau at each of ``steps``; empty where nothing is said.
+        losses: points below the plateau at each of ``steps``; empty where nothing is said. At the
+            largest T of the cases, the plateau, they are 0 by definition, without an interval.
         accuracy: percent at each of ``steps``, from a pilot training; empty without one.
     """
 
@@ -144,11 +145,13 @@ class Calibrated:
     def _losses(
         self, lost: np.ndarray, steps: Sequence[int], confidence: float, method: str
     ) -> tuple[Estimate, ...]:
-        known = sorted(self.misses)
+        # Losses are counted from the largest T: that no case misses a 0 there tells no spread.
+        largest = max(self.misses, default=0)
+        known = sorted(T for T in self.misses if largest > T)
         found = []
         for T, value in zip(steps, lost, strict=True):
-            if not known:
-                found.append(Estimate(float(value), unit="points"))
+            if not known or (largest <= T and value == 0):
+                found.append(Estimate(float(value), unit="points", confidence=confidence))
                 continue
             nearest = min(known, key=lambda k: abs(math.log(k / T)))
             low, high = conformal(self.misses[nearest], confidence)
