@@ -9,7 +9,8 @@ import torch
 
 from own_files import THRESHOLD
 from spikedim.cli import main
-from spikedim.data import load_dataset
+from spikedim.data import load_dataset, make_dataset
+from spikedim.errors import ConfigError
 from spikedim.models import (
     batchnorm_of,
     create_model,
@@ -312,3 +313,31 @@ def test_data_without_a_test_split_are_profiled_on_what_training_holds_out(here,
     load_checkpoint(network, "t/best.safetensors")
     x, y = held_out.tensors("test")
     assert found["accuracy"]["value"] == evaluate(network, x, y, 1).accuracy[-1].value
+
+
+def test_raw_pixels_reach_a_network_and_are_remembered(here, capsys):
+    data = load_dataset("digits@raw")
+    x, _ = data.tensors("test", 16)
+    assert data.name == "digits@raw"
+    assert torch.equal(x.flatten(1), torch.from_numpy(data.features("test", 16)))
+    assert data.fingerprint != load_dataset("digits").fingerprint
+    assert data.raw() is data
+    words = ["-T", "1", "--model", "spikformer_nano"]
+    few = ["--epochs", "1", "--train-samples", "50"]
+    run(capsys, "train", "--data", "digits@raw", *words, *few, "-o", "t", "--json")
+    weights = ["--checkpoint", "t/best.safetensors", "--samples", "16", "--json"]
+    out, err = run(capsys, "profile", "--data", "digits", *words, *weights)
+    found = json.loads(out)
+    assert found["state"].endswith("test samples of digits@raw")
+    assert "reads pixels" not in err
+    network = create_model("spikformer_nano", num_classes=10, input_shape=(1, 8, 8))
+    load_checkpoint(network, "t/best.safetensors")
+    assert found["spikes_per_sample"]["value"] == profile(network, x, 1).spikes_per_sample.value
+    torch.save(network.state_dict(), here / "plain.pt")
+    weights[1] = "plain.pt"
+    out, err = run(capsys, "profile", "--data", "digits", *words, *weights)
+    assert "spikformer_nano reads pixels standardised by channel" in err
+    assert "add @raw" in err
+    assert json.loads(out)["state"].endswith("test samples of digits")
+    with pytest.raises(ConfigError, match="raw is of images"):
+        make_dataset("v", (np.zeros((20, 5)), None)).raw()

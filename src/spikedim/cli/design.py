@@ -98,6 +98,7 @@ def design(
     from dataclasses import asdict
 
     from spikedim.cli.job import fitted, load
+    from spikedim.cli.network import tell_pixels
     from spikedim.design import NeuronTarget, Target
     from spikedim.design import design as plan_for
     from spikedim.design.budget import Budget, parse_energy
@@ -107,6 +108,7 @@ def design(
     from spikedim.report import write_report
     from spikedim.results import plain
     from spikedim.storage import digest
+    from spikedim.training.network import read_like
 
     with working(quiet):
         target = Target(epsilon, tolerance)
@@ -123,6 +125,10 @@ def design(
         known = known_cases(place)
         trained = timesteps[-1:] if pilot else timesteps
         dataset = load(data, data_root, seed)
+        if checkpoint is not None:
+            dataset = read_like(dataset, checkpoint)
+        if not (verify or pilot):
+            tell_pixels(model, dataset, checkpoint)
         check_designable(dataset, verify)
         job = fitted(dataset, model, trained, epochs, train_samples, test_samples, seed, device)
         settings = {

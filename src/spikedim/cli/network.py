@@ -34,7 +34,7 @@ class Inputs(NamedTuple):
 
 
 def opened(data: str, root: Path | None, checkpoint: Path | None = None) -> Dataset:
-    """The data set ``data``; its texts are read with the words of the checkpoint, if it has any."""
+    """The data set ``data``, read as the checkpoint's training read it, where that is known."""
     from spikedim.data import load_dataset
     from spikedim.training.network import read_like
 
@@ -78,6 +78,21 @@ def tell_words(dataset: Dataset) -> None:
         f"{100 * unknown:.3g} % of the words are unknown",
         topic="texts",
     )
+
+
+def tell_pixels(name: str, dataset: Dataset, checkpoint: Path | None) -> None:
+    """Say how images reach a network that may have learned to read them otherwise."""
+    from spikedim.models.checkpoint import is_ours
+    from spikedim.models.registry import is_file
+    from spikedim.progress import note
+
+    elsewhere = is_file(name) if checkpoint is None else not is_ours(checkpoint)
+    if dataset.kind == "image" and elsewhere:
+        how, other = "pixels as they are, integers scaled to [0, 1]", ""
+        if dataset.standardised:
+            how = "pixels standardised by channel over the training split"
+            other = "; add @raw to the name after --data to leave them in [0, 1]"
+        note(f"{name} reads {how}{other}", topic="pixels")
 
 
 def network_inputs(
@@ -185,6 +200,7 @@ def shaped_network(
             )
         room = max(256, model_entry(name).config.num_classes)  # for every byte
         return create_model(name, seed=seed, num_classes=room, **options)
+    tell_pixels(name, dataset, checkpoint)
     network = network_for(name, dataset, seed=seed, **options)
     if checkpoint is not None:
         load_checkpoint(network, checkpoint)

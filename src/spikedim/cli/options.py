@@ -67,7 +67,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         help="Data set: a built-in name, a sample name, or a path (spikedim data); FOLDER@N brings "
-        "the images of a folder to N x N pixels.",
+        "the images of a folder to N x N pixels; NAME@raw gives networks pixels in [0, 1] instead "
+        "of standardised ones.",
     ),
 ]
 DataRoot = Annotated[

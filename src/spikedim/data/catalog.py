@@ -52,6 +52,9 @@ class Catalog(Result):
         return [Table("Data sets", ("name", "kind", "available", "origin", "obtain"), rows)]
 
 
+_RAW = "@raw"
+
+
 def load_dataset(
     spec: str | Path, root: str | Path | None = None, size: int | None = None
 ) -> Dataset:
@@ -65,7 +68,8 @@ def load_dataset(
         root: folder of the reference samples (default: SPIKEDIM_DATA); downloads are looked for
             there and in the cache folder.
         size: side of the images, of image folders only: all are brought to it. ``"FOLDER@N"`` as
-            ``spec`` means the same, where there is nothing of that very name.
+            ``spec`` means the same, where there is nothing of that very name, and ``"NAME@raw"``
+            the data set's :meth:`Dataset.raw`.
 
     Returns:
         The data set, checked.
@@ -78,7 +82,10 @@ def load_dataset(
         >>> load_dataset("digits")
         Dataset('digits', image, 1,437 train, 360 test, 10 classes)
     """
-    name, size = _sized(str(spec), size)
+    spec = str(spec)
+    if spec.endswith(_RAW) and not Path(spec).expanduser().exists():
+        return load_dataset(spec.removesuffix(_RAW), root, size).raw()
+    name, size = _sized(spec, size)
     place = None if root is None else Path(root)
     named = name == "digits" or name in SAMPLES or name.startswith(hf.PREFIX)
     if named and size is not None:

@@ -129,6 +129,8 @@ class Dataset:
         scale: stored pixel value that stands for 1.0.
         words: of texts, another vocabulary than their own: that of the whole they are a part of, or
             that of a trained network.
+        standardised: of images, networks read pixels standardised by channel
+            (:meth:`tensors`), rather than as :meth:`features` has them.
     """
 
     name: str
@@ -141,6 +143,7 @@ class Dataset:
     citation: str = ""
     scale: float = 1.0
     words: Vocabulary | None = None
+    standardised: bool = True
 
     @property
     def num_classes(self) -> int:
@@ -165,7 +168,8 @@ class Dataset:
         """First 16 hexadecimal digits of the SHA-256 of kind, scale, inputs and labels.
 
         Name, path and file format do not matter: the same content has the same fingerprint. A part
-        of texts is told apart from others by the vocabulary of the whole.
+        of texts is told apart from others by the vocabulary of the whole, and images that networks
+        read raw from the same standardised.
         Arrays over 1 GiB enter with their shape, type and 32 evenly spaced 16 MiB blocks,
         see :attr:`fingerprint_method`.
         """
@@ -179,6 +183,8 @@ class Dataset:
                 arrays.hash_texts(digest, split.inputs)
             if split.labels is not None:
                 arrays.update_hash(digest, split.labels)
+        if not self.standardised:
+            digest.update(b"raw")
         if self.words is not None:
             arrays.hash_texts(digest, [str(self.words.length), *self.words.words])
         text: str = digest.hexdigest()
@@ -267,7 +273,8 @@ class Dataset:
         """Images as network input.
 
         ``x = (pixel / scale - mean) / std`` with mean and std per channel of the whole training
-        split, whichever split is asked for; a constant channel is only centred.
+        split, whichever split is asked for; a constant channel is only centred. ``pixel / scale``
+        of a data set that is not :attr:`standardised`.
 
         Args:
             split: "train" or "test".
@@ -338,6 +345,18 @@ class Dataset:
         cut = self.kind == "text" and part is not self.train
         words = self.vocabulary if cut else self.words
         return dataclasses.replace(self, train=part, test=smaller, words=words)
+
+    def raw(self) -> Dataset:
+        """The same images, their pixels read by networks as they are, integers scaled to [0, 1].
+
+        Raises:
+            ConfigError: the data set holds something else.
+        """
+        if self.kind != "image":
+            raise ConfigError(f"data set {self.name} holds {self.kind}: raw is of images")
+        if not self.standardised:
+            return self
+        return dataclasses.replace(self, name=f"{self.name}@raw", standardised=False)
 
     def with_test(self, fraction: float = 0.2, seed: int = 0) -> Dataset:
         """The same data set with a stratified share of the training split as its test split.
@@ -438,8 +457,10 @@ class Dataset:
     def _standardised(self, split: Split) -> Tensor:
         import torch
 
-        mean, std = self.channel_statistics
         x = self._scaled(split)
+        if not self.standardised:
+            return torch.from_numpy(x)
+        mean, std = self.channel_statistics
         x -= mean.astype(np.float32)[:, None, None]
         x /= np.where(std > 0, std, 1.0).astype(np.float32)[:, None, None]
         return torch.from_numpy(np.ascontiguousarray(x))

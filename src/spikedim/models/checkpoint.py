@@ -121,6 +121,11 @@ def stored_beside(path: str | Path, name: str) -> str | None:
         return None
 
 
+def is_ours(path: str | Path) -> bool:
+    """Whether :func:`save_checkpoint` wrote the file."""
+    return stored_beside(path, "spikedim") is not None
+
+
 def load_model(path: str | Path) -> SpikingModel:
     """Rebuild a network from a file of :func:`save_checkpoint`, in eval mode.
 

@@ -21,7 +21,7 @@ from spikedim.storage import digest, read_json, write_json
 from spikedim.theory.statistics import wilson_interval
 from spikedim.training.batches import Batches, forward_batch, held_out, samples
 from spikedim.training.config import TrainConfig, check_timesteps
-from spikedim.training.network import vocabulary_beside
+from spikedim.training.network import reading_of
 from spikedim.training.threads import math_threads, threads_for
 
 
@@ -159,7 +159,7 @@ def fit(
                 device=config.device,
             )
         model.load_state_dict(keeper.best)
-        save_checkpoint(model, best, vocabulary_beside(dataset))
+        save_checkpoint(model, best, reading_of(dataset))
         stored = {
             "digest": identity,
             "history": keeper.history,

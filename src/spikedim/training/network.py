@@ -15,7 +15,7 @@ from spikedim.models.checkpoint import stored_beside
 from spikedim.models.registry import reads_in_time, reads_text
 from spikedim.neurons import LIFParams
 
-_WORDS = "vocabulary"
+_WORDS, _PIXELS, _RAW = "vocabulary", "pixels", "raw"
 
 
 def network_for(
@@ -58,15 +58,20 @@ def check_neuron(model_name: str, neuron: LIFParams | None) -> None:
         override(config, {"neuron": neuron})
 
 
-def vocabulary_beside(dataset: Dataset) -> dict[str, str]:
-    """What :func:`spikedim.models.save_checkpoint` stores beside weights trained on texts."""
-    return {_WORDS: dataset.vocabulary.to_json()} if dataset.kind == "text" else {}
+def reading_of(dataset: Dataset) -> dict[str, str]:
+    """What :func:`spikedim.models.save_checkpoint` stores beside weights: how data are read."""
+    if dataset.kind == "text":
+        return {_WORDS: dataset.vocabulary.to_json()}
+    return {} if dataset.standardised else {_PIXELS: _RAW}
 
 
 def read_like(dataset: Dataset, checkpoint: str | Path) -> Dataset:
-    """Texts as the network of a checkpoint learned to read them; other data as they are."""
-    stored = stored_beside(checkpoint, _WORDS) if dataset.kind == "text" else None
-    return dataset if stored is None else replace(dataset, words=Vocabulary.from_json(stored))
+    """Texts and images as the network of a checkpoint learned to read them."""
+    if dataset.kind == "text" and (stored := stored_beside(checkpoint, _WORDS)) is not None:
+        return replace(dataset, words=Vocabulary.from_json(stored))
+    if dataset.kind == "image" and stored_beside(checkpoint, _PIXELS) == _RAW:
+        return dataset.raw()
+    return dataset
 
 
 def check_reads(model_name: str, dataset: Dataset) -> None:
