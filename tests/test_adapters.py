@@ -18,7 +18,7 @@ from torch import nn
 from own_files import THRESHOLD
 from spikedim.adapters import AdaptedLIF, from_spikingjelly, register_neuron, to_spikingjelly, wrap
 from spikedim.adapters.comparison import difference
-from spikedim.adapters.surrogates import ScaledSurrogate, identify
+from spikedim.adapters.surrogates import identify
 from spikedim.cli import main
 from spikedim.errors import CheckpointError, ConfigError, ModelError, SpikedimWarning
 from spikedim.models import (
@@ -295,7 +295,7 @@ def test_snntorch_neurons(options):
     net = stepwise(Leaky(**options))
     model = wrap(net, input_shape=SHAPE, layout="step")
     assert_same(net, lambda n, x: torch.stack([n(x_t) for x_t in x]), model)
-    assert model.config.neuron.surrogate == ScaledSurrogate("fast_sigmoid", 10.0, 0.2)
+    assert model.config.neuron.surrogate == Surrogate("fast_sigmoid", 10.0, scale=0.2)
 
 
 def test_snntorch_potential_handed_over_by_the_network():
@@ -614,15 +614,15 @@ def test_a_network_in_the_middle_of_a_sequence_is_refused():
 @given(
     kind=st.sampled_from(SURROGATES),
     width=st.floats(0.05, 50),
-    factor=st.sampled_from([1.0, 0.3, 7.0]),
+    scale=st.sampled_from([1.0, 0.3, 7.0]),
 )
-def test_surrogates_are_recognised_by_their_derivative(kind, width, factor):
-    original = ScaledSurrogate(kind, width, factor)
+def test_surrogates_are_recognised_by_their_derivative(kind, width, scale):
+    original = Surrogate(kind, width, scale=scale)
     found = identify(lambda x: spike(x, original), "test")
     x = torch.linspace(-4 / width, 4 / width, 41, dtype=torch.float64)[1::2] * 1.001
     torch.testing.assert_close(found.derivative(x), original.derivative(x), rtol=1e-4, atol=1e-6)
     assert found.peak == pytest.approx(original.peak, rel=1e-6)
-    assert isinstance(found, ScaledSurrogate) == (factor != 1.0)
+    assert (found.scale == 1) == (scale == 1)
 
 
 def test_an_unknown_surrogate_is_said():
@@ -845,13 +845,14 @@ class Integrator(nn.Module):
     def __init__(self, beta, check=None):
         super().__init__()
         self.beta, self.check = beta, check or (lambda x: None)
+        self.slope = Surrogate("atan", 2.0)
 
     def forward(self, x):
         self.check(x)
         u, out = torch.zeros_like(x[0]), []
         for x_t in x:
             u = self.beta * u + (1 - self.beta) * x_t
-            s = spike(u - 0.7, Surrogate("atan", 2.0))
+            s = spike(u - 0.7, self.slope)
             u = u * (1 - s.detach())
             out.append(s)
         return torch.stack(out)
@@ -889,6 +890,14 @@ def test_a_surrogate_is_named_only_where_it_is_seen_to_be_another():
 
     (said,) = warned_of(Integrator(0.5, scale))
     assert said.endswith("fires as it does, but its derivative (training, ntk) is another")
+
+
+def test_the_mend_of_a_surrogate_of_another_area_can_be_written():
+    neuron = Integrator(0.5)
+    neuron.slope = Surrogate("fast_sigmoid", 10.0, scale=0.2)
+    (said,) = warned_of(neuron, surrogate=surrogate("fast_sigmoid", 10))
+    assert said.endswith('; surrogate=surrogate("fast_sigmoid", 10, scale=0.2) is its own')
+    assert warned_of(neuron, surrogate=surrogate("fast_sigmoid", 10, scale=0.2)) == []
 
 
 class Mute(AdaptedLIF):
