@@ -454,7 +454,7 @@ def test_continuous_twin_and_operations():
     assert (model(x, 400) - twin(x)).abs().max() < 0.15
     assert tuple(model.macs_per_step()) == (2 * 4 * 9 * 36 + 144 * 5, 0, 0)
     kept = wrap(network(QIFNode()), input_shape=SHAPE)
-    for ask in (lambda: kept.continuous()(x), lambda: kept.set_neurons(beta=0.1)):
+    for ask in (lambda: kept.continuous("rate"), lambda: kept.set_neurons(beta=0.1)):
         with pytest.raises(ModelError, match="QIFNode is kept as it is"):
             ask()
 

@@ -20,6 +20,7 @@ from spikedim.models.base import Macs, SpikingModel, evaluating, override
 from spikedim.neurons import LIFParams
 
 LAYOUTS = ("TB", "BT", "step", "static")
+from spikedim.neurons.continuous import Activation
 _TIMESTEPS = ("T", "num_steps", "timesteps", "time_steps", "time_step", "timestep")
 
 
@@ -116,6 +117,17 @@ class AdaptedModel(SpikingModel):
 
     def macs_per_step(self) -> Macs:
         """Multiply-accumulates of one sample in one step, counted in a forward pass."""
+    def continuous(self, activation: str | Activation = "surrogate") -> SpikingModel:
+        """As :meth:`SpikingModel.continuous`.
+
+        Raises:
+            ConfigError: unknown activation.
+            ModelError: a neuron that is kept as it is has no twin.
+        """
+        for name in self.kept:
+            raise cast(Kept, self.get_submodule(name)).refusal("has no continuous twin")
+        return super().continuous(activation)
+
         from torch.utils.flop_counter import FlopCounterMode
 
         weight = next(self.parameters())
