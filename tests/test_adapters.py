@@ -924,5 +924,5 @@ def test_an_exception_of_the_neuron_does_not_end_the_conversion(check):
 
 def test_the_lines_to_register_name_what_decides():
     with pytest.raises(ModelError, match=r"decay_input=False is u = beta\*u \+ x") as caught:
-        wrap(nn.Sequential(nn.Flatten(2), nn.Linear(72, 5)).double(), input_shape=SHAPE)
+        wrap(network(Beside()), input_shape=SHAPE)
     assert 'surrogate=spikedim.neurons.surrogate("atan", 2.0)' in str(caught.value)
