@@ -530,8 +530,9 @@ def test_unknown_neurons_are_named_and_can_be_registered():
         wrap(network(MyNode()), input_shape=SHAPE)
     assert "register_neuron(MyNode)" in str(caught.value)
     net = stepwise(MyOwn())
-    with pytest.raises(ModelError, match=r"no spiking neuron found .* MyOwn"):
+    with pytest.raises(ModelError, match=r"no spiking neuron found .* MyOwn") as caught:
         wrap(net, input_shape=SHAPE, layout="step")
+    assert "register_neuron(MyOwn)" in str(caught.value)
     both = nn.Sequential(*stepwise(LIFNode(step_mode="s"))[:2], MyOwn(), nn.Flatten()).double()
     with pytest.raises(ModelError, match="MyOwn at '2' keeps state between calls") as caught:
         wrap(both, input_shape=SHAPE, layout="step")
@@ -559,11 +560,129 @@ def test_a_registered_neuron_may_be_kept():
     def convert(neuron):
         return None
 
-    model = wrap(stepwise(Odd()), input_shape=SHAPE, layout="step")
+    with pytest.warns(SpikedimWarning, match="Odd at '1' is kept as it is.* returned None"):
+        model = wrap(stepwise(Odd()), input_shape=SHAPE, layout="step")
     assert model.kept == ("1",)
     assert torch.equal(model.steps(events()), model.steps(events()))
     with pytest.raises(ConfigError, match="expected a subclass"):
         register_neuron(7)
+
+
+def test_what_is_no_neuron_is_not_taken_for_one():
+    class Described(MyOwn):
+        pass
+
+    register_neuron(Described)(lambda neuron: {"beta": 0.5})
+    with pytest.raises(ConfigError, match=r"registered for Described returned a dict; return .*"):
+        wrap(stepwise(Described()), input_shape=SHAPE, layout="step")
+
+
+class Inline(nn.Module):
+    """Spikes inside a forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(72, 5)
+
+    def forward(self, x):
+        return (self.fc(x.flatten(2)) > 0).to(x)
+
+
+def test_neurons_that_are_no_modules_are_asked_to_be():
+    with pytest.raises(ModelError, match=r"classes: none.*Neurons must be modules"):
+        wrap(Inline().double(), input_shape=SHAPE)
+    outer = nn.Sequential(Inline(), nn.Linear(5, 5)).double()
+    with pytest.raises(ModelError, match=r"classes: Inline.*Neurons must be modules"):
+        wrap(outer, input_shape=SHAPE)
+
+
+# -- neurons beside those that are known --------------------------------------------------------
+
+
+class Gate(nn.Module):
+    """A spike function."""
+
+    def forward(self, x):
+        return (x >= 0).to(x)
+
+
+class Beside(nn.Module):
+    """A neuron without stored state; what it calls to fire may be a module."""
+
+    def __init__(self, multistep=True):
+        super().__init__()
+        self.multistep, self.fire = multistep, Gate()
+
+    def forward(self, x):
+        if not self.multistep:
+            return self.fire(x - 0.3)
+        u, out = torch.zeros_like(x[0]), []
+        for x_t in x:
+            u = 0.8 * u + x_t
+            s = self.fire(u - 0.3)
+            u = u - 0.3 * s
+            out.append(s)
+        return torch.stack(out)
+
+
+class Holder(nn.Module):
+    """A container of the user's own."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def unknown(net, **options):
+    """What is warned of at the conversion of ``net``, which stays as it was."""
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    net.train()
+    drawn = torch.random.get_rng_state()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = wrap(net, input_shape=SHAPE, **options)
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert torch.equal(drawn, torch.random.get_rng_state())
+    return [str(w.message) for w in caught if issubclass(w.category, SpikedimWarning)]
+
+
+def test_a_neuron_nobody_registered_is_warned_of():
+    net = network(Beside(), LIFNode())
+    net.append(nn.Linear(5, 6)).append(Beside()).append(nn.Linear(6, 5)).double()
+    (said,) = unknown(net)
+    assert said.startswith("Beside at '1', '7' gives zeros and ones"), "not its spike function"
+    assert "register_neuron(Beside)" in said
+    assert "\n" not in said
+
+
+def test_what_holds_a_neuron_is_not_warned_of():
+    inner = Holder(Beside(), Folded(nn.MaxPool2d(1)))
+    outer = Holder(Folded(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)), inner)
+    first, *rest = network(LIFNode())
+    (said,) = unknown(nn.Sequential(first, outer, *rest).double())
+    assert said.startswith("Beside at '1.layers.1.layers.0' gives")
+
+
+def test_a_neuron_called_once_per_timestep_is_warned_of():
+    conv, lif, *rest = stepwise(LIFNode(step_mode="s"))
+    (said,) = unknown(nn.Sequential(conv, Beside(False), lif, *rest), layout="step")
+    assert said.startswith("Beside at '1' gives")
+
+
+def test_what_passes_spikes_on_is_no_neuron():
+    class Pass(nn.Module):
+        def forward(self, x):
+            return x * 1
+
+    conv, lif, *rest = network(LIFNode())
+    held = Holder(lif, Pass(), Folded(nn.MaxPool2d(1)), nn.Dropout(0.5))
+    assert unknown(nn.Sequential(conv, Pass(), nn.ReLU(), held, Pass(), *rest)) == []
 
 
 def test_state_we_know_nothing_of_is_reset_by_the_users_function():
@@ -590,7 +709,7 @@ def test_state_we_know_nothing_of_is_reset_by_the_users_function():
     [
         ({"layout": "CT"}, ConfigError, "layout='CT'"),
         ({"input_shape": (2, 6)}, ConfigError, "three whole numbers"),
-        ({"input_shape": (3, 6, 6)}, ModelError, "fails on frames"),
+        ({"input_shape": (3, 6, 6)}, ModelError, r"fails on frames .*'step' one timestep \[B, C"),
         ({"num_classes": 3}, ModelError, "gives 5 classes"),
         ({"layout": "BT"}, ModelError, "depends on the other samples"),
     ],
