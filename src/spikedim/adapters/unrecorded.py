@@ -120,13 +120,19 @@ class _Seen:
 
 
 def _unknown(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that are neither torch's nor a known neuron, nor inside or around one."""
+    """Modules that are neither layers nor known neurons, nor inside or around one."""
     modules = dict(model.named_modules())
     known = [path for path, module in modules.items() if isinstance(module, AdaptedLIF)]
     for path, module in modules.items():
         near = any(path == p or _inside(path, p) or _inside(p, path) for p in known)
-        if path and not near and root(type(module)) not in ("torch", "spikedim"):
+        if path and not near and not _layer(type(module)):
             yield path, module
+
+
+def _layer(cls: type) -> bool:
+    """Whether it is a layer of torch, or what a library made of one."""
+    origins = {root(base) for base in cls.__mro__ if base is not nn.Module}
+    return root(cls) in ("torch", "spikedim") or (root(cls) in LIBRARIES and "torch" in origins)
 
 
 def _inside(path: str, other: str) -> bool:
