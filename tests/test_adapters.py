@@ -18,7 +18,7 @@ from torch import nn
 from own_files import THRESHOLD
 from spikedim.adapters import AdaptedLIF, from_spikingjelly, register_neuron, to_spikingjelly, wrap
 from spikedim.adapters.comparison import difference
-from spikedim.adapters.surrogates import ScaledSurrogate, identify
+from spikedim.adapters.surrogates import identify
 from spikedim.cli import main
 from spikedim.errors import CheckpointError, ConfigError, ModelError, SpikedimWarning
 from spikedim.models import (
@@ -295,7 +295,7 @@ def test_snntorch_neurons(options):
     net = stepwise(Leaky(**options))
     model = wrap(net, input_shape=SHAPE, layout="step")
     assert_same(net, lambda n, x: torch.stack([n(x_t) for x_t in x]), model)
-    assert model.config.neuron.surrogate == ScaledSurrogate("fast_sigmoid", 10.0, 0.2)
+    assert model.config.neuron.surrogate == Surrogate("fast_sigmoid", 10.0, scale=0.2)
 
 
 def test_snntorch_potential_handed_over_by_the_network():
@@ -454,7 +454,7 @@ def test_continuous_twin_and_operations():
     assert (model(x, 400) - twin(x)).abs().max() < 0.15
     assert tuple(model.macs_per_step()) == (2 * 4 * 9 * 36 + 144 * 5, 0, 0)
     kept = wrap(network(QIFNode()), input_shape=SHAPE)
-    for ask in (lambda: kept.continuous()(x), lambda: kept.set_neurons(beta=0.1)):
+    for ask in (lambda: kept.continuous("rate"), lambda: kept.set_neurons(beta=0.1)):
         with pytest.raises(ModelError, match="QIFNode is kept as it is"):
             ask()
 
@@ -530,8 +530,9 @@ def test_unknown_neurons_are_named_and_can_be_registered():
         wrap(network(MyNode()), input_shape=SHAPE)
     assert "register_neuron(MyNode)" in str(caught.value)
     net = stepwise(MyOwn())
-    with pytest.raises(ModelError, match=r"no spiking neuron found .* MyOwn"):
+    with pytest.raises(ModelError, match=r"no spiking neuron found .* MyOwn") as caught:
         wrap(net, input_shape=SHAPE, layout="step")
+    assert "register_neuron(MyOwn)" in str(caught.value)
     both = nn.Sequential(*stepwise(LIFNode(step_mode="s"))[:2], MyOwn(), nn.Flatten()).double()
     with pytest.raises(ModelError, match="MyOwn at '2' keeps state between calls") as caught:
         wrap(both, input_shape=SHAPE, layout="step")
@@ -559,11 +560,129 @@ def test_a_registered_neuron_may_be_kept():
     def convert(neuron):
         return None
 
-    model = wrap(stepwise(Odd()), input_shape=SHAPE, layout="step")
+    with pytest.warns(SpikedimWarning, match="Odd at '1' is kept as it is.* returned None"):
+        model = wrap(stepwise(Odd()), input_shape=SHAPE, layout="step")
     assert model.kept == ("1",)
     assert torch.equal(model.steps(events()), model.steps(events()))
     with pytest.raises(ConfigError, match="expected a subclass"):
         register_neuron(7)
+
+
+def test_what_is_no_neuron_is_not_taken_for_one():
+    class Described(MyOwn):
+        pass
+
+    register_neuron(Described)(lambda neuron: {"beta": 0.5})
+    with pytest.raises(ConfigError, match=r"registered for Described returned a dict; return .*"):
+        wrap(stepwise(Described()), input_shape=SHAPE, layout="step")
+
+
+class Inline(nn.Module):
+    """Spikes inside a forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(72, 5)
+
+    def forward(self, x):
+        return (self.fc(x.flatten(2)) > 0).to(x)
+
+
+def test_neurons_that_are_no_modules_are_asked_to_be():
+    with pytest.raises(ModelError, match=r"classes: none.*Neurons must be modules"):
+        wrap(Inline().double(), input_shape=SHAPE)
+    outer = nn.Sequential(Inline(), nn.Linear(5, 5)).double()
+    with pytest.raises(ModelError, match=r"classes: Inline.*Neurons must be modules"):
+        wrap(outer, input_shape=SHAPE)
+
+
+# -- neurons beside those that are known --------------------------------------------------------
+
+
+class Gate(nn.Module):
+    """A spike function."""
+
+    def forward(self, x):
+        return (x >= 0).to(x)
+
+
+class Beside(nn.Module):
+    """A neuron without stored state; what it calls to fire may be a module."""
+
+    def __init__(self, multistep=True):
+        super().__init__()
+        self.multistep, self.fire = multistep, Gate()
+
+    def forward(self, x):
+        if not self.multistep:
+            return self.fire(x - 0.3)
+        u, out = torch.zeros_like(x[0]), []
+        for x_t in x:
+            u = 0.8 * u + x_t
+            s = self.fire(u - 0.3)
+            u = u - 0.3 * s
+            out.append(s)
+        return torch.stack(out)
+
+
+class Holder(nn.Module):
+    """A container of the user's own."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def unknown(net, **options):
+    """What is warned of at the conversion of ``net``, which stays as it was."""
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    net.train()
+    drawn = torch.random.get_rng_state()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = wrap(net, input_shape=SHAPE, **options)
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert torch.equal(drawn, torch.random.get_rng_state())
+    return [str(w.message) for w in caught if issubclass(w.category, SpikedimWarning)]
+
+
+def test_a_neuron_nobody_registered_is_warned_of():
+    net = network(Beside(), LIFNode())
+    net.append(nn.Linear(5, 6)).append(Beside()).append(nn.Linear(6, 5)).double()
+    (said,) = unknown(net)
+    assert said.startswith("Beside at '1', '7' gives zeros and ones"), "not its spike function"
+    assert "register_neuron(Beside)" in said
+    assert "\n" not in said
+
+
+def test_what_holds_a_neuron_is_not_warned_of():
+    inner = Holder(Beside(), Folded(nn.MaxPool2d(1)))
+    outer = Holder(Folded(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)), inner)
+    first, *rest = network(LIFNode())
+    (said,) = unknown(nn.Sequential(first, outer, *rest).double())
+    assert said.startswith("Beside at '1.layers.1.layers.0' gives")
+
+
+def test_a_neuron_called_once_per_timestep_is_warned_of():
+    conv, lif, *rest = stepwise(LIFNode(step_mode="s"))
+    (said,) = unknown(nn.Sequential(conv, Beside(False), lif, *rest), layout="step")
+    assert said.startswith("Beside at '1' gives")
+
+
+def test_what_passes_spikes_on_is_no_neuron():
+    class Pass(nn.Module):
+        def forward(self, x):
+            return x * 1
+
+    conv, lif, *rest = network(LIFNode())
+    held = Holder(lif, Pass(), Folded(nn.MaxPool2d(1)), nn.Dropout(0.5))
+    assert unknown(nn.Sequential(conv, Pass(), nn.ReLU(), held, Pass(), *rest)) == []
 
 
 def test_state_we_know_nothing_of_is_reset_by_the_users_function():
@@ -590,7 +709,7 @@ def test_state_we_know_nothing_of_is_reset_by_the_users_function():
     [
         ({"layout": "CT"}, ConfigError, "layout='CT'"),
         ({"input_shape": (2, 6)}, ConfigError, "three whole numbers"),
-        ({"input_shape": (3, 6, 6)}, ModelError, "fails on frames"),
+        ({"input_shape": (3, 6, 6)}, ModelError, r"fails on frames .*'step' one timestep \[B, C"),
         ({"num_classes": 3}, ModelError, "gives 5 classes"),
         ({"layout": "BT"}, ModelError, "depends on the other samples"),
     ],
@@ -614,15 +733,15 @@ def test_a_network_in_the_middle_of_a_sequence_is_refused():
 @given(
     kind=st.sampled_from(SURROGATES),
     width=st.floats(0.05, 50),
-    factor=st.sampled_from([1.0, 0.3, 7.0]),
+    scale=st.sampled_from([1.0, 0.3, 7.0]),
 )
-def test_surrogates_are_recognised_by_their_derivative(kind, width, factor):
-    original = ScaledSurrogate(kind, width, factor)
+def test_surrogates_are_recognised_by_their_derivative(kind, width, scale):
+    original = Surrogate(kind, width, scale=scale)
     found = identify(lambda x: spike(x, original), "test")
     x = torch.linspace(-4 / width, 4 / width, 41, dtype=torch.float64)[1::2] * 1.001
     torch.testing.assert_close(found.derivative(x), original.derivative(x), rtol=1e-4, atol=1e-6)
     assert found.peak == pytest.approx(original.peak, rel=1e-6)
-    assert isinstance(found, ScaledSurrogate) == (factor != 1.0)
+    assert (found.scale == 1) == (scale == 1)
 
 
 def test_an_unknown_surrogate_is_said():
@@ -845,13 +964,14 @@ class Integrator(nn.Module):
     def __init__(self, beta, check=None):
         super().__init__()
         self.beta, self.check = beta, check or (lambda x: None)
+        self.slope = Surrogate("atan", 2.0)
 
     def forward(self, x):
         self.check(x)
         u, out = torch.zeros_like(x[0]), []
         for x_t in x:
             u = self.beta * u + (1 - self.beta) * x_t
-            s = spike(u - 0.7, Surrogate("atan", 2.0))
+            s = spike(u - 0.7, self.slope)
             u = u * (1 - s.detach())
             out.append(s)
         return torch.stack(out)
@@ -891,6 +1011,14 @@ def test_a_surrogate_is_named_only_where_it_is_seen_to_be_another():
     assert said.endswith("fires as it does, but its derivative (training, ntk) is another")
 
 
+def test_the_mend_of_a_surrogate_of_another_area_can_be_written():
+    neuron = Integrator(0.5)
+    neuron.slope = Surrogate("fast_sigmoid", 10.0, scale=0.2)
+    (said,) = warned_of(neuron, surrogate=surrogate("fast_sigmoid", 10))
+    assert said.endswith('; surrogate=surrogate("fast_sigmoid", 10, scale=0.2) is its own')
+    assert warned_of(neuron, surrogate=surrogate("fast_sigmoid", 10, scale=0.2)) == []
+
+
 class Mute(AdaptedLIF):
     """Never fires."""
 
@@ -915,5 +1043,5 @@ def test_an_exception_of_the_neuron_does_not_end_the_conversion(check):
 
 def test_the_lines_to_register_name_what_decides():
     with pytest.raises(ModelError, match=r"decay_input=False is u = beta\*u \+ x") as caught:
-        wrap(nn.Sequential(nn.Flatten(2), nn.Linear(72, 5)).double(), input_shape=SHAPE)
+        wrap(network(Beside()), input_shape=SHAPE)
     assert 'surrogate=spikedim.neurons.surrogate("atan", 2.0)' in str(caught.value)

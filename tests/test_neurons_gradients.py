@@ -29,8 +29,9 @@ def draw(shape, seed=0, dtype=torch.float64):
 
 @pytest.mark.parametrize("kind", SURROGATES)
 @pytest.mark.parametrize("width", [None, 0.7, 3.0])
-def test_derivative_is_the_slope_of_the_primitive(kind, width):
-    shape = surrogate(kind, width)
+@pytest.mark.parametrize("scale", [1.0, 0.2])
+def test_derivative_is_the_slope_of_the_primitive(kind, width, scale):
+    shape = surrogate(kind, width, scale)
     x = torch.linspace(-3.001, 3.003, 997, dtype=torch.float64)
     h = 1e-6
     slope = (shape.primitive(x + h) - shape.primitive(x - h)) / (2 * h)
@@ -39,10 +40,10 @@ def test_derivative_is_the_slope_of_the_primitive(kind, width):
     zero = torch.zeros((), dtype=torch.float64)
     assert float(shape.derivative(zero)) == pytest.approx(shape.peak)
     assert float(shape.derivative(x).max()) <= shape.peak * (1 + 1e-12)
-    assert float(shape.primitive(zero)) == 0.5
+    assert float(shape.primitive(zero)) == pytest.approx(0.5 * scale)
     far = torch.tensor([-1e9, 1e9], dtype=torch.float64)
     torch.testing.assert_close(
-        shape.primitive(far), torch.tensor([0.0, 1.0]).double(), atol=1e-8, rtol=0
+        shape.primitive(far), torch.tensor([0.0, scale]).double(), atol=1e-8, rtol=0
     )
 
 
@@ -56,12 +57,19 @@ def test_default_widths_peak_at_one_and_match_published_forms():
     torch.testing.assert_close(surrogate("atan").derivative(x), 1 / (1 + (torch.pi * x) ** 2))
 
 
+def test_runs_are_found_again_by_the_text_of_a_surrogate():
+    assert repr(surrogate("atan")) == "Surrogate(kind='atan', width=2.0)"
+    assert repr(surrogate("atan", scale=0.5)) == "Surrogate(kind='atan', width=2.0, scale=0.5)"
+
+
 @pytest.mark.parametrize("width", [0, -1.0, float("inf"), float("nan"), "4", True])
 def test_bad_surrogates_are_named(width):
     with pytest.raises(ConfigError, match="width"):
         surrogate("sigmoid", width)
     with pytest.raises(ConfigError, match=r"'relu' is unknown.*sigmoid"):
         surrogate("relu")
+    with pytest.raises(ConfigError, match="surrogate scale"):
+        surrogate("sigmoid", 1.0, width)
 
 
 @pytest.mark.parametrize("kind", SURROGATES)
@@ -217,8 +225,9 @@ def test_fused_equals_reference_over_the_option_grid(dtype, tensors):
 
 
 @pytest.mark.parametrize("kind", SURROGATES)
-def test_fused_uses_every_surrogate(kind):
-    params = LIFParams(surrogate=surrogate(kind, 1.3))
+@pytest.mark.parametrize("scale", [1.0, 0.2])
+def test_fused_uses_every_surrogate(kind, scale):
+    params = LIFParams(surrogate=surrogate(kind, 1.3, scale))
     grads = []
     for kernel in ("reference", "fused"):
         x = draw((5, 40)).requires_grad_()

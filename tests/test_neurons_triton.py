@@ -88,7 +88,7 @@ def test_spikes_are_the_same_bits_and_gradients_agree(
 
 @pytest.mark.parametrize("kind", SURROGATES)
 def test_every_surrogate_has_its_derivative(kind):
-    params = LIFParams(surrogate=Surrogate(kind, 1.7), threshold=0.8)
+    params = LIFParams(surrogate=Surrogate(kind, 1.7, scale=0.3), threshold=0.8)
     x = torch.linspace(-3, 3, 601, device=DEVICE).repeat(2, 1)
     grads = []
     for kernel in ("fused", "triton"):

@@ -202,3 +202,5 @@ def test_design_names_networks(network):
     with pytest.raises(ModelError, match="a Spikformer, but a name is expected") as caught:
         design(load_dataset("digits"), network)
     assert len(str(caught.value)) < 300
+    with pytest.raises(ModelError, match=r"a function, but a name .* path/to/file.py:function"):
+        design(load_dataset("digits"), images)

@@ -222,3 +222,106 @@ def test_padding_is_no_token_of_a_rank(tmp_path, monkeypatch, capsys):
     found = json.loads(out)["profile"]
     assert found["samples"] == 8
     assert {layer["tokens"] for layer in found["layers"]} == {6}
+
+
+# -- networks of other libraries ----------------------------------------------------------------
+
+OWN = """
+import torch
+from torch import nn
+from spikedim.adapters import register_neuron, wrap
+from spikedim.neurons import LIFParams
+
+
+class Fires(nn.Module):
+    def forward(self, x):
+        return (x >= 0.3).to(x)
+
+
+class Single(nn.Module):
+    def forward(self, x):
+        return (x >= 0.3).float()
+
+
+@register_neuron(Fires)
+def convert(neuron):
+    return LIFParams(beta=0.0, threshold=0.3, reset="none")
+
+
+@register_neuron(Single)
+def keep(neuron):
+    return None
+
+
+class Net(nn.Module):
+    def __init__(self, neuron, turned=False):
+        super().__init__()
+        self.head, self.mix = nn.Linear(6, 10), nn.Linear(5, 6)
+        self.conv, self.fire, self.turned = nn.Conv2d(1, 5, 3, stride=2), neuron, turned
+
+    def forward(self, x):
+        images = self.conv(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
+        fired = self.fire(images.transpose(0, 1) if self.turned else images)
+        fired = fired.transpose(0, 1) if self.turned else fired
+        return self.head(self.mix(fired.flatten(-2).transpose(-1, -2)).mean(-2))
+
+
+def made(neuron=Fires, layout="TB"):
+    torch.manual_seed(0)
+    net = Net(neuron(), turned=layout == "BT")
+    return wrap(net, input_shape=(1, 8, 8), layout=layout)
+
+
+def single():
+    return made(Single)
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    scope = {"__name__": "mine"}
+    exec(OWN, scope)
+    return path, scope["made"]
+
+
+@pytest.mark.parametrize("layout", ["TB", "BT", "step"])
+def test_adapted_networks_are_read_in_their_layout(own, layout):
+    model = own[1](layout=layout).double().eval()
+    x = torch.randn(3, 4, 1, 8, 8, dtype=torch.float64)
+    x[0] = 0  # timesteps differ
+    profile = rank_profile(model, x, twin="none", batch_size=3)
+    assert [row.layer for row in profile.layers] == ["conv", "fire", "mix"]
+    assert profile.notes == ("Left out: head (has no tokens).",)
+    with torch.no_grad():
+        images = model.conv(x.flatten(0, 1)).unflatten(0, (3, 4))
+        fired = (images >= 0.3).to(x).flatten(3).transpose(2, 3)
+        tokens = {"conv": images.flatten(3).transpose(2, 3), "fire": fired, "mix": model.mix(fired)}
+    for row in profile.layers:
+        each = [[affine_rank(m) for m in step] for step in tokens[row.layer]]
+        assert row.steps["affine"] == pytest.approx(np.mean(each, 1)), row.layer
+        assert (row.tokens, row.channels) == tuple(tokens[row.layer].shape[2:])
+
+
+def test_rank_of_a_network_of_ones_own(own, tmp_path, capsys):
+    path, page = own[0], tmp_path / "rank.html"
+    words = ("rank", "--data", "digits", "--limit", "6", "-T", "2", "--quiet")
+    assert not run(*words, "--model", f"{path}:made", "--report", str(page), "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["heads"]["layers"] == found["residuals"]["layers"] == []
+    assert found["precision"] == "float64"
+    assert {row["network"] for row in found["profile"]["layers"]} == {"spiking", "continuous"}
+    html = page.read_text()
+    assert "Left out: head (has no tokens)." in html
+    assert html.count("No attention with a known output projection") == 2
+    assert run(*words, "--model", f"{path}:made", "--layers", "head") == 2
+    assert "head (has no tokens)" in capsys.readouterr().err
+
+
+def test_a_neuron_of_one_precision_keeps_the_network_in_its_own(own, capsys):
+    words = ("rank", "--data", "digits", "--limit", "6", "-T", "2", "--quiet")
+    assert not run(*words, "--model", f"{own[0]}:single")
+    said = capsys.readouterr().out
+    assert "In float32: the network does not run in float64." in said
+    assert "No continuous twin, since neurons are kept as they are: fire." in said

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spikedim.adapters.neurons import AdaptedLIF
-from spikedim.adapters.surrogates import ScaledSurrogate, identify
+from spikedim.adapters.surrogates import identify
 from spikedim.errors import SpikedimError, SpikedimWarning
 from spikedim.neurons import RESETS, LIFParams, Surrogate
 
@@ -165,5 +165,5 @@ def _surrogate(neuron: nn.Module, layer: AdaptedLIF) -> Surrogate | None:
 
 
 def _said(surrogate: Surrogate) -> str:
-    factor = f" times {surrogate.factor:g}" if isinstance(surrogate, ScaledSurrogate) else ""
-    return f'surrogate("{surrogate.kind}", {surrogate.width:g}){factor}'
+    scale = "" if surrogate.scale == 1 else f", scale={surrogate.scale:g}"
+    return f'surrogate("{surrogate.kind}", {surrogate.width:g}{scale})'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 
 from spikedim.adapters.neurons import AdaptedLIF, Kept
 from spikedim.adapters.probe import probe
-from spikedim.adapters.registry import derived, how_to_register, replacement, root
-from spikedim.errors import ConfigError, ModelError
+from spikedim.adapters.registry import derived, how_to_register, registered, replacement, root
+from spikedim.adapters.unrecorded import own_neuron, unrecorded
+from spikedim.errors import ConfigError, ModelError, SpikedimWarning
 from spikedim.models.base import Macs, SpikingModel, evaluating, override
 from spikedim.neurons import LIFParams
+from spikedim.neurons.continuous import Activation
 
 LAYOUTS = ("TB", "BT", "step", "static")
 _TIMESTEPS = ("T", "num_steps", "timesteps", "time_steps", "time_step", "timestep")
@@ -113,6 +116,17 @@ class AdaptedModel(SpikingModel):
             layer.change(**fields)
         self.config = replace(self.config, neuron=neuron)
         return self
+
+    def continuous(self, activation: str | Activation = "surrogate") -> SpikingModel:
+        """As :meth:`SpikingModel.continuous`.
+
+        Raises:
+            ConfigError: unknown activation.
+            ModelError: a neuron that is kept as it is has no twin.
+        """
+        for name in self.kept:
+            raise cast(Kept, self.get_submodule(name)).refusal("has no continuous twin")
+        return super().continuous(activation)
 
     def macs_per_step(self) -> Macs:
         """Multiply-accumulates of one sample in one step, counted in a forward pass."""
@@ -221,7 +235,9 @@ def wrap(
     ``torch.func``; parameters and buffers are shared with ``network``, which itself stays as it
     is. A neuron without an exact equivalent is kept and listed in ``kept``: its spikes are
     recorded and counted and it is reset around every forward pass, but its potential, neuron
-    sweeps, the continuous twin and ``ntk`` by ``torch.func`` are not available.
+    sweeps, the continuous twin and ``ntk`` by ``torch.func`` are not available. A module of the
+    user's own that gives zeros and ones for other numbers, and is not registered, is warned of: its
+    spikes are not seen.
 
     Args:
         network: the network. SpikingJelly's may be in step mode ``"s"`` or ``"m"``.
@@ -246,7 +262,8 @@ def wrap(
         source: what results call the network; its class by default.
 
     Raises:
-        ConfigError: an unknown layout, a shape that is none, or tokens or channels below 1.
+        ConfigError: an unknown layout, a shape that is none, tokens or channels below 1, or a
+            registered function that returns neither a neuron nor ``None``.
         ModelError: no neuron is recognised, one is of an unknown class (the message shows how to
             register it), a module keeps state between calls, the network does not run, or it
             mixes samples.
@@ -286,7 +303,33 @@ def wrap(
         )
     model.config = replace(config, num_classes=found)
     model.num_classes = found
+    for cls, paths in _by_class(unrecorded(model)).items():
+        warnings.warn(
+            f"{cls} at {paths} gives zeros and ones as a spiking neuron does, but is not known as "
+            f"one: its spikes are neither recorded nor counted; say what it is with "
+            f"@spikedim.adapters.register_neuron({cls}), a function that returns its LIFParams, or "
+            "None to keep it as it is",
+            SpikedimWarning,
+            stacklevel=2,
+        )
+    kept = {name: cast(Kept, model.get_submodule(name)).original for name in model.kept}
+    chosen = {name: neuron for name, neuron in kept.items() if registered(neuron)}
+    for cls, paths in _by_class(chosen).items():
+        warnings.warn(
+            f"{cls} at {paths} is kept as it is, because the function registered for it returned "
+            "None; to have its potentials, neuron sweeps and continuous twin, return its LIFParams",
+            SpikedimWarning,
+            stacklevel=2,
+        )
     return model
+
+
+def _by_class(modules: dict[str, nn.Module]) -> dict[str, str]:
+    """Class name → quoted paths."""
+    found: dict[str, list[str]] = {}
+    for path, module in modules.items():
+        found.setdefault(type(module).__name__, []).append(repr(path))
+    return {cls: ", ".join(paths) for cls, paths in found.items()}
 
 
 def adapted_neuron(network: nn.Module) -> LIFParams | None:
@@ -324,11 +367,17 @@ def _convert(network: nn.Module, multistep: bool) -> list[AdaptedLIF]:
     if not made:
         own = {type(m) for m in network.modules() if root(type(m)) not in ("torch", "spikedim")}
         names = ", ".join(sorted(cls.__name__ for cls in own - {type(network)})) or "none"
-        raise ModelError(
+        found = (
             f"no spiking neuron found in {type(network).__name__} (its own module classes: "
-            f"{names}); known are those of spikingjelly, snntorch and norse. Register another "
-            f"class:{how_to_register('MyNeuron')}"
+            f"{names}); known are those of spikingjelly, snntorch and norse. "
         )
+        neuron = own_neuron(network)
+        if neuron is None:
+            raise ModelError(
+                f"{found}Neurons must be modules: put what spikes inside a forward into a "
+                "torch.nn.Module, and register its class with spikedim.adapters.register_neuron"
+            )
+        raise ModelError(f"{found}Register another class:{how_to_register(neuron)}")
     return list(made.values())
 
 

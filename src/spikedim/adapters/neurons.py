@@ -287,10 +287,15 @@ class Kept(AdaptedLIF):
         self._non_persistent_buffers_set = neuron._non_persistent_buffers_set
         self._original, self._reset = (neuron,), reset
 
+    @property
+    def original(self) -> nn.Module:
+        """The neuron that runs."""
+        return self._original[0]
+
     def begin(self) -> None:
         """Bring the original to rest."""
         if self._streaming:
-            raise self._refusal("cannot be streamed")
+            raise self.refusal("cannot be streamed")
         super().begin()
         if self._reset is not None:
             self._reset()
@@ -304,24 +309,24 @@ class Kept(AdaptedLIF):
     def train(self, mode: bool = True) -> Kept:
         """Set the mode of the original too."""
         super().train(mode)
-        self._original[0].training = mode
+        self.original.training = mode
         return self
 
     def dynamics(self) -> LIFParams:
         """Not known."""
-        raise self._refusal("has no parameters that are known")
+        raise self.refusal("has no parameters that are known")
 
     def change(self, **fields: Any) -> None:
         """Not available."""
-        raise self._refusal(f"has no {', '.join(fields)} to change")
+        raise self.refusal(f"has no {', '.join(fields)} to change")
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """What the original gives."""
         if self.activation is not None:
-            raise self._refusal("has no continuous twin")
+            raise self.refusal("has no continuous twin")
         if any(self._observers.values()):
-            raise self._refusal("does not show its potential; record spikes or rates")
-        output = self._original[0](*inputs, **options)
+            raise self.refusal("does not show its potential; record spikes or rates")
+        output = self.original(*inputs, **options)
         spikes = output[0] if isinstance(output, (tuple, list)) else output
         if self._observers:
             self._seen.append((spikes if self.multistep else spikes[None], None))
@@ -329,11 +334,12 @@ class Kept(AdaptedLIF):
 
     def extra_repr(self) -> str:
         """The original."""
-        return f"{type(self._original[0]).__name__}({self._original[0].extra_repr()})"
+        return f"{type(self.original).__name__}({self.original.extra_repr()})"
 
-    def _refusal(self, what: str) -> ModelError:
+    def refusal(self, what: str) -> ModelError:
+        """The error that says what the neuron has not."""
         return ModelError(
-            f"{type(self._original[0]).__name__} is kept as it is and {what}; register an "
+            f"{type(self.original).__name__} is kept as it is and {what}; register an "
             "equivalent with spikedim.adapters.register_neuron"
         )
 

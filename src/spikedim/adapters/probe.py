@@ -18,6 +18,11 @@ from spikedim.models.base import SpikingModel, evaluating
 
 _T, _SAMPLES, _SCALE = 2, 3, 10.0
 _MIXED = 0.05
+_LAYOUTS = (
+    "wrap(..., layout=...) says what one call takes: 'TB' [T, B, C, H, W], 'BT' [B, T, C, H, W], "
+    "'step' one timestep [B, C, H, W] (as networks of snnTorch do), 'static' [B, C, H, W] that the "
+    "network itself repeats"
+)
 
 
 def probe(model: SpikingModel, original: nn.Module, source: str, layout: str) -> int:
@@ -46,8 +51,7 @@ def probe(model: SpikingModel, original: nn.Module, source: str, layout: str) ->
             except (RuntimeError, TypeError, IndexError, ValueError, AttributeError) as error:
                 raise ModelError(
                     f"{source} fails on frames {tuple(x.shape)} with layout="
-                    f"{layout!r}: {_line(error)}; check input_shape, layout and "
-                    "flatten"
+                    f"{layout!r}: {_line(error)}; check input_shape and flatten; {_LAYOUTS}"
                 ) from error
             seen.append(dict(_memories(original)))
     first, second = seen
@@ -113,7 +117,7 @@ def _check_samples(
     if not fits:
         raise ModelError(
             f"the output of {source} for a sample depends on the other samples: its "
-            f"layout is perhaps not {layout!r}"
+            f"layout is perhaps not {layout!r}; {_LAYOUTS}"
         )
 
 

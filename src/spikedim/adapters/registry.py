@@ -30,8 +30,9 @@ def register_neuron(
 
     The function receives the neuron and returns its :class:`~spikedim.neurons.LIFParams`, or an
     :class:`AdaptedLIF` module, or ``None`` to keep the neuron as it is: then its method ``reset``,
-    if it has one, is called around every forward pass. :func:`wrap` compares what was returned
-    with the neuron on a short random current and warns where they fire differently.
+    if it has one, is called around every forward pass; :func:`wrap` says so, because a forgotten
+    ``return`` is ``None`` too. It compares what was returned with the neuron on a short random
+    current and warns where they fire differently.
 
     Raises:
         ConfigError: ``cls`` is not a ``torch.nn.Module`` class.
@@ -59,7 +60,11 @@ def register_neuron(
 
 
 def replacement(neuron: nn.Module, multistep: bool) -> AdaptedLIF | None:
-    """The layer that takes the place of ``neuron``; ``None`` if it is no neuron we know."""
+    """The layer that takes the place of ``neuron``; ``None`` if it is no neuron we know.
+
+    Raises:
+        ConfigError: what is registered for it returned something else.
+    """
     cls = type(neuron)
     if cls in _CUSTOM:
         converter, own = _CUSTOM[cls]
@@ -68,6 +73,12 @@ def replacement(neuron: nn.Module, multistep: bool) -> AdaptedLIF | None:
         if made is None:
             return Kept(neuron, multistep, getattr(neuron, "reset", None))
         layer = AdaptedLIF(made, multistep) if isinstance(made, LIFParams) else made
+        if not isinstance(layer, AdaptedLIF):
+            raise ConfigError(
+                f"the function registered for {cls.__name__} returned a {type(made).__name__}; "
+                "return spikedim.neurons.LIFParams(...), an AdaptedLIF, or None to keep the neuron "
+                "as it is"
+            )
         layer.stands_for = (neuron,)
         return layer
     library = LIBRARIES.get(root(cls))
@@ -83,6 +94,11 @@ def derived(neuron: nn.Module) -> str | None:
         if library is not None and library.is_neuron(base):
             return library.LIBRARY
     return None
+
+
+def registered(neuron: nn.Module) -> bool:
+    """Whether it is of a class of the user's own that is registered."""
+    return type(neuron) in _CUSTOM
 
 
 def root(cls: type) -> str:

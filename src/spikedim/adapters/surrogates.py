@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -16,30 +15,6 @@ from spikedim.neurons import SURROGATES, Surrogate
 
 _TOLERANCE = 1e-5
 _BISECTIONS = 80
-
-
-@dataclass(frozen=True)
-class ScaledSurrogate(Surrogate):
-    """A surrogate times a factor, for libraries whose derivatives do not have area 1.
-
-    Args:
-        factor: what derivative and primitive are multiplied by.
-    """
-
-    factor: float = 1.0
-
-    def derivative(self, x: Tensor) -> Tensor:
-        """Scaled pseudo-derivative."""
-        return self.factor * super().derivative(x)
-
-    def primitive(self, x: Tensor) -> Tensor:
-        """Scaled smooth step."""
-        return self.factor * super().primitive(x)
-
-    @property
-    def peak(self) -> float:
-        """Largest value of the derivative."""
-        return self.factor * super().peak
 
 
 def identify(function: Callable[[Tensor], Tensor], name: str) -> Surrogate:
@@ -70,10 +45,10 @@ def identify(function: Callable[[Tensor], Tensor], name: str) -> Surrogate:
         wanted = derivative(x)
         for kind in SURROGATES:
             width = float(f"{_unit_half_width(kind) / half:.9g}")
-            factor = float(f"{peak / Surrogate(kind, width).peak:.9g}")
-            found = ScaledSurrogate(kind, width, factor)
+            scale = float(f"{peak / Surrogate(kind, width).peak:.9g}")
+            found = Surrogate(kind, width, scale=scale)
             if (found.derivative(x) - wanted).abs().max() < _TOLERANCE * peak:
-                return Surrogate(kind, width) if abs(factor - 1) < _TOLERANCE else found
+                return Surrogate(kind, width) if abs(scale - 1) < _TOLERANCE else found
     warnings.warn(
         f"surrogate derivative of {name} has no counterpart: gradients (training, ntk) use "
         "atan(2) instead; spikes are unaffected",

@@ -10,7 +10,6 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from torch import nn
 
 from spikedim.errors import ConfigError, ModelError
 from spikedim.models.base import SpikingModel, override
@@ -151,7 +150,7 @@ def model_entry(name: str) -> ModelEntry:
         from spikedim.adapters.files import file_entry
 
         return file_entry(name)
-    if isinstance(name, nn.Module):
+    if callable(name):  # a network, or the function that makes one
         raise ModelError(
             f"model is a {type(name).__name__}, but a name is expected: networks are built anew "
             "for the data. Name a function that returns yours: path/to/file.py:function"

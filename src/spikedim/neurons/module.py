@@ -89,7 +89,8 @@ class LIF(nn.Module):
         text = f"beta={p.beta}, threshold={p.threshold}, reset={p.reset!r}"
         if p.refractory:
             text += f", refractory={p.refractory}"
-        return f"{text}, surrogate={p.surrogate.kind}({p.surrogate.width:g})"
+        scale = "" if p.surrogate.scale == 1 else f" times {p.surrogate.scale:g}"
+        return f"{text}, surrogate={p.surrogate.kind}({p.surrogate.width:g}){scale}"
 
 
 @contextmanager

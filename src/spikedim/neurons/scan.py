@@ -282,14 +282,14 @@ def _reverse(
 
 def _derivative(x: Tensor, surrogate: Surrogate) -> None:
     """Overwrite ``x`` with the surrogate's derivative; without new memory for the common ones."""
-    a = surrogate.width
+    a, scale = surrogate.width, surrogate.scale
     if surrogate.kind == "sigmoid":
         x.mul_(a).sigmoid_()
-        peak = torch.full((), a, dtype=x.dtype, device=x.device).expand_as(x)
+        peak = torch.full((), scale * a, dtype=x.dtype, device=x.device).expand_as(x)
         torch.ops.aten.sigmoid_backward.grad_input(peak, x, grad_input=x)
     elif surrogate.kind == "atan":
         x.mul_(math.pi / 2 * a)
-        x.mul_(x).add_(1).reciprocal_().mul_(a / 2)
+        x.mul_(x).add_(1).reciprocal_().mul_(scale * a / 2)
     else:
         x.copy_(surrogate.derivative(x))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -79,7 +79,8 @@ SURROGATES: tuple[str, ...] = tuple(_SHAPES)
 class Surrogate:
     """Smooth step of the distance to threshold whose slope replaces the spike's.
 
-    Every primitive rises from 0 to 1, so every derivative has area 1. With a = ``width``:
+    Every primitive rises from 0 to ``scale``, which is the area of the derivative: 1 unless another
+    library's says otherwise. With a = ``width`` and ``scale`` = 1:
 
     ===================== =============================== ========
     kind                  derivative at x                 peak
@@ -96,56 +97,72 @@ class Surrogate:
     A kind is named by the shape of its derivative (SpikingJelly names its ``PiecewiseQuadratic``
     by the primitive: it is ``piecewise_linear`` here). ``Surrogate("sigmoid", 4.0)`` and
     ``Surrogate("atan", 2.0)`` are SpikingJelly's ``Sigmoid(4)`` and ``ATan(2)``; ``fast_sigmoid``
-    is SuperSpike's (Zenke & Ganguli 2018) scaled to area 1.
+    is SuperSpike's (Zenke & Ganguli 2018) scaled to area 1; snnTorch's ``fast_sigmoid(a)``, which
+    peaks at 1, is ``Surrogate("fast_sigmoid", a, scale=2 / a)``.
 
     Args:
         kind: one of :data:`SURROGATES`.
         width: sharpness a > 0, in 1/potential: a larger value is a narrower, taller bump.
+        scale: what derivative and primitive are multiplied by, > 0.
 
     Raises:
-        ConfigError: unknown kind, or a width that is not a positive finite number.
+        ConfigError: unknown kind, or a width or scale that is not a positive finite number.
     """
 
     kind: str
     width: float
+    scale: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.kind not in _SHAPES:
             known = ", ".join(SURROGATES)
             raise ConfigError(f"surrogate kind {self.kind!r} is unknown; choose one of {known}")
-        number = isinstance(self.width, (int, float)) and not isinstance(self.width, bool)
-        if not number or not (math.isfinite(self.width) and self.width > 0):
-            raise ConfigError(
-                f"surrogate width={self.width!r} must be a positive finite number (the sharpness)"
-            )
+        for name, value, what in (
+            ("width", self.width, "the sharpness"),
+            ("scale", self.scale, "the area of the derivative"),
+        ):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not (math.isfinite(value) and value > 0):
+                raise ConfigError(
+                    f"surrogate {name}={value!r} must be a positive finite number ({what})"
+                )
+
+    def __repr__(self) -> str:
+        """The call that makes it; runs are found again by it, so a scale of 1 is left out."""
+        scale = "" if self.scale == 1 else f", scale={self.scale!r}"
+        return f"{type(self).__name__}(kind={self.kind!r}, width={self.width!r}{scale})"
 
     def derivative(self, x: Tensor) -> Tensor:
         """Pseudo-derivative of the spike at ``x`` = potential − threshold, same shape and dtype."""
-        return _SHAPES[self.kind].derivative(x, self.width)
+        return self._scaled(_SHAPES[self.kind].derivative(x, self.width))
 
     def primitive(self, x: Tensor) -> Tensor:
-        """Smooth step in [0, 1] whose derivative is :meth:`derivative`, same shape and dtype."""
-        return _SHAPES[self.kind].primitive(x, self.width)
+        """Smooth step in [0, scale] with slope :meth:`derivative`, same shape and dtype."""
+        return self._scaled(_SHAPES[self.kind].primitive(x, self.width))
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.scale == 1 else self.scale * x
 
     @property
     def peak(self) -> float:
         """Largest value of the derivative, reached at x = 0."""
-        return _SHAPES[self.kind].peak * self.width
+        return _SHAPES[self.kind].peak * self.width * self.scale
 
 
-def surrogate(kind: str, width: float | None = None) -> Surrogate:
-    """Make a surrogate; without a width, the one whose derivative peaks at 1.
+def surrogate(kind: str, width: float | None = None, scale: float = 1.0) -> Surrogate:
+    """Make a surrogate; without a width, the one whose derivative peaks at ``scale``.
 
     Args:
         kind: one of :data:`SURROGATES`.
-        width: sharpness; ``None`` for a peak of 1 (sigmoid 4, atan 2, ...).
+        width: sharpness; ``None`` for a peak of ``scale`` (sigmoid 4, atan 2, ...).
+        scale: what the derivative is multiplied by.
 
     Raises:
-        ConfigError: unknown kind or unusable width.
+        ConfigError: unknown kind, or an unusable width or scale.
     """
     if width is None and kind in _SHAPES:
         width = 1 / _SHAPES[kind].peak
-    return Surrogate(kind, 1.0 if width is None else width)
+    return Surrogate(kind, 1.0 if width is None else width, scale=scale)
 
 
 class _Spike(torch.autograd.Function):

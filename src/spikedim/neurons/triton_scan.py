@@ -53,7 +53,7 @@ def _integrate(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _slope(x, a, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+def _slope(x, a, scale, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
     """Derivative of the surrogate at x; the table of Surrogate."""
     y = a * x
     if KIND == "sigmoid":
@@ -73,7 +73,7 @@ def _slope(x, a, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
         slope = (a / 2) / (z * z)
     else:
         slope = tl.where(tl.abs(x) <= 0.5 / a, a, 0.0)
-    return slope
+    return scale * slope
 
 
 @triton.jit
@@ -131,7 +131,7 @@ def _forward(  # type: ignore[no-untyped-def]
 @triton.jit
 def _backward(  # type: ignore[no-untyped-def]
     x, beta, gain, threshold, u0, s0, waiting0, grad_spikes, grad_last,
-    grad_x, grad_beta, grad_threshold, grad_u, grad_s, idle, n, v_reset, refractory, width,
+    grad_x, grad_beta, grad_threshold, grad_u, grad_s, idle, n, v_reset, refractory, width, scale,
     STEPS: tl.constexpr, DECAY: tl.constexpr, RESET: tl.constexpr, DELAYED: tl.constexpr,
     THROUGH: tl.constexpr, KIND: tl.constexpr, BETAS: tl.constexpr, THRESHOLDS: tl.constexpr,
     STATE: tl.constexpr, WAITING: tl.constexpr, REFRACTORY: tl.constexpr, BLOCK: tl.constexpr,
@@ -168,7 +168,7 @@ def _backward(  # type: ignore[no-untyped-def]
         idle_ = tl.load(idle + at, inside, 0) if REFRACTORY else (waiting * 0).to(tl.int8)
         ready = idle_ == 0
         s = tl.where((u >= threshold_) & ready, 1.0, 0.0)
-        slope = tl.where(ready, _slope(u - threshold_, width, KIND), 0.0)
+        slope = tl.where(ready, _slope(u - threshold_, width, scale, KIND), 0.0)
         onto = tl.load(grad_spikes + at, inside, 0.0)
         k = leak_next * (1 - s) if RESET == "hard" else leak_next
         if THROUGH:
@@ -256,7 +256,7 @@ def backward(
             _backward[(triton.cdiv(n, _BLOCK),)](
                 x, *_numbers(inputs, params), inputs.u, inputs.s, inputs.waiting,
                 grad_spikes.contiguous(), grad_last.expand(n).contiguous(), out.x, *out[1:], idle,
-                n, params.v_reset, params.refractory, surrogate.width,
+                n, params.v_reset, params.refractory, surrogate.width, surrogate.scale,
                 **_shared(inputs, params),
                 THROUGH=not params.detach_reset and params.reset != "none", KIND=surrogate.kind,
                 REFRACTORY=params.refractory > 0,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spikedim.models import SpikingModel
@@ -14,6 +15,7 @@ from spikedim.rank.heads import HeadReport, head_report
 from spikedim.rank.norm import NormReport, norm_report
 from spikedim.rank.profile import RankProfile, double, rank_profile
 from spikedim.rank.residual import ResidualReport, residual_report
+from spikedim.rank.sites import run
 from spikedim.results import Result, Table
 
 FEW = 8
@@ -28,6 +30,7 @@ class RankDiagnosis(Result):
         trained: whether the network is; ``None`` where that is not known.
         profile: ranks through depth and time.
         norms, residuals, heads: the checks, on the first samples.
+        precision: of the network that ran, ``"float64"`` wherever it runs in that.
     """
 
     network: str
@@ -37,11 +40,16 @@ class RankDiagnosis(Result):
     norms: NormReport
     residuals: ResidualReport
     heads: HeadReport
+    precision: str
 
     def tables(self) -> list[Table]:
         """Profile, residual updates, layer norms, heads."""
         parts = (self.profile, self.residuals, self.norms, self.heads)
-        return [table for part in parts for table in part.tables()]
+        first, *others = (table for part in parts for table in part.tables())
+        if self.precision != "float64":
+            note = f"In {self.precision}: the network does not run in float64."
+            first = replace(first, notes=(*first.notes, note))
+        return [first, *others]
 
     def plot(self, ax: Any = None) -> Any:
         """The profile; see :meth:`RankProfile.plot`."""
@@ -63,14 +71,14 @@ def diagnose(
 ) -> RankDiagnosis:
     """Run every diagnostic on a float64 copy of the network; arguments as :func:`rank_profile`.
 
-    Norms, residuals and heads are checked on the first 8 samples.
+    Norms, residuals and heads are checked on the first 8 samples. A network whose own modules
+    compute in another precision runs as it is.
 
     Raises:
-        ConfigError, ModelError: as :func:`rank_profile` and :func:`head_report`.
+        ConfigError, ModelError: as :func:`rank_profile`.
     """
-    sharp = double(model)
-    x = x.double() if x.is_floating_point() else x
-    few = x.narrow(batch_axis(x), 0, min(FEW, x.shape[batch_axis(x)]))
+    sharp, x, dtype = _sharp(model, x, T)
+    few = _first(x, FEW)
     return RankDiagnosis(
         network or type(model).__name__,
         dataset,
@@ -79,4 +87,25 @@ def diagnose(
         norm_report(sharp, few, T),
         residual_report(sharp, few, T),
         head_report(sharp, few, T, seed=seed),
+        str(dtype).removeprefix("torch."),
     )
+
+
+def _sharp(
+    model: SpikingModel, x: Tensor, T: int | None
+) -> tuple[SpikingModel, Tensor, torch.dtype]:
+    """The network and its input in float64, or as they are where it does not run in that."""
+    if not x.is_floating_point():
+        return double(model), x, torch.float64
+    try:
+        copied, sharp = double(model), x.double()
+        run(copied, _first(sharp, 1), T)
+    except RuntimeError:  # a neuron of the user's own makes spikes of one precision
+        weight = next(model.parameters())
+        return model, x.to(weight.dtype), weight.dtype
+    return copied, sharp, torch.float64
+
+
+def _first(x: Tensor, n: int) -> Tensor:
+    axis = batch_axis(x)
+    return x.narrow(axis, 0, min(n, x.shape[axis]))

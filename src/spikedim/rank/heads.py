@@ -34,7 +34,7 @@ from spikedim.models import SpikingModel
 from spikedim.models.features import batch_axis
 from spikedim.models.gating import PositionGate
 from spikedim.rank.matrix import checked, matrix_rank
-from spikedim.rank.sites import Site, hooked, run, sites
+from spikedim.rank.sites import UNKNOWN, Site, hooked, run, sites
 from spikedim.results import Result, Table
 
 ENUMERATED = 20
@@ -183,7 +183,7 @@ class HeadReport(Result):
     layers: tuple[HeadAmbiguity, ...]
 
     def tables(self) -> list[Table]:
-        """One row per attention."""
+        """One row per attention; none, with a note, where they are not known."""
         rows = [
             (
                 r.layer,
@@ -217,7 +217,8 @@ class HeadReport(Result):
             "Known weights and real-valued heads leave only n·(H·d_k − rank W_O) of them per step; "
             "spiking heads generically none.",
         )
-        return [Table("What the sum over heads hides", columns, rows, notes)]
+        said = notes if rows else (UNKNOWN,)
+        return [Table("What the sum over heads hides", columns, rows, said)]
 
 
 def head_report(
@@ -237,7 +238,7 @@ def head_report(
         moved: size of the move over that of the contributions.
 
     Raises:
-        ModelError: no attention with a known projection, or the input does not fit.
+        ModelError: the input does not fit.
     """
     plain = run(model, x, T)
     generator = torch.Generator().manual_seed(seed)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from spikedim.errors import ConfigError, ModelError
 from spikedim.models import SpikingModel
-from spikedim.models.features import batch_axis, visit
+from spikedim.models.features import batch_axis, select_layers, visit
 from spikedim.profiling.energy import mean_estimate
+from spikedim.rank.adapted import visit_adapted
 from spikedim.rank.matrix import POLICY, token_ranks
 from spikedim.results import Estimate, Result, Table, number
 
@@ -65,6 +66,7 @@ class RankProfile(Result):
         what: ``"features"`` (outputs of modules), ``"spikes"``, ``"potential"`` or ``"rates"``.
         T, samples: timesteps and inputs.
         layers: in order of execution, the spiking network first.
+        notes: what was left out, and why.
     """
 
     model: str
@@ -72,6 +74,7 @@ class RankProfile(Result):
     T: int
     samples: int
     layers: tuple[LayerRanks, ...]
+    notes: tuple[str, ...] = ()
 
     def of(self, network: str) -> tuple[LayerRanks, ...]:
         """Layers of ``"spiking"`` or ``"continuous"``."""
@@ -121,7 +124,7 @@ class RankProfile(Result):
             for r in self.layers
         ]
         columns = ("layer", "network", "n × d", *QUANTITIES.values(), "all tokens equal")
-        notes = [f"{self.samples:,} samples; {POLICY}.", self.verdict]
+        notes = [f"{self.samples:,} samples; {POLICY}.", self.verdict, *self.notes]
         doubtful = [r for r in self.layers if r.ambiguous > 0]
         if doubtful:
             names = ", ".join(f"{r.layer} ({100 * r.ambiguous:.0f} %)" for r in doubtful[:4])
@@ -204,8 +207,10 @@ def rank_profile(
         T: timesteps of static inputs.
         what: ``"features"``, ``"spikes"`` or ``"potential"``.
         layers: shell patterns of module paths; stages, or neuron layers, by default. Those
-            without tokens (the head) are left out.
-        twin: continuous twin beside it: its activation, or ``"none"``.
+            without tokens (the head) are left out, and of adapted networks those whose output has
+            another shape than token matrices or images.
+        twin: continuous twin beside it: its activation, or ``"none"``. A network with neurons that
+            are kept as they are has none.
         batch_size: samples per forward pass.
         eps: spacing of the values, see :mod:`spikedim.rank.matrix`.
 
@@ -218,12 +223,16 @@ def rank_profile(
     if what == "rates":
         raise ConfigError("what='rates' has no timesteps; use 'spikes'")
     common: dict[str, Any] = {"what": what, "layers": layers, "batch_size": batch_size}
-    found, steps = _network(model, SPIKING, x, T, eps, common)
-    if twin != "none":
+    found, steps, notes = _network(model, SPIKING, x, T, eps, common)
+    if twin != "none" and model.kept:
+        names = ", ".join(model.kept)
+        notes += (f"No continuous twin, since neurons are kept as they are: {names}.",)
+    elif twin != "none":
         fixed = x.ndim == 5 or model.family == "spikegpt"  # the input has as many steps as it has
         other = model.continuous(twin)
         found += _network(other, CONTINUOUS, x, T if fixed else 1, eps, common)[0]
-    return RankProfile(type(model).__name__, what, steps, x.shape[batch_axis(x)], tuple(found))
+    samples = x.shape[batch_axis(x)]
+    return RankProfile(type(model).__name__, what, steps, samples, tuple(found), notes)
 
 
 def double(model: SpikingModel) -> SpikingModel:
@@ -238,7 +247,7 @@ def _network(
     T: int | None,
     eps: float | None,
     common: dict[str, Any],
-) -> tuple[list[LayerRanks], int]:
+) -> tuple[list[LayerRanks], int, tuple[str, ...]]:
     kept: dict[str, list[Any]] = {}
     shapes: dict[str, tuple[int, int]] = {}
 
@@ -249,9 +258,20 @@ def _network(
         shapes[name] = (matrices.shape[2], matrices.shape[3])
         kept.setdefault(name, []).append(token_ranks(matrices, eps))
 
-    visit(model, x, T, measure, **common)
+    notes: tuple[str, ...] = ()
+    if model.family == "adapted" and common["what"] == "features":
+        names = select_layers(model, "features", common["layers"])
+        left_out = visit_adapted(model, x, T, measure, names, common["batch_size"])
+        reasons = [f"{name} ({reason})" for name, reason in left_out.items()]
+        if reasons:
+            notes = (f"Left out: {', '.join(reasons)}.",)
+    else:
+        visit(model, x, T, measure, **common)
     if not kept:
-        raise ModelError("none of the layers has two tokens or more; choose others with layers")
+        raise ModelError(
+            "none of the layers has two tokens or more; choose others with layers"
+            + "".join(f". {note}" for note in notes).removesuffix(".")
+        )
     layers = []
     for name, parts in kept.items():
         arrays = {
@@ -269,7 +289,7 @@ def _network(
                 float(arrays["ambiguous"].mean()),
             )
         )
-    return layers, len(layers[0].steps["rank"])
+    return layers, len(layers[0].steps["rank"]), notes
 
 
 def _matrices(model: SpikingModel, value: Tensor) -> Tensor | None:

@@ -26,7 +26,7 @@ from spikedim.errors import DataError
 from spikedim.models import SpikingModel
 from spikedim.profiling.energy import mean_estimate
 from spikedim.rank.matrix import checked, spacing, token_ranks
-from spikedim.rank.sites import residuals
+from spikedim.rank.sites import UNKNOWN, residuals
 from spikedim.results import Estimate, Result, Table
 
 GREW = "grew"
@@ -116,7 +116,7 @@ class ResidualReport(Result):
     layers: tuple[ResidualLayer, ...]
 
     def tables(self) -> list[Table]:
-        """One row per attention."""
+        """One row per attention; none, with a note, where they are not known."""
         rows = [
             (
                 r.layer,
@@ -128,7 +128,8 @@ class ResidualReport(Result):
             for r in self.layers
         ]
         columns = ("attention", "n × d", "rank before", "rank after", "token matrices")
-        return [Table("Residual update of attention", columns, rows)]
+        notes = () if rows else (UNKNOWN,)
+        return [Table("Residual update of attention", columns, rows, notes)]
 
 
 def residual_report(model: SpikingModel, x: Tensor, T: int | None = None) -> ResidualReport:
@@ -139,7 +140,7 @@ def residual_report(model: SpikingModel, x: Tensor, T: int | None = None) -> Res
         x, T: as for :meth:`SpikingModel.steps`.
 
     Raises:
-        ModelError: no attention with a known projection, or the input does not fit.
+        ModelError: the input does not fit.
     """
     layers = []
     for name, (stream, update) in residuals(model, x, T).items():

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikedim.errors import ModelError
 from spikedim.models import SpikingModel
 from spikedim.models.base import evaluating
+
+UNKNOWN = "No attention with a known output projection, as registered networks have: left out."
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,13 @@ class Site:
 def sites(model: nn.Module) -> tuple[Site, ...]:
     """Every attention of a network that names its output projection, in order.
 
-    Raises:
-        ModelError: there is none (an adapted or converted network).
+    Registered networks do; of adapted and converted ones the projection is not known.
     """
-    found = tuple(
+    return tuple(
         Site(name, module, int(module.heads))
         for name, module in model.named_modules()
         if isinstance(getattr(module, "output_projection", None), str)
     )
-    if not found:
-        raise ModelError(
-            f"{type(model).__name__} has no attention with a known output projection; registered "
-            "networks have (spikedim models)"
-        )
-    return found
 
 
 @contextmanager
