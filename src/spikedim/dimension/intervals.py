@@ -34,7 +34,10 @@ from spikedim.results import Estimate
 INTERVALS = ("auto", "halves", "subsample", "bootstrap", "jackknife", "none")
 LIMIT = 0.03
 MOSTLY_BIAS = "mostly bias, so at least"
+#: In the method of an interval that is not for the population.
+SPREAD = "spread of the estimator at n, its bias not included"
 _FEWEST = 8
+_PART = 100
 
 
 def curve_of(item: Estimator) -> Curve:
@@ -242,10 +245,14 @@ def _resamples(spec: Spectrum) -> int:
 def interval_for_samples(
     samples: Samples, item: Estimator, interval: str, confidence: float, seed: int, cap: int
 ) -> tuple[Estimate, list[str]]:
-    """Value of an estimator that reads the samples, and whether it still rises with n.
+    """Value of an estimator that reads the samples, and whether it still changes with n.
 
-    The bias of nearest-neighbour dimensions falls as slowly as n^(-2/D), so where the value rises
-    from a quarter of the samples to all of them no upper end is given.
+    The interval is for the mean of the estimator over data sets of n samples, not for the
+    dimension of the population: value ± t·value·s/(mean·√m), with mean and standard deviation s
+    of the values of m disjoint parts, whose relative variance is m times that of all samples.
+    The bias of nearest-neighbour dimensions (downwards where there are edges, upwards where the
+    space is curved) falls as slowly as n^(-1/D), so samples do not bound it in many dimensions;
+    a change that is beyond sampling error from the parts to the whole is named in a note.
     """
     rng = np.random.default_rng(seed)
     n = min(samples.n, cap)
@@ -253,20 +260,22 @@ def interval_for_samples(
     value = float(item.function(samples.take(index), rng))
     if interval == "none" or n < 40:
         return Estimate(value, n=n, method="no interval"), []
+    m = int(np.clip(n // _PART, 4, 10))
     # disjoint parts: a resample with repeats would create neighbours at distance 0
-    parts = np.array_split(rng.permutation(index), 4)
+    parts = np.array_split(rng.permutation(index), m)
     draws = [float(item.function(samples.take(np.sort(p)), rng)) for p in parts]
     if not np.isfinite([value, *draws]).all():
         return Estimate(value, n=n, method="no interval"), []
-    spread = float(np.std(draws, ddof=1)) / 2
-    rise = value - float(np.mean(draws))
-    reach = float(stats.t.ppf(0.5 + confidence / 2, 3)) * spread
-    low, method = max(value - reach, 0.0), "4 disjoint quarters"
-    if rise > max(LIMIT * value, spread):
-        note = (
-            f"{item.key} is limited by n: {n:,} samples give {value:.4g}, a quarter of them "
-            f"{value - rise:.4g}"
-        )
-        return Estimate(value, low, None, n, "", confidence, method), [note]
-    high = value + reach + max(rise, 0.0)
-    return around(value, low, high, n, confidence, method), []
+    mean = float(np.mean(draws))
+    spread = float(np.std(draws, ddof=1)) / math.sqrt(m) * (abs(value / mean) if mean else 1.0)
+    reach = float(stats.t.ppf(0.5 + confidence / 2, m - 1)) * spread
+    method = f"{m} disjoint parts, {SPREAD}"
+    found = around(value, max(value - reach, 0.0), value + reach, n, confidence, method)
+    # the difference of two estimates of one variance, at most
+    if abs(value - mean) <= max(LIMIT * abs(value), math.sqrt(2) * reach):
+        return found, []
+    note = (
+        f"{item.key} is limited by n: {n:,} samples give {value:.4g}, parts of {n // m:,} "
+        f"{mean:.4g}"
+    )
+    return found, [note]
