@@ -9,9 +9,14 @@ and pr_corrected by the variance of their U-statistic, and resamples the others 
 halves. Resamples (:mod:`~spikedim.dimension.resampling`) measure how a dimension changes with n;
 the bias left at n is then bounded by letting it fall as fast as 1/n and as slowly as 1/√n (the
 rates of separated and of equal eigenvalues), and the interval reaches from the sample value to
-the far end of what that allows, each end widened by its own standard error. Such an interval
-covers at least as often as it says. Where the far end is not bounded by the data the interval is
+the far end of what that allows, each end widened by its own standard error: towards fewer
+dimensions on a logarithmic scale, because samples that miss rare events raise a dimension and
+lower its apparent error together. Where the far end is not bounded by the data the interval is
 one-sided (``high`` is ``None``) and the dimension limited by n.
+
+docs/coverage.md measures how often such intervals cover: for Gaussian data as often as they say
+or more; for heavy-tailed and sparse data, whose variance of the variance few samples do not show,
+down to 85 % at a nominal 95 %.
 """
 
 from __future__ import annotations
@@ -168,7 +173,8 @@ def bracket(
     """Bias-inclusive intervals from resamples, and which values are limited by n.
 
     With y = 1/θ and the bias of y a sum of terms of one sign that fall at least as fast as
-    n^-1/2, the population value lies between y(n) and y(n) − (what is missing at p = 1/2).
+    n^-1/2, the population value lies between y(n) and y(n) − (what is missing at p = 1/2). With
+    r = t·(standard error of y), the ends are 1/(y·exp(r/y)) and 1/(y − r).
 
     Args:
         changes: of the curves of ``items``, in that order.
@@ -181,10 +187,11 @@ def bracket(
     """
     found: dict[str, Estimate] = {}
     notes: list[str] = []
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         reach = quantile(confidence, changes.degrees, n) * changes.spread
         likely = changes.at_n - changes.missing
-        near, far = reciprocal(likely + reach).min(axis=0), reciprocal(likely - reach).max(axis=0)
+        most = np.where(likely > 0, likely * np.exp(reach / likely), likely + reach)
+        near, far = reciprocal(most).min(axis=0), reciprocal(likely - reach).max(axis=0)
         likely = np.sort(reciprocal(likely), axis=0)
         biased = np.abs(changes.missing).max(axis=0) > reach.max(axis=0)
     for place, item in enumerate(items):
@@ -195,11 +202,11 @@ def bracket(
             continue
         method = f"{changes.method}, {_kind(bool(biased[place]), confidence)}"
         top = max(float(spec.d), value)
-        least, most = float(likely[0, place]), float(likely[-1, place])
-        limited = most * float(changes.at_n[place]) > 1 + LIMIT
+        least, largest = float(likely[0, place]), float(likely[-1, place])
+        limited = largest * float(changes.at_n[place]) > 1 + LIMIT
         found[key] = _within(item, value, low, high, limited, spec, n, confidence, method)
         if limited:
-            about = f"about {least:.3g} to {most:.3g}" if most < top else "no upper end"
+            about = f"about {least:.3g} to {largest:.3g}" if largest < top else "no upper end"
             notes.append(
                 f"{key} is limited by n: {n:,} {unit} give {value:.4g}, extrapolation in n {about}"
             )
