@@ -1,4 +1,8 @@
-"""Effective dimension against the number of samples, extrapolated to infinitely many."""
+"""Effective dimension against the number of samples, extrapolated to infinitely many.
+
+Subsets of one data set share its sampling error, so their spread does not show it. The error of
+the limit comes from curves measured in disjoint halves of the samples, which are independent.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize
 
 from spikedim.dimension.arrays import as_samples
-from spikedim.dimension.estimators import get_estimator
+from spikedim.dimension.estimators import Estimator, get_estimator
 from spikedim.dimension.intervals import LIMIT, around
 from spikedim.dimension.moments import Array
-from spikedim.dimension.resampling import Resampler
+from spikedim.dimension.resampling import Index, Resampler, quantile
 from spikedim.errors import ConfigError
-from spikedim.progress import task
+from spikedim.progress import Task, task
 from spikedim.results import Estimate, Result, Table
 
 
@@ -28,7 +32,8 @@ class GrowthCurve(Result):
         sizes: numbers of samples, ascending.
         values: mean over the subsets of each size.
         spread: standard deviation over them.
-        limit: θ_∞ with an interval from the subsets.
+        limit: θ_∞ with an interval from it to the limit of a bias of 1/n alone, each widened by
+            its sampling error. That the bias is one of the two is assumed (docs/coverage.md).
         slope, curvature: a and b of the fit.
         limited: the value at the largest n is more than 3 % from θ_∞.
 
@@ -134,33 +139,58 @@ def growth_curve(
     if item.counts:
         item = get_estimator(f"{item.key}_real")
     source = Resampler.of(samples, center)
-    draws = np.empty((repeats, len(sizes)))
-    rng = np.random.default_rng(seed)
-    with task("growth curve", repeats * len(sizes)) as progress:
-        for place, size in enumerate(sizes):
-            order, start = rng.permutation(n), 0
-            for turn in range(repeats if size < n else 1):
-                if start + size > n:
-                    order, start = rng.permutation(n), 0
-                chosen = np.sort(order[start : start + size])
-                start += size
-                draws[turn, place] = item.function(source.subset(chosen))
-                progress.advance()
-            if size == n:
-                draws[1:, place] = draws[0, place]
-    values, spread = draws.mean(axis=0), draws.std(axis=0, ddof=1)
     numbers = np.asarray(sizes, np.float64)
-    limit, slope, curvature = fit_growth(numbers, values)
-    limits = np.array([fit_growth(numbers, row)[0] for row in draws])
-    reach = float(stats.t.ppf(0.5 + confidence / 2, repeats - 1) * limits.std(ddof=1))
-    reach = float(np.hypot(reach, limit - _plain_limit(numbers, values)))
+    splits = 10 if min(n, samples.d) <= 1000 else 4
+    rng = np.random.default_rng(seed)
+    everything = np.arange(n)
+    with task("growth curve", len(sizes) * (1 + 2 * splits)) as progress:
+        draws = [_draws(source, item, everything, size, repeats, rng, progress) for size in sizes]
+        values = np.array([np.mean(row) for row in draws])
+        limit, slope, curvature = fit_growth(numbers, values)
+        gaps = np.empty((splits, 2))
+        for turn in range(splits):
+            pair = []
+            for half in np.array_split(rng.permutation(n), 2):
+                halved = [max(len(half) * size // n, 2) for size in sizes]
+                means = [
+                    np.mean(_draws(source, item, half, size, repeats, rng, progress))
+                    for size in halved
+                ]
+                pair.append(_limits(np.asarray(halved, np.float64), np.array(means)))
+            gaps[turn] = pair[0] - pair[1]
+    # halves are independent: half of the mean squared gap is a variance at n/2, a quarter one at n
+    reach = quantile(confidence, splits, n) * np.sqrt((gaps**2).mean(axis=0)) / 2
+    ends = _limits(numbers, values)
+    low, high = float((ends - reach).min()), float((ends + reach).max())
     top = float(samples.d)
+    spread = np.array([np.std(row, ddof=1) if len(row) > 1 else 0.0 for row in draws])
     found = around(
-        limit, max(limit - reach, 0.0), min(limit + reach, top), n, confidence,
-        f"fit over {len(sizes)} sizes, {repeats} subsets each",
+        limit, max(low, 0.0), min(high, top), n, confidence,
+        f"fit over {len(sizes)} sizes, {splits} splits into halves",
     )  # fmt: skip
     limited = bool(abs(limit - values[-1]) > LIMIT * max(values[-1], 1.0))
     return GrowthCurve(item.key, numbers, values, spread, found, slope, curvature, limited)
+
+
+def _draws(
+    source: Resampler,
+    item: Estimator,
+    index: Index,
+    size: int,
+    repeats: int,
+    rng: np.random.Generator,
+    progress: Task,
+) -> list[float]:
+    """The estimator on random subsets of ``index`` of one size, disjoint where they fit."""
+    found: list[float] = []
+    order, start = rng.permutation(index), 0
+    for _ in range(repeats if size < len(index) else 1):
+        if start + size > len(order):
+            order, start = rng.permutation(index), 0
+        found.append(float(item.function(source.subset(np.sort(order[start : start + size])))))
+        start += size
+    progress.advance()
+    return found
 
 
 def fit_growth(sizes: Array, values: Array) -> tuple[float, float, float]:
@@ -178,7 +208,7 @@ def fit_growth(sizes: Array, values: Array) -> tuple[float, float, float]:
     return limit, sign * a, sign * b
 
 
-def _plain_limit(sizes: Array, values: Array) -> float:
-    """Extrapolation from the two largest sizes as if the bias were b/n alone."""
+def _limits(sizes: Array, values: Array) -> Array:
+    """Limits of the fit, and of the two largest sizes as if the bias were b/n alone."""
     (m, n), (low, high) = sizes[-2:], values[-2:]
-    return float(high + (high - low) * m / (n - m))
+    return np.array([fit_growth(sizes, values)[0], high + (high - low) * m / (n - m)])

@@ -9,9 +9,14 @@ and pr_corrected by the variance of their U-statistic, and resamples the others 
 halves. Resamples (:mod:`~spikedim.dimension.resampling`) measure how a dimension changes with n;
 the bias left at n is then bounded by letting it fall as fast as 1/n and as slowly as 1/√n (the
 rates of separated and of equal eigenvalues), and the interval reaches from the sample value to
-the far end of what that allows, each end widened by its own standard error. Such an interval
-covers at least as often as it says. Where the far end is not bounded by the data the interval is
+the far end of what that allows, each end widened by its own standard error: towards fewer
+dimensions on a logarithmic scale, because samples that miss rare events raise a dimension and
+lower its apparent error together. Where the far end is not bounded by the data the interval is
 one-sided (``high`` is ``None``) and the dimension limited by n.
+
+docs/coverage.md measures how often such intervals cover: for Gaussian data as often as they say
+or more; for heavy-tailed and sparse data, whose variance of the variance few samples do not show,
+down to 85 % at a nominal 95 %.
 """
 
 from __future__ import annotations
@@ -34,7 +39,10 @@ from spikedim.results import Estimate
 INTERVALS = ("auto", "halves", "subsample", "bootstrap", "jackknife", "none")
 LIMIT = 0.03
 MOSTLY_BIAS = "mostly bias, so at least"
+#: In the method of an interval that is not for the population.
+SPREAD = "spread of the estimator at n, its bias not included"
 _FEWEST = 8
+_PART = 100
 
 
 def curve_of(item: Estimator) -> Curve:
@@ -165,7 +173,8 @@ def bracket(
     """Bias-inclusive intervals from resamples, and which values are limited by n.
 
     With y = 1/θ and the bias of y a sum of terms of one sign that fall at least as fast as
-    n^-1/2, the population value lies between y(n) and y(n) − (what is missing at p = 1/2).
+    n^-1/2, the population value lies between y(n) and y(n) − (what is missing at p = 1/2). With
+    r = t·(standard error of y), the ends are 1/(y·exp(r/y)) and 1/(y − r).
 
     Args:
         changes: of the curves of ``items``, in that order.
@@ -178,10 +187,11 @@ def bracket(
     """
     found: dict[str, Estimate] = {}
     notes: list[str] = []
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         reach = quantile(confidence, changes.degrees, n) * changes.spread
         likely = changes.at_n - changes.missing
-        near, far = reciprocal(likely + reach).min(axis=0), reciprocal(likely - reach).max(axis=0)
+        most = np.where(likely > 0, likely * np.exp(reach / likely), likely + reach)
+        near, far = reciprocal(most).min(axis=0), reciprocal(likely - reach).max(axis=0)
         likely = np.sort(reciprocal(likely), axis=0)
         biased = np.abs(changes.missing).max(axis=0) > reach.max(axis=0)
     for place, item in enumerate(items):
@@ -192,11 +202,11 @@ def bracket(
             continue
         method = f"{changes.method}, {_kind(bool(biased[place]), confidence)}"
         top = max(float(spec.d), value)
-        least, most = float(likely[0, place]), float(likely[-1, place])
-        limited = most * float(changes.at_n[place]) > 1 + LIMIT
+        least, largest = float(likely[0, place]), float(likely[-1, place])
+        limited = largest * float(changes.at_n[place]) > 1 + LIMIT
         found[key] = _within(item, value, low, high, limited, spec, n, confidence, method)
         if limited:
-            about = f"about {least:.3g} to {most:.3g}" if most < top else "no upper end"
+            about = f"about {least:.3g} to {largest:.3g}" if largest < top else "no upper end"
             notes.append(
                 f"{key} is limited by n: {n:,} {unit} give {value:.4g}, extrapolation in n {about}"
             )
@@ -242,10 +252,14 @@ def _resamples(spec: Spectrum) -> int:
 def interval_for_samples(
     samples: Samples, item: Estimator, interval: str, confidence: float, seed: int, cap: int
 ) -> tuple[Estimate, list[str]]:
-    """Value of an estimator that reads the samples, and whether it still rises with n.
+    """Value of an estimator that reads the samples, and whether it still changes with n.
 
-    The bias of nearest-neighbour dimensions falls as slowly as n^(-2/D), so where the value rises
-    from a quarter of the samples to all of them no upper end is given.
+    The interval is for the mean of the estimator over data sets of n samples, not for the
+    dimension of the population: value ± t·value·s/(mean·√m), with mean and standard deviation s
+    of the values of m disjoint parts, whose relative variance is m times that of all samples.
+    The bias of nearest-neighbour dimensions (downwards where there are edges, upwards where the
+    space is curved) falls as slowly as n^(-1/D), so samples do not bound it in many dimensions;
+    a change that is beyond sampling error from the parts to the whole is named in a note.
     """
     rng = np.random.default_rng(seed)
     n = min(samples.n, cap)
@@ -253,20 +267,22 @@ def interval_for_samples(
     value = float(item.function(samples.take(index), rng))
     if interval == "none" or n < 40:
         return Estimate(value, n=n, method="no interval"), []
+    m = int(np.clip(n // _PART, 4, 10))
     # disjoint parts: a resample with repeats would create neighbours at distance 0
-    parts = np.array_split(rng.permutation(index), 4)
+    parts = np.array_split(rng.permutation(index), m)
     draws = [float(item.function(samples.take(np.sort(p)), rng)) for p in parts]
     if not np.isfinite([value, *draws]).all():
         return Estimate(value, n=n, method="no interval"), []
-    spread = float(np.std(draws, ddof=1)) / 2
-    rise = value - float(np.mean(draws))
-    reach = float(stats.t.ppf(0.5 + confidence / 2, 3)) * spread
-    low, method = max(value - reach, 0.0), "4 disjoint quarters"
-    if rise > max(LIMIT * value, spread):
-        note = (
-            f"{item.key} is limited by n: {n:,} samples give {value:.4g}, a quarter of them "
-            f"{value - rise:.4g}"
-        )
-        return Estimate(value, low, None, n, "", confidence, method), [note]
-    high = value + reach + max(rise, 0.0)
-    return around(value, low, high, n, confidence, method), []
+    mean = float(np.mean(draws))
+    spread = float(np.std(draws, ddof=1)) / math.sqrt(m) * (abs(value / mean) if mean else 1.0)
+    reach = float(stats.t.ppf(0.5 + confidence / 2, m - 1)) * spread
+    method = f"{m} disjoint parts, {SPREAD}"
+    found = around(value, max(value - reach, 0.0), value + reach, n, confidence, method)
+    # the difference of two estimates of one variance, at most
+    if abs(value - mean) <= max(LIMIT * abs(value), math.sqrt(2) * reach):
+        return found, []
+    note = (
+        f"{item.key} is limited by n: {n:,} samples give {value:.4g}, parts of {n // m:,} "
+        f"{mean:.4g}"
+    )
+    return found, [note]

@@ -111,8 +111,11 @@ def measure(
         seed: of the subsamples.
         interval: ``"auto"`` (disjoint halves; variance held out for PCA counts, the U-statistic
             variance for pr and pr_corrected), ``"halves"``, ``"subsample"``, ``"bootstrap"``,
-            ``"jackknife"`` or ``"none"``. Values are those of the samples, intervals those of
-            the population, bias included; see :mod:`~spikedim.dimension.intervals`.
+            ``"jackknife"`` or ``"none"``. Values are those of the samples. Intervals of spectral
+            estimators are for the population, bias included; see
+            :mod:`~spikedim.dimension.intervals`. Those of estimators that read the samples
+            (two_nn, mle) are the spread of the estimator at this n, its bias not included: they
+            need not hold the dimension of the population, see docs/coverage.md.
         resamples: how many resamples an interval uses; chosen by size when ``None``.
         memory_limit: bytes the decomposition may use; half of the available memory by default.
 

@@ -49,9 +49,11 @@ def corrected_interval(
 ) -> tuple[float, float]:
     """Interval of pr_corrected, inside [1, d].
 
-    PR² ± t·sd(PR²): samples that miss a leading direction raise the estimate and lower its
-    apparent variance together, and on the squared scale the two are nearly unrelated. Student's
-    t has (n − 1)/4 degrees: the squares of Gaussian data have kurtosis 15, so their variance is
+    With r = t·sd(ln PR), low = PR·√(1 − 2r): samples that miss a leading direction raise the
+    estimate and lower its apparent variance together, and on the scale of PR² the two are nearly
+    unrelated. high = PR·exp(r): where rare events decide, samples that hold many of them lower
+    both, and the squared scale reaches too low (docs/coverage.md). Student's t has (n − 1)/4
+    degrees: the squares of Gaussian data have kurtosis 15, so their variance is
     known to n/7 degrees where one direction leads, and better where many do.
 
     Args:
@@ -82,5 +84,6 @@ def corrected_interval(
     variance = log_ratio_variance(products, first, second, n)
     reach = float(stats.t.ppf(0.5 + confidence / 2, (n - 1) / 4)) * np.sqrt(variance)
     ratio = first / second
-    low, high = ratio * np.sqrt(np.maximum(1 + np.array([-2.0, 2.0]) * reach, 0.0))
+    low = ratio * np.sqrt(max(1 - 2 * reach, 0.0))
+    high = ratio * np.exp(min(reach, 100.0))
     return float(np.clip(low, 1.0, d)), float(np.clip(high, 1.0, d))
