@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -686,3 +688,14 @@ def test_layers_that_merge_time_with_the_samples_have_the_rules_of_theirs():
         gram(scaled, x, **readout)
     exact = gram(scaled, x, method="loop", **readout).values
     assert distance(gram(scaled, x, fallback=True, **readout).values, exact) < 1e-12
+
+
+def test_another_width_keeps_kind_and_scale():
+    model, x, more = small_network()
+    for layer in model.modules():
+        if isinstance(layer, LIF):
+            shape = Surrogate("atan", 2.0, scale=0.5)
+            layer.params = replace(layer.params, surrogate=shape)
+    wanted = gram(model, x, surrogate=Surrogate("atan", 4.0, scale=0.5), **more).values
+    assert np.array_equal(gram(model, x, width=4.0, **more).values, wanted)
+    assert not np.allclose(gram(model, x, surrogate=Surrogate("atan", 4.0), **more).values, wanted)

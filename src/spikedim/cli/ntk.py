@@ -676,6 +676,7 @@ def _neuron(
     """Changes of the neuron that the options ask for."""
     import yaml
 
+    from spikedim.neurons import Surrogate
     from spikedim.neurons import surrogate as shaped
     from spikedim.ntk.effects import SWEPT, neuron_fields
 
@@ -690,8 +691,11 @@ def _neuron(
             fields |= neuron_fields(own, name, given)
         else:
             fields[name] = given
-    if kind is not None or width is not None:
-        fields["surrogate"] = shaped(kind or (own.surrogate.kind if own else "sigmoid"), width)
+    if kind is not None:
+        fields["surrogate"] = shaped(kind, width)
+    elif width is not None:
+        other = replace(own.surrogate, width=width) if own else Surrogate("sigmoid", width)
+        fields["surrogate"] = other
     return fields
 
 

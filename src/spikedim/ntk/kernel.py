@@ -210,7 +210,7 @@ def with_named_surrogate(
         return model
     twin = replaced(model, Surrogate("sigmoid", width))
     for old, new in zip(neurons_of(model), neurons_of(twin), strict=True):
-        new.params = replace(old.params, surrogate=Surrogate(old.params.surrogate.kind, width))
+        new.params = replace(old.params, surrogate=replace(old.params.surrogate, width=width))
     return twin
 
 
