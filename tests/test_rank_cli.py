@@ -293,12 +293,15 @@ def test_adapted_networks_are_read_in_their_layout(own, layout):
     x[0] = 0  # timesteps differ
     profile = rank_profile(model, x, twin="none", batch_size=3)
     assert [row.layer for row in profile.layers] == ["conv", "fire", "mix"]
-    assert profile.notes == ("Left out: head (has no tokens).",)
+    assert profile.notes == ()
     with torch.no_grad():
         images = model.conv(x.flatten(0, 1)).unflatten(0, (3, 4))
         fired = (images >= 0.3).to(x).flatten(3).transpose(2, 3)
         tokens = {"conv": images.flatten(3).transpose(2, 3), "fire": fired, "mix": model.mix(fired)}
+    found = representations(model, x, what="features", tokens="samples", time="each")
     for row in profile.layers:
+        expected = tokens[row.layer].flatten(1, 2).numpy()
+        np.testing.assert_allclose(found[row.layer], expected, rtol=1e-6)
         each = [[affine_rank(m) for m in step] for step in tokens[row.layer]]
         assert row.steps["affine"] == pytest.approx(np.mean(each, 1)), row.layer
         assert (row.tokens, row.channels) == tuple(tokens[row.layer].shape[2:])
@@ -313,10 +316,9 @@ def test_rank_of_a_network_of_ones_own(own, tmp_path, capsys):
     assert found["precision"] == "float64"
     assert {row["network"] for row in found["profile"]["layers"]} == {"spiking", "continuous"}
     html = page.read_text()
-    assert "Left out: head (has no tokens)." in html
     assert html.count("No attention with a known output projection") == 2
     assert run(*words, "--model", f"{path}:made", "--layers", "head") == 2
-    assert "head (has no tokens)" in capsys.readouterr().err
+    assert "none of the layers has two tokens or more" in capsys.readouterr().err
 
 
 def test_a_neuron_of_one_precision_keeps_the_network_in_its_own(own, capsys):

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from spikedim.errors import ConfigError, ModelError
+from spikedim.models.adapted import visit_outputs
 from spikedim.models.base import SpikingModel, check_finite, evaluating, foreign
 from spikedim.neurons import LIF
-from spikedim.progress import track
+from spikedim.progress import note, track
 
 QUANTITIES = ("spikes", "potential", "rates", "features")
 TOKENS = ("flatten", "samples", "mean")
@@ -116,7 +117,7 @@ def visit(
     what: str = "spikes",
     layers: str | Sequence[str] | None = None,
     batch_size: int = 16,
-) -> None:
+) -> dict[str, str]:
     """Run ``x`` through the network in batches and hand over every layer's values as they arise.
 
     Nothing is kept: memory is that of the forward pass of one batch. The network runs in eval
@@ -135,6 +136,9 @@ def visit(
             ``patch_embed`` (the stem), ``block.0``, ..., ``head``.
         batch_size: samples per forward pass; changes no value.
 
+    Returns:
+        Of an adapted network's features, why a module was left out, by name.
+
     Raises:
         ConfigError: unknown ``what``, no layer of that name, or a bad batch size.
         ModelError: the input does not fit, a value is not finite or has no [T, B, ...] reading.
@@ -145,6 +149,8 @@ def visit(
         raise ConfigError(f"batch_size={batch_size!r}: expected a whole number, 1 or more")
     axis = batch_axis(x)
     check_finite(x, axis)
+    if what == "features" and model.family == "adapted":
+        return visit_outputs(model, x, T, sink, modules, batch_size, axis)
     steps = _timesteps(model, x, T)
     images = {name for name, module in modules.items() if isinstance(module, _ON_IMAGES)}
     device = next(model.parameters()).device
@@ -153,6 +159,7 @@ def visit(
             size = batch.shape[axis]
             with _watching(modules, _checked(sink, steps, size, images), what):
                 model.steps(batch.to(device), T)
+    return {}
 
 
 def layer_shapes(
@@ -168,15 +175,19 @@ def layer_shapes(
     """
     found: list[LayerShape] = []
 
-    def note(name: str, value: Tensor) -> None:
+    def take(name: str, value: Tensor) -> None:
         found.append(LayerShape(name, len(value), tuple(value.shape[2:-1]), value.shape[-1]))
 
     axis = batch_axis(x)
     check_finite(x, axis)
-    visit(model, x.narrow(axis, 0, min(2, x.shape[axis])), T, note, what=what, layers=layers)
+    few = x.narrow(axis, 0, min(2, x.shape[axis]))
+    left_out = visit(model, few, T, take, what=what, layers=layers)
+    reasons = ", ".join(f"{name} ({reason})" for name, reason in left_out.items())
     if not found:
-        names = ", ".join(select_layers(model, what, layers))
+        names = reasons or ", ".join(select_layers(model, what, layers))
         raise ModelError(f"none of the layers runs in a forward pass: {names}; choose others")
+    if reasons:
+        note(f"left out: {reasons}", topic="left out")
     return tuple(found)
 
 

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from spikedim.errors import ConfigError, ModelError
 from spikedim.models import SpikingModel
-from spikedim.models.features import batch_axis, select_layers, visit
+from spikedim.models.features import batch_axis, visit
 from spikedim.profiling.energy import mean_estimate
-from spikedim.rank.adapted import visit_adapted
 from spikedim.rank.matrix import POLICY, token_ranks
 from spikedim.results import Estimate, Result, Table, number
 
@@ -258,15 +257,9 @@ def _network(
         shapes[name] = (matrices.shape[2], matrices.shape[3])
         kept.setdefault(name, []).append(token_ranks(matrices, eps))
 
-    notes: tuple[str, ...] = ()
-    if model.family == "adapted" and common["what"] == "features":
-        names = select_layers(model, "features", common["layers"])
-        left_out = visit_adapted(model, x, T, measure, names, common["batch_size"])
-        reasons = [f"{name} ({reason})" for name, reason in left_out.items()]
-        if reasons:
-            notes = (f"Left out: {', '.join(reasons)}.",)
-    else:
-        visit(model, x, T, measure, **common)
+    left_out = visit(model, x, T, measure, **common)
+    reasons = [f"{name} ({reason})" for name, reason in left_out.items()]
+    notes = (f"Left out: {', '.join(reasons)}.",) if reasons else ()
     if not kept:
         raise ModelError(
             "none of the layers has two tokens or more; choose others with layers"

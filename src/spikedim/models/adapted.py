@@ -1,29 +1,28 @@
-"""Token matrices of networks of other libraries, whose modules work in several layouts."""
+"""Outputs of the modules of adapted networks, which work in several layouts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikedim.errors import ModelError
-from spikedim.models import SpikingModel
-from spikedim.models.base import check_finite, evaluating
-from spikedim.models.features import batch_axis
+from spikedim.models.base import SpikingModel, evaluating
 
 
-def visit_adapted(
+def visit_outputs(
     model: SpikingModel,
     x: Tensor,
     T: int | None,
     sink: Callable[[str, Tensor], None],
-    names: Iterable[str],
+    modules: Mapping[str, nn.Module],
     batch_size: int,
+    axis: int,
 ) -> dict[str, str]:
-    """Hand over the outputs of modules as [T, B, n, d], batch by batch.
+    """Hand over the outputs of modules as [T, B, tokens..., channels], batch by batch.
 
     A module may see all timesteps in one call, [T, B, ...] ([B, T, ...] in layout ``"BT"``) or in
     one axis; one timestep a call; or be called once for all of them. Images are channels first. Of
@@ -32,21 +31,18 @@ def visit_adapted(
     Args:
         model: an adapted network, run in eval mode.
         x, T: as for :meth:`SpikingModel.steps`.
-        sink: called as ``sink(name, value)``; not for outputs without tokens.
-        names: module paths.
+        sink: called as ``sink(name, value)``.
+        modules: by path.
         batch_size: samples per forward pass.
+        axis: that of the samples in ``x``.
 
     Returns:
         Why a module was left out, by name.
 
     Raises:
         ModelError: the input does not fit, or an output is not finite.
-        DataError: the input holds NaN or infinity.
     """
-    axis = batch_axis(x)
-    check_finite(x, axis)
     left_out: dict[str, str] = {}
-    modules = {name: model.get_submodule(name) for name in names}
     device = next(model.parameters()).device
     if model.config.layout == "BT":
         batch_size = 1  # no module's order of samples and timesteps can be mistaken
@@ -77,7 +73,7 @@ def _keep(seen: dict[str, list[Any]], name: str) -> Callable[..., None]:
 
 
 def _read(outputs: list[Any], T: int, B: int, layout: str) -> Tensor | str:
-    """[T, B, n, d], or why it cannot be read as that."""
+    """[T, B, tokens..., channels], or why it cannot be read as that."""
     outputs = [out[0] if isinstance(out, (tuple, list)) and out else out for out in outputs]
     if not all(isinstance(out, Tensor) for out in outputs):
         return f"gives a {type(outputs[0]).__name__}"
@@ -94,6 +90,4 @@ def _read(outputs: list[Any], T: int, B: int, layout: str) -> Tensor | str:
         value = value.expand(T, *value.shape)
     if value.shape[:2] != (T, B) or not 3 <= value.ndim <= 5:
         return f"gives shape {tuple(outputs[0].shape)}"
-    if value.ndim == 5:
-        value = value.flatten(3).transpose(2, 3)
-    return value if value.ndim == 4 and value.shape[2] > 1 else "has no tokens"
+    return value.movedim(2, -1) if value.ndim == 5 else value
