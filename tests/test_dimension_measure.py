@@ -28,7 +28,7 @@ from spikedim.dimension import (
     spectrum,
 )
 from spikedim.dimension.arrays import as_samples
-from spikedim.dimension.coverage import KEYS, CoverageCell, cover, coverage, main
+from spikedim.dimension.coverage import KEYS, CoverageCell, cover, coverage, heavy_tails, main
 from spikedim.dimension.coverage_cases import growth, neighbourhoods, neighbours
 from spikedim.dimension.estimators import corrected_traces
 from spikedim.dimension.growth import fit_growth
@@ -431,6 +431,21 @@ def test_coverage_table():
     assert all(c.sufficient for c in found.cells if c.key == "pr_corrected")
 
 
+@pytest.mark.slow
+def test_coverage_of_further_cases_is_as_written():
+    """A case of every further table of docs/coverage.md, in full."""
+    written = (Path(__file__).parents[1] / "docs" / "coverage.md").read_text(encoding="utf-8")
+    for found in (
+        neighbours(200, 0, ("circle",), (200,)),
+        neighbourhoods(40, 0, (("gaussian", 300, 20),)),
+        growth(60, 0, ("stable_rank",), (("gaussian", 320),)),
+        heavy_tails(200, 0, ("sparse",), ("power-law",), ((150, 50),)),
+    ):
+        section = written.split(f"## {found.table.title}\n")[1].split("\n## ")[0]
+        for line in found.table.to_markdown():
+            assert line in section
+
+
 def test_user_estimators_take_part():
     @estimator("above_mean_test")
     def above_mean(spectrum):
@@ -527,6 +542,8 @@ def test_growth_curve_extrapolates():
     assert_allclose(curve.fit(curve.sizes[-1]), curve.values[-1], rtol=0.02)
     assert "∞" in str(curve)
     curve.plot()
+    few = growth_curve(draw(values, 17, np.random.default_rng(1)), "pr_corrected", sizes=[4, 5, 6])
+    assert few.limit.low <= few.limit.value <= few.limit.high
     short = growth_curve(draw(values, 40, np.random.default_rng(1)))
     assert short.limited
     sizes = np.array([10.0, 40, 160, 640])

@@ -99,7 +99,7 @@ def neighbours(
 
 
 def neighbourhoods(
-    repetitions: int = 100,
+    repetitions: int = 40,
     seed: int = 0,
     cases: Sequence[tuple[str, int, int]] = (
         ("gaussian", 300, 20),
@@ -110,7 +110,7 @@ def neighbourhoods(
     limit: int = 300,
 ) -> Cases:
     """How often the interval of the mean over neighbourhoods holds its mean over data sets."""
-    repetitions = min(repetitions, 100)
+    repetitions = min(repetitions, 40)
     rows = []
     for kind, n, k in cases:
         rng = np.random.default_rng([seed, n, k])
@@ -138,13 +138,13 @@ def neighbourhoods(
 
 
 def growth(
-    repetitions: int = 100,
+    repetitions: int = 60,
     seed: int = 0,
-    keys: Sequence[str] = ("pca95", "pr", "pr_corrected", "stable_rank", "entropy_rank"),
+    keys: Sequence[str] = ("pca95", "pr", "stable_rank", "entropy_rank"),
     cases: Sequence[tuple[str, int]] = (("gaussian", 320), ("gaussian", 1000), ("sparse", 1000)),
 ) -> Cases:
     """How often the interval of a growth curve's limit holds the population value."""
-    repetitions = min(repetitions, 100)
+    repetitions = min(repetitions, 60)
     values = true_eigenvalues("power-law", 30)
     population = Spectrum(values, 1, len(values), True, float(values.sum()))
     rows = []

@@ -151,7 +151,7 @@ def growth_curve(
         for turn in range(splits):
             pair = []
             for half in np.array_split(rng.permutation(n), 2):
-                halved = [max(len(half) * size // n, 2) for size in sizes]
+                halved = _scaled(sizes, n, len(half))
                 means = [
                     np.mean(_draws(source, item, half, size, repeats, rng, progress))
                     for size in halved
@@ -170,6 +170,14 @@ def growth_curve(
     )  # fmt: skip
     limited = bool(abs(limit - values[-1]) > LIMIT * max(values[-1], 1.0))
     return GrowthCurve(item.key, numbers, values, spread, found, slope, curvature, limited)
+
+
+def _scaled(sizes: Sequence[int], n: int, half: int) -> list[int]:
+    """Ascending sizes in the same ratio to ``half`` as ``sizes`` to n, from 4 on."""
+    found = [3]
+    for size in sizes:
+        found.append(min(max(half * size // n, found[-1] + 1), half))
+    return sorted(set(found[1:]))
 
 
 def _draws(
