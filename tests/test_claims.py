@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 
 from spikedim import cli, theory
+from spikedim.circuits.base import Circuit
 from spikedim.circuits.softmax import ShuntingSoftmax
 from spikedim.claims import (
     VERDICTS,
@@ -105,6 +106,70 @@ def test_a_wrong_correction_flips_the_verdict(id, correction):
     item = get_claim(id)
     assert item.run().verdict == "holds after correction"
     assert replace(item, correction=correction).run().verdict == "fails"
+
+
+def scaled(correction, factor):
+    """The correction with what it returns multiplied: a number, a tensor, a range, a circuit."""
+
+    def multiplied(found):
+        if isinstance(found, tuple):
+            return tuple(sorted(factor * value for value in found))
+        if isinstance(found, Circuit):
+            return Scaled(found)
+        return factor * found
+
+    class Scaled:
+        def __init__(self, circuit):
+            self.circuit = circuit
+
+        def __getattr__(self, name):
+            return getattr(self.circuit, name)
+
+        def run(self, *inputs, **options):
+            run = self.circuit.run(*inputs, **options)
+            return replace(run, output=factor * run.output)
+
+    return lambda *arguments: multiplied(correction(*arguments))
+
+
+#: Corrections that a factor cannot refute, and why.
+INDIFFERENT = {
+    "T4-SUFFICES": "more timesteps than suffice suffice",
+    "SNTK": "a factor cancels in the ratio of two dimensions",
+    "GENERALISATION": "a ranking keeps its order",
+    "RULE-T": "fails after correction as well",
+    "SPIKE-RATIO": "fails after correction as well",
+}
+CORRECTED = [item for item in list_claims() if item.corrected and item.id not in INDIFFERENT]
+SLOW = ("R-PRODUCT", "INVERT", "SCALING")
+
+
+@pytest.mark.parametrize("factor", [1 / 8, 8])
+@pytest.mark.parametrize(
+    "id",
+    [
+        pytest.param(item.id, marks=[pytest.mark.slow] if item.id in SLOW else [])
+        for item in CORRECTED
+    ],
+)
+def test_a_correction_can_be_too_small_and_too_large(id, factor):
+    item = get_claim(id)
+    assert item.run().verdict == "holds after correction"
+    assert replace(item, correction=scaled(item.correction, factor)).run().verdict == "fails"
+
+
+@pytest.mark.parametrize("id", ["BOUND-WORST", "BOUND-INPUT"])
+@pytest.mark.parametrize("factor", [1e-9, 0.45, 2])
+def test_a_bound_that_is_not_the_limit_is_refuted(id, factor):
+    item = get_claim(id)
+    for seed in (1, 2, 3):
+        assert item.run(seed=seed).verdict == "holds after correction"
+    assert replace(item, correction=scaled(item.correction, factor)).run().verdict == "fails"
+
+
+def test_one_step_does_not_suffice_for_most_networks():
+    item = get_claim("T4-SUFFICES")
+    assert replace(item, correction=lambda: 1).run().verdict == "fails"
 
 
 @pytest.mark.parametrize(

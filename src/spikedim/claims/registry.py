@@ -223,7 +223,7 @@ class Claim:
         formula: the same as a function, which the check uses: another one changes the verdict.
         check: measures and returns what decides; its docstring is shown with the numbers.
         corrected: the corrected form in words; empty where there is none.
-        correction: the same as a function, used by the check.
+        correction: the same as a function, used by the check: another one changes the verdict.
     """
 
     id: str
