@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from spikedim.cli import main
@@ -126,6 +128,46 @@ def test_post_nonlinear_noise_fails_the_residual_test_and_additive_noise_does_no
         Variables(("a", "b"), np.column_stack([cause, post_nonlinear])), estimator="stein"
     )
     assert any("not additive" in text for text in found.warnings)
+
+
+def regressions_of(graph, order):
+    """Who causes whom, as in the true graph."""
+    return [
+        SimpleNamespace(variable=j, causes=tuple(np.flatnonzero(graph[:, j]).tolist()))
+        for j in order
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "basis", "d"), [("linear", "linear", 10), ("linear", "spline", 5)]
+)
+def test_the_residual_test_keeps_its_level_for_all_variables_together(kind, basis, d):
+    """Right models: at most the 99.9 % quantile of a binomial count is rejected at each level."""
+    least = []
+    for seed in range(100):
+        model = random_model(d, kind, seed=seed)
+        x = model.sample(2000, seed=1000 + seed)
+        checks = check_residuals(x, regressions_of(model.graph, model.order()), basis, seed=seed)
+        least.append(min(check.p_value for check in checks[1:]))
+    for level in (0.01, 0.05, 0.2):
+        assert (np.array(least) <= level).sum() <= stats.binom.ppf(0.999, 100, level)
+
+
+def test_a_left_out_cause_is_found_and_right_ones_are_not():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1000, 4))
+    x[:, 3] += x[:, 0] + np.sin(2 * x[:, 1])
+    graph = np.zeros((4, 4), bool)
+    graph[[0, 1], 3] = True
+    right = check_residuals(x, regressions_of(graph, range(4)))
+    assert not any(check.dependent for check in right)
+    assert all(1e-3 <= check.p_value <= 1 for check in right[1:])
+    assert check_residuals(x, regressions_of(graph, range(4))) == right
+    graph[1, 3] = False
+    assert [c.dependent for c in check_residuals(x, regressions_of(graph, range(4)))][3]
+    with pytest.raises(ConfigError, match=r"from 0\.0001"):
+        check_residuals(x, regressions_of(graph, range(4)), level=1e-5)
 
 
 def test_a_linear_model_with_names_noise_and_edges(linear):

@@ -82,7 +82,8 @@ class Audit(Result):
             "stated agrees, *holds after correction* when one does not but every test of the "
             "corrected form does, else *fails*. A test agrees when its interval meets the allowed "
             "range, or lies within it where the range says *all of it*; there, an interval that "
-            "lies partly within is *undecided*. A claim that nothing contradicts but that is not "
+            "lies partly within is *undecided*, as is everywhere one without an upper end whose "
+            "value is outside. A claim that nothing contradicts but that is not "
             "decided is *not testable here*. Rows of *context* decide nothing. Intervals are 95 % "
             "unless said otherwise.",
             "",

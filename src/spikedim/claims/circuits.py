@@ -116,9 +116,10 @@ def rate_lif(setting: Setting) -> list[Measurement]:
         ),
         Measurement("error floor with leak", leaky.floor, form="context"),
         Measurement(
-            f"largest error without leak, T = {T}",
-            Estimate(largest),
-            high=setting.correction(T),
+            f"largest error without leak / its bound, T = {T}",
+            Estimate(largest / setting.correction(T)),
+            low=0.5,
+            high=1,
             form="corrected",
         ),
         Measurement("slope of log error without leak", slope, -1.05, -0.95, "corrected"),

@@ -41,7 +41,9 @@ class Measurement:
             ``"context"`` informs and decides nothing.
         shown: ``True`` demands that the whole interval lies in the range, as a claim of a sign or
             an inequality does; an interval that lies partly in it leaves that undecided. ``False``
-            demands that the two overlap, as a published number does that is itself uncertain.
+            demands that the two overlap, as a published number does that is itself uncertain; an
+            interval without an upper end then agrees where its value does, and is undecided where
+            only what was not measured above it would.
         passes: whether that is so (computed); ``None`` for context and where it is undecided.
     """
 
@@ -67,7 +69,8 @@ class Measurement:
         )
         meets = bool(bottom <= self.high and self.low <= top)
         within = self.low <= bottom and top <= self.high
-        return None if self.shown and meets and not within else meets
+        settled = within if self.shown else not open_above or self.low <= value <= self.high
+        return None if meets and not settled else meets
 
     @property
     def verdict(self) -> str:
@@ -220,7 +223,7 @@ class Claim:
         formula: the same as a function, which the check uses: another one changes the verdict.
         check: measures and returns what decides; its docstring is shown with the numbers.
         corrected: the corrected form in words; empty where there is none.
-        correction: the same as a function, used by the check.
+        correction: the same as a function, used by the check: another one changes the verdict.
     """
 
     id: str

@@ -37,11 +37,14 @@ STEPS = (1, 2, 4, 8)
 def rule_t(setting: Setting) -> list[Measurement]:
     """T* of published ablations and of the stored studies against the T the rule gives.
 
-    The studies: log2(T of the rule / T*) over all cases, where 0 is agreement and half an octave is
-    allowed; and the same network on data of different dimension, where the rule, read as
-    ε = (C·d_eff/T)^½, has the points lost at T = 1 grow as d_eff^½, whatever C and the unit of ε.
+    T* may be half an octave (a factor of √2) outside the interval of the rule, and its whole
+    interval has to be. The studies: log2(T of the rule / T*) over all places, where 0 is agreement
+    and half an octave is allowed; and the same network on data of different dimension, where the
+    rule, read as ε = (C·d_eff/T)^½, has the points lost at T = 1 grow as d_eff^½, whatever C and
+    the unit of ε; an exponent half-way to 0 or 1 is allowed.
     """
     rows = []
+    slack = 2**studies.HALF_OCTAVE
     for name, d_eff, needed in _needed(setting):
         for form, formula in setting.both():
             predicted: Estimate = formula(d_eff, EPSILON)
@@ -49,9 +52,10 @@ def rule_t(setting: Setting) -> list[Measurement]:
                 Measurement(
                     f"T* within {TOLERANCE:g} point, {name}",
                     needed,
-                    predicted.low or predicted.value,
-                    predicted.high or math.inf,
+                    (predicted.low or predicted.value) / slack,
+                    (predicted.high or math.inf) * slack,
                     form,
+                    shown=True,
                 )
             )
     for form, formula in setting.both():
@@ -70,6 +74,7 @@ def rule_t(setting: Setting) -> list[Measurement]:
 def rule_c(setting: Setting) -> list[Measurement]:
     """C implied by T* of published ablations and, by data set, of the stored study."""
     published = theory.PUBLISHED_CONSTANT
+    low, high = published.low or 0.0, published.high or 0.0
     rows = []
     for name, d_eff, needed in _needed(setting):
         bounds = [
@@ -77,14 +82,12 @@ def rule_c(setting: Setting) -> list[Measurement]:
             for T in (needed.value, needed.low, needed.high)
         ]
         implied = Estimate(bounds[0] or 0.0, bounds[1], bounds[2], needed.n)
-        rows.append(
-            Measurement(f"C from T*, {name}", implied, published.low or 0.0, published.high or 0.0)
-        )
+        rows.append(Measurement(f"C from T*, {name}", implied, low, high, shown=True))
     for name, implied in studies.by_dataset(
         lambda c: setting.formula(c.truth.t_star, c.d_eff, EPSILON)
     ):
         label = f"C from T*, study on {name}"
-        rows.append(Measurement(label, implied, published.low or 0.0, published.high or 0.0))
+        rows.append(Measurement(label, implied, low, high, shown=True))
     steep = published_sweeps()[0]
     d = theory.PUBLISHED_D_EFF[steep.dataset].value
     for points in (1.0, 2.0, 5.0):
@@ -98,29 +101,33 @@ def rule_c(setting: Setting) -> list[Measurement]:
     "T4-SUFFICES",
     statement="Four timesteps suffice.",
     source=DIGEST,
-    expression="accuracy lost at T = 4 ≤ 1 point",
+    expression="accuracy lost at T = 4 ≤ 1 point, for every network",
     formula=lambda: 4,
+    corrected="in most networks, not in all",
+    correction=lambda: 4,
 )
 def four_suffice(setting: Setting) -> list[Measurement]:
     """Points lost against the largest T: published ablations, the stored study by data set.
 
-    With --full also networks trained now, on digits.
+    No network is excepted in the statement, so it fails where the study shows that some need more:
+    where more of them have the whole interval of T* above four than chance leaves. With --full also
+    networks trained now, on digits.
     """
     T = setting.formula()
     rows = [
-        Measurement(f"lost at T = {T}, {_name(a)}", a.loss(T), high=TOLERANCE)
+        Measurement(f"lost at T = {T}, {_name(a)}", a.loss(T), high=TOLERANCE, shown=True)
         for a in published_sweeps()
         if T in a.accuracy
     ]
     for name, lost_there in studies.by_dataset(lambda c: studies.lost(c, T), "points"):
         label = f"lost at T = {T}, study on {name}"
-        rows.append(Measurement(label, lost_there, high=TOLERANCE))
+        rows.append(Measurement(label, lost_there, high=TOLERANCE, shown=True))
+    rows += [studies.every_network_within(T), studies.most_networks_within(setting.correction())]
     if setting.effort == "full":
         table = {t: networks.correct(t, setting.seed) for t in STEPS}
         lost = 100 * (table[max(STEPS)].astype(float) - table[T])
-        rows.append(
-            Measurement(f"lost at T = {T}, digits", average(lost, "points"), high=TOLERANCE)
-        )
+        name = f"lost at T = {T}, digits"
+        rows.append(Measurement(name, average(lost, "points"), high=TOLERANCE, shown=True))
     return rows
 
 
@@ -194,10 +201,10 @@ def spike_ratio(setting: Setting) -> list[Measurement]:
             spikes.n,
         )
         name = "measured / theoretical spikes, digits"
-        rows.append(Measurement(name, ratio, 2.08, 2.63, form))
+        rows.append(Measurement(name, ratio, 2.08, 2.63, form, shown=True))
         for place, found in studies.spike_ratios(formula, EPSILON):
             label = f"measured / theoretical spikes, study on {place}"
-            rows.append(Measurement(label, found, 2.08, 2.63, form))
+            rows.append(Measurement(label, found, 2.08, 2.63, form, shown=True))
     largest = Estimate(max(HEAD_RATIOS.values()))
     name = "largest ratio in the published table by heads"
     rows.append(Measurement(name, largest, form="context"))

@@ -82,7 +82,9 @@ def order(
         Literal["linear", "spline"] | None,
         typer.Option(help="Regressions for edges; default by estimator."),
     ] = None,
-    level: Annotated[float, typer.Option(help="Level of the residual tests together.")] = 0.01,
+    level: Annotated[
+        float, typer.Option(help="Level of the residual tests together, 0.0001 or more.")
+    ] = 0.01,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder for order.json, order.png and edges.csv."),

@@ -222,9 +222,10 @@ def _method(found: Validation) -> list[str]:
         f"{found.cases} cases (a data set, a network, a recipe and a seed) in {found.places} "
         "places (a data set and a network). T* of a case is the smallest trained T whose isotonic "
         f"accuracy is within {points_of(found.tolerance)} of the plateau; its own noise is part of "
-        "every error below. Seeds count as cases, but every interval of an average draws whole "
-        "places, because seeds of one place are not independent; pooled seeds are shown further "
-        "down.",
+        "every error below. Seeds count as cases, but seeds of one place are not independent: "
+        "the interval of every mean error and difference draws whole places, and that of every "
+        "coverage is Wilson's for the effective number of cases, fewer as those of a place agree "
+        "(Korn and Graubard 1998). Pooled seeds are shown further down.",
         "",
         "For every data set (or architecture) left out, each predictor is fitted on the others and "
         "its 90 % interval is made of its errors on those, again with one group left out in turn. "

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+from scipy.stats import t as student
 
 from spikedim.design.cases import Case
 from spikedim.design.predictors import PREDICTORS, Calibrated, Prediction, Predictor, calibrate
@@ -105,7 +106,8 @@ class Score:
         error: mean |log2(T̂/T*)|, with a bootstrap interval over places.
         steps_off: mean |T̂ − T*| in timesteps.
         mean_T: mean recommended T.
-        coverage: share of cases whose T* lies in the 90 % interval, Wilson.
+        coverage: share of cases whose T* lies in the 90 % interval, see
+            :func:`share_over_places`.
         width: mean log2 of the interval's upper over its lower end.
         enough: share of cases in which no more than the tolerance is lost at T̂.
         loss_error, accuracy_error: see :class:`Trial`; ``None`` where nothing is said.
@@ -268,9 +270,10 @@ def compare(trials: Sequence[Trial], first: str, second: str, fold: Fold) -> Pai
 
 def _score(trials: Sequence[Trial], fold: Fold) -> Score:
     errors = np.array([trial.error for trial in trials])
-    value, low, high = over_places(errors, [trial.case.place for trial in trials])
-    hits, n = sum(trial.covered for trial in trials), len(trials)
-    bounds = wilson_interval(hits, n)
+    places = [trial.case.place for trial in trials]
+    share, least, most = share_over_places([trial.covered for trial in trials], places)
+    value, low, high = over_places(errors, places)
+    n = len(trials)
     spans = [
         math.log2((t.prediction.timesteps.high or 1) / (t.prediction.timesteps.low or 1))
         for t in trials
@@ -284,7 +287,7 @@ def _score(trials: Sequence[Trial], fold: Fold) -> Score:
         Estimate(value, low, high, n, "", 0.95, "bootstrap over places"),
         float(np.mean([trial.steps_off for trial in trials])),
         float(np.mean([trial.prediction.timesteps.value for trial in trials])),
-        Estimate(100 * hits / n, 100 * bounds[0], 100 * bounds[1], n, "%", 0.95, "Wilson"),
+        Estimate(100 * share, 100 * least, 100 * most, n, "%", 0.95, "Wilson over places"),
         float(np.mean(spans)),
         float(np.mean([t.lost <= t.case.truth.tolerance + 1e-9 for t in trials])),
         _mean([trial.loss_error for trial in trials]),
@@ -306,6 +309,36 @@ def over_places(
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, (tail, 1 - tail))
     return float(values.mean()), float(low), float(high)
+
+
+def share_over_places(
+    hits: Sequence[bool], places: Sequence[tuple[str, str]], confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Share of hits with a Wilson interval of the effective number of cases.
+
+    Seeds of one place hit and miss together. The effective number is n over the design effect, the
+    variance of the share over places against p(1 − p)/n, at most n, and less by the squared ratio
+    of the Student quantiles of n − 1 and places − 1 (Korn and Graubard 1998); the number of places
+    where all hit or none. A bootstrap has no width there.
+
+    Returns:
+        Share, lower and upper bound as fractions.
+    """
+    found = np.array(hits, dtype=np.float64)
+    names = sorted(set(places))
+    index = np.array([names.index(place) for place in places])
+    n, count, p = len(found), len(names), float(found.mean())
+    if count < 2:
+        return p, 0.0, 1.0
+    effective = float(count)
+    if 0 < p < 1:
+        sums = np.bincount(index, weights=found - p)
+        variance = count / (count - 1) * float((sums**2).sum()) / n**2
+        effective = min(n, p * (1 - p) / variance) if variance > 0 else float(n)
+        tails = student.ppf(0.5 + confidence / 2, (n - 1, count - 1))
+        effective = max(1.0, effective * float(tails[0] / tails[1]) ** 2)
+    low, high = wilson_interval(p * effective, effective, confidence)
+    return p, low, high
 
 
 def seed_noise(cases: Sequence[Case]) -> float | None:

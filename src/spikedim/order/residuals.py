@@ -1,18 +1,26 @@
 """Does the order's model fit? Residuals must not depend on what comes before.
 
 In an additive-noise model the residual of a variable is its noise, independent of all variables
-before it. Half of the samples fit the regression, the other half are tested: the Hilbert-Schmidt
-independence criterion with Gaussian kernels (Gretton et al. 2008) between the residual and each
-cause, the fitted value, and the three other predecessors that the first half correlates most with
-the residual or its square; p-values by the gamma approximation, Bonferroni within a variable, Holm
-over variables. A rejection says that noise is not additive (post-nonlinear, multiplicative), that
-the order or the edges are wrong, or that the regression fits badly. No rejection does not prove the
-order: with linear functions and Gaussian noise every order leaves independent residuals.
+before it. Tested is the Hilbert-Schmidt independence criterion with Gaussian kernels (Gretton et
+al. 2008) between the residual and each cause, the fitted value, and three other predecessors. Half
+of the samples choose those three, by correlation with the residual or its square, and give the
+fitted value; the other half are regressed and tested.
+
+A residual is not the noise: the regression was fitted. So the test is calibrated by a bootstrap
+that fits again: noise resampled from the residuals is added to the fit, regressed by the same
+smoother, and tested. The largest statistic of a draw over all variables is the reference of every
+variable (Westfall and Young 1993), each statistic on the scale of its own null. p-values are those
+of all tests together.
+
+A rejection says that noise is not additive (post-nonlinear, multiplicative), that the order or the
+edges are wrong, or that the regression fits badly. No rejection does not prove the order: with
+linear functions and Gaussian noise every order leaves independent residuals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +42,10 @@ _FITTED = 1000
 _COMPONENTS = 100
 _STEP = 1e-3
 _SUSPECTS = 3
+_DRAWS = 999
+_LEAST_LEVEL = 1e-4
+_LANDMARKS = 16
+_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,8 @@ class ResidualCheck:
 
     Attributes:
         variable: its index.
-        p_value: adjusted for all tests made; ``None`` for the first, where nothing is tested.
+        p_value: adjusted for all tests made, at least 1/(draws + 1); ``None`` for the first, where
+            nothing is tested.
         dependent: the residual depends on predecessors; the p-value is at most the level.
         gap: largest entry of the diagonal of Cov(∇f)/σ², what one Schur complement
             of this variable adds to the information of a cause; 0 without causes.
@@ -68,20 +81,23 @@ def check_residuals(
         regressions: who causes whom, from :func:`~spikedim.order.edges.sparse_regressions`.
         basis: ``"linear"``, or ``"spline"`` for any smooth function of the causes (splines
             and radial features, ridge by leave-one-out).
-        level: of all tests together.
-        seed: of the split and the features.
+        level: of all tests together; 10/level draws of the bootstrap are made, at least 999.
+        seed: of the split, the features and the draws.
 
     Raises:
-        ConfigError: ``level`` outside (0, 1).
+        ConfigError: ``level`` outside [0.0001, 1).
         DataError: fewer than 40 samples.
     """
-    if not 0 < level < 1:
-        raise ConfigError(f"level={level}; expected a probability between 0 and 1")
+    if not _LEAST_LEVEL <= level < 1:
+        raise ConfigError(f"level={level}; expected a probability from {_LEAST_LEVEL:g} to 1")
     if len(x) < 40:
         raise DataError(f"{len(x)} samples; the residual test needs at least 40")
-    rows = np.random.default_rng(seed).permutation(len(x))
+    rng = np.random.default_rng(seed)
+    draws = max(_DRAWS, math.ceil(10 / level) - 1)
+    rows = rng.permutation(len(x))
     tested, fitted = rows[: min(_TESTED, len(x) // 2)], rows[len(x) // 2 :][:_FITTED]
-    raw: list[float] = []
+    found: list[float] = []
+    largest = np.full(draws, -np.inf)
     gaps: list[float] = [0.0]
     for place, regression in enumerate(track(regressions[1:], "residual tests"), start=1):
         before = [r.variable for r in regressions[:place]]
@@ -98,10 +114,13 @@ def check_residuals(
         against = [causes, x[:, [others[k] for k in suspects]]]
         if causes.shape[1] > 1:
             against.append(guess[:, None])
-        p_values = hsic_p_values(residual[tested], np.hstack(against)[tested])
-        raw.append(min(1.0, float(p_values.min()) * len(p_values)))
+        smoother = _smoother(basis, causes[tested], y[tested], seed)
+        strength, null = _strengths(y[tested], smoother, np.hstack(against)[tested], draws, rng)
+        found.append(strength)
+        largest = np.maximum(largest, null)
         gaps.append(gap)
-    adjusted = [None, *_holm(raw)]
+    beaten = [int((largest >= strength).sum()) for strength in found]
+    adjusted = [None, *((1 + count) / (1 + draws) for count in beaten)]
     return tuple(
         ResidualCheck(r.variable, p, p is not None and p <= level, gap)
         for r, p, gap in zip(regressions, adjusted, gaps, strict=True)
@@ -111,7 +130,9 @@ def check_residuals(
 def hsic_p_values(y: Array, x: Array) -> Array:
     """p-values of independence of y [n] from each column of x [n, k], gamma approximation.
 
-    Kernels are Gaussian with the median distance as width. A constant is independent of all.
+    Kernels are Gaussian with the median distance as width. A constant is independent of all. The
+    approximation is too liberal in the tail: of independent normal pairs 0.35 % are below 0.001 at
+    n = 60 and 0.23 % at n = 200.
     """
     n = len(y)
     first = _kernel(y)
@@ -178,6 +199,88 @@ def _regressor(basis: str, n: int, seed: int) -> Any:
     return make_pipeline(StandardScaler(), features, ridge)
 
 
+def _smoother(basis: str, causes: Array, y: Array, seed: int) -> Array:
+    """Matrix [n, n] that fits y: least squares, or ridge with the penalty that y asks for."""
+    n = len(y)
+    mean = np.full((n, n), 1 / n)
+    if not causes.shape[1]:
+        return mean
+    if basis == "linear":
+        centred = causes - causes.mean(0)
+        base, scales, _ = np.linalg.svd(centred, full_matrices=False)
+        base = base[:, scales > scales[0] * n * np.finfo(float).eps]
+        return mean + base @ base.T
+    model = _regressor(basis, n, seed).fit(causes, y)
+    features = model[:-1].transform(causes)
+    base, scales, _ = np.linalg.svd(features - features.mean(0), full_matrices=False)
+    return mean + (base * (scales**2 / (scales**2 + model[-1].alpha_))) @ base.T
+
+
+def _strengths(
+    y: Array, smoother: Array, x: Array, draws: int, rng: np.random.Generator
+) -> tuple[float, Array]:
+    """Strongest dependence of the residual on a column of x, and the same of every null draw.
+
+    The strength is −log of the tail probability under a gamma law with the moments of the draws.
+    """
+    columns = [c for c in map(_features, x.T) if c is not None]
+    fit = smoother @ y
+    residual = y - fit
+    embed = _embedding(residual)
+    if embed is None or not columns:
+        return -math.inf, np.zeros(draws)
+    features = np.hstack(columns)
+    starts = np.cumsum([0, *(c.shape[1] for c in columns[:-1])])
+    leverage = np.clip(smoother.diagonal(), 0, 0.9)
+    noise = residual / np.sqrt(1 - leverage)
+    noise -= noise.mean()
+    bias = fit - smoother @ fit
+
+    def statistics(residuals: Array) -> Array:
+        squared = (embed(residuals).transpose(0, 2, 1) @ features) ** 2
+        return np.add.reduceat(squared.sum(1), starts, axis=1)
+
+    observed = statistics(residual[None])
+    parts = []
+    for start in range(0, draws, _AT_ONCE):
+        again = rng.choice(noise, (min(_AT_ONCE, draws - start), len(y)))
+        parts.append(statistics(bias + again - again @ smoother))
+    null = np.vstack(parts)
+    mean, variance = null.mean(0), null.var(0)
+    law = stats.gamma(mean**2 / variance, scale=variance / mean)
+    return float((-law.logsf(observed)).max()), (-law.logsf(null)).max(1)
+
+
+def _features(values: Array) -> Array | None:
+    """Centred features [n, k] whose products are the Gaussian kernel; ``None`` of a constant."""
+    embed = _embedding(values)
+    if embed is None:
+        return None
+    found = embed(values[None])[0]
+    return found - found.mean(0)
+
+
+def _embedding(values: Array) -> Callable[[Array], Array] | None:
+    """Features of the Gaussian kernel of median width, exact at quantiles of the values.
+
+    Maps [draws, n] to [draws, n, k] (Nyström); ``None`` of a constant.
+    """
+    squared = (values[:, None] - values) ** 2
+    positive = squared[squared > 0]
+    if not positive.size:
+        return None
+    rate = 1 / (2 * float(np.median(positive)))
+    landmarks = np.unique(np.quantile(values, np.linspace(0, 1, _LANDMARKS)))
+    scales, base = np.linalg.eigh(np.exp(-rate * (landmarks[:, None] - landmarks) ** 2))
+    kept = scales > 1e-6 * scales[-1]
+    root = base[:, kept] / np.sqrt(scales[kept])
+
+    def embed(points: Array) -> Array:
+        return np.asarray(np.exp(-rate * (points[..., None] - landmarks) ** 2) @ root)
+
+    return embed
+
+
 def _gap(model: Any, causes: Array, noise_variance: float) -> float:
     """Largest diagonal entry of Cov(∇f)/σ², gradients by central differences."""
     if not noise_variance > 0:
@@ -189,14 +292,3 @@ def _gap(model: Any, causes: Array, noise_variance: float) -> float:
         above, below = model.predict(causes + step), model.predict(causes - step)
         gradients[:, column] = (above - below) / (2 * step[column])
     return float(-expectation_gap(gradients, noise_variance).diagonal().min())
-
-
-def _holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values of Holm's step-down procedure."""
-    count = len(p_values)
-    adjusted = [0.0] * count
-    running = 0.0
-    for place, index in enumerate(np.argsort(p_values, kind="stable")):
-        running = max(running, min(1.0, (count - place) * p_values[index]))
-        adjusted[index] = running
-    return adjusted

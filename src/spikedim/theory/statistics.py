@@ -17,7 +17,7 @@ def normal_quantile(confidence: float) -> float:
     return float(ndtri(0.5 + confidence / 2))
 
 
-def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a binomial proportion.
 
     ``(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)`` with ``p = successes/n``
@@ -25,7 +25,7 @@ def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple
 
     Args:
         successes: number of successes, 0 <= successes <= n.
-        n: number of trials, at least 1.
+        n: number of trials, at least 1; an effective number need not be whole.
         confidence: nominal coverage.
 
     Returns:
