@@ -131,8 +131,10 @@ def neighbourhoods(
     )  # fmt: skip
     reading = (
         "The interval of `per_neighbourhood` is for the mean, over data sets of n samples, of the "
-        "mean over neighbourhoods of k; covered is how often it holds that. Gaussian: power-law "
-        "spectrum in 20 dimensions. Mixture: five such groups of different scale, 8 apart.",
+        "mean over neighbourhoods of k; covered is how often it holds that. A jackknife counts "
+        "what samples do jointly more than once, so the interval errs on the wide side, the more "
+        "the smaller k. Gaussian: power-law spectrum in 20 dimensions. Mixture: five such groups "
+        "of different scale, about 11 apart.",
     )
     return Cases(Table("Means over neighbourhoods", columns, rows), reading, repetitions)
 

@@ -14,9 +14,10 @@ dimensions on a logarithmic scale, because samples that miss rare events raise a
 lower its apparent error together. Where the far end is not bounded by the data the interval is
 one-sided (``high`` is ``None``) and the dimension limited by n.
 
-docs/coverage.md measures how often such intervals cover: for Gaussian data as often as they say
-or more; for heavy-tailed and sparse data, whose variance of the variance few samples do not show,
-down to 85 % at a nominal 95 %.
+docs/coverage.md measures how often such intervals cover: for Gaussian data about as often as they
+say or more; for heavy-tailed and sparse data, whose rare events decide the variance of a variance,
+sometimes less than 90 % at a nominal 95 %. Intervals of estimators that read the samples are not
+for the population (:func:`interval_for_samples`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from spikedim.dimension.estimators import corrected_traces
 from spikedim.dimension.moments import Array
 from spikedim.dimension.spectrum import Spectrum
 
-_PAIRS_FROM = 1024
+_PAIRS_FROM = 2048
 
 
 def log_ratio_variance(products: Array, first: float, second: float, n: int) -> float:
@@ -60,7 +60,7 @@ def corrected_interval(
         samples: the data.
         spec: its spectrum.
         products: the full (centred) Gram matrix where it is known.
-        mean: mean of the samples where it is not, for the products of up to 1,024 of them.
+        mean: mean of the samples where it is not, for the products of up to 2,048 of them.
         confidence: nominal coverage.
         seed: of the choice of those samples.
     """
