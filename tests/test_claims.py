@@ -167,9 +167,9 @@ def test_a_bound_that_is_not_the_limit_is_refuted(id, factor):
     assert replace(item, correction=scaled(item.correction, factor)).run().verdict == "fails"
 
 
-def test_one_step_does_not_suffice_for_most_networks():
+def test_one_step_is_not_shown_to_suffice_for_most_networks():
     item = get_claim("T4-SUFFICES")
-    assert replace(item, correction=lambda: 1).run().verdict == "fails"
+    assert replace(item, correction=lambda: 1).run().verdict == "not testable here"
 
 
 @pytest.mark.parametrize(
