@@ -110,8 +110,8 @@ def four_suffice(setting: Setting) -> list[Measurement]:
     """Points lost against the largest T: published ablations, the stored study by data set.
 
     No network is excepted in the statement, so it fails where the study shows that some need more:
-    where more of them have the whole interval of T* above four than chance leaves. With --full also
-    networks trained now, on digits.
+    where more of them have the whole interval of T* above four than chance leaves, 5 %. With --full
+    also networks trained now, on digits.
     """
     T = setting.formula()
     rows = [
