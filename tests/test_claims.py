@@ -138,7 +138,8 @@ INDIFFERENT = {
     "SNTK": "a factor cancels in the ratio of two dimensions",
     "GENERALISATION": "a ranking keeps its order",
     **dict.fromkeys(
-        ("RULE-T", "SPIKE-RATIO", "R-PRODUCT", "INVERT"), "fails after correction as well"
+        ("RULE-T", "SPIKE-RATIO", "R-PRODUCT", "INVERT"),
+        "no verdict after correction at the quick effort",
     ),
 }
 CORRECTED = [item for item in list_claims() if item.corrected and item.id not in INDIFFERENT]
@@ -477,6 +478,7 @@ def test_trained_networks_confirm_contradict_or_leave_open(
         assert replace(item, formula=lambda: -1).run().verdict == "fails"
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in log")
 @pytest.mark.parametrize(("direction", "passes"), [(1.0, True), (-1.0, False)])
 def test_a_ranking_of_the_gap_can_fail(direction, passes, monkeypatch):
     """A gap that does not follow d_eff at equal n refutes the corrected GENERALISATION."""

@@ -422,7 +422,8 @@ def test_a_training_that_goes_on_says_so(here, capsys, monkeypatch):
 
 def test_code_in_a_message_keeps_its_lines(here, capsys):
     Path("plain.py").write_text(
-        "from torch import nn\n\n\ndef make():\n    return nn.Linear(64, 10)\n"
+        "from torch import nn\n\n\nclass Mine(nn.Module):\n    pass\n\n\n"
+        "def make():\n    return nn.Sequential(nn.Linear(64, 10), Mine())\n"
     )
     assert run("profile", "--data", "digits", "--model", "plain.py:make", "--quiet") == 2
     lines = [line.strip() for line in capsys.readouterr().err.splitlines()]

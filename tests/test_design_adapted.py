@@ -14,6 +14,8 @@ from spikedim.report import render
 from spikedim.storage import Run
 from spikedim.training import TrainConfig, sweep_neurons
 
+pytestmark = pytest.mark.filterwarnings("ignore:Odd at .* is kept as it is")
+
 FILE = '''
 import torch
 from torch import nn

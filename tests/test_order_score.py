@@ -53,9 +53,9 @@ def test_closed_jacobian_and_trace_are_those_of_autograd():
 def test_sliced_matching_is_implicit_matching_on_average():
     made, x = network(), points(4000)
     generator = torch.Generator().manual_seed(0)
-    found = [float(made.sliced_loss(x, generator)) for _ in range(20)]
+    found = [made.sliced_loss(x, generator).item() for _ in range(20)]
     error = np.std(found) / np.sqrt(len(found))
-    assert abs(np.mean(found) - float(made.implicit_loss(x))) < 4 * error
+    assert abs(np.mean(found) - made.implicit_loss(x).item()) < 4 * error
 
 
 def test_denoising_matching_is_least_at_the_score_of_noisy_data():

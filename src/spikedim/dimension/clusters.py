@@ -13,7 +13,7 @@ import numpy as np
 
 from spikedim.dimension.arrays import as_samples
 from spikedim.dimension.estimators import DEFAULT, Estimator, get_estimator
-from spikedim.dimension.intervals import bracket, curve_of
+from spikedim.dimension.intervals import FEWEST, bracket, curve_of
 from spikedim.dimension.measure import DimensionReport
 from spikedim.dimension.moments import Moments, moments
 from spikedim.dimension.resampling import Resampler, evaluate, jackknifed
@@ -23,7 +23,6 @@ from spikedim.progress import track
 from spikedim.results import Estimate
 
 GROUPS = 20
-_FEWEST = 8
 
 
 class ClusterStream:
@@ -182,10 +181,10 @@ def report_of(
     silent = whole.total_variance == 0
     if silent:
         notes.append("no variance: all samples are equal, so every dimension is 0")
-    elif clusters < _FEWEST:
-        notes.append(f"no intervals from {clusters} clusters; at least {_FEWEST} are needed")
+    elif clusters < FEWEST:
+        notes.append(f"no intervals from {clusters} clusters; at least {FEWEST} are needed")
     values = {item.key: float(item.function(whole)) for item in items}
-    if silent or clusters < _FEWEST:
+    if silent or clusters < FEWEST:
         found = {key: Estimate(v, n=clusters, method="no interval") for key, v in values.items()}
     else:
         curves = [curve_of(item) for item in items]

@@ -42,7 +42,8 @@ LIMIT = 0.03
 MOSTLY_BIAS = "mostly bias, so at least"
 #: In the method of an interval that is not for the population.
 SPREAD = "spread of the estimator at n, its bias not included"
-_FEWEST = 8
+#: Samples that intervals need at least.
+FEWEST = 8
 _PART = 100
 
 
@@ -67,7 +68,7 @@ def spectral_intervals(
     found: dict[str, Estimate] = {}
     notes: list[str] = []
     rest = list(items)
-    none = interval == "none" or n < _FEWEST or spec.total_variance == 0
+    none = interval == "none" or n < FEWEST or spec.total_variance == 0
     if interval == "auto":
         ratios = [key for key in ("pr", "pr_corrected") if key in values]
         rest = [item for item in items if item.key not in ratios]
@@ -84,8 +85,8 @@ def spectral_intervals(
     if none:
         for item in rest:
             found[item.key] = Estimate(values[item.key], n=n, method="no interval")
-        if interval != "none" and rest and n < _FEWEST:
-            notes.append(f"no intervals from {n} samples; at least {_FEWEST} are needed")
+        if interval != "none" and rest and n < FEWEST:
+            notes.append(f"no intervals from {n} samples; at least {FEWEST} are needed")
         return found, notes + _few(spec, rest, values)
     limits: list[str] = []
     quantiles = [item for item in rest if interval == "auto" and pca_share(item.key) is not None]

@@ -17,7 +17,7 @@ from scipy import stats
 
 from spikedim.dimension.arrays import as_samples
 from spikedim.dimension.estimators import Estimator, get_estimator
-from spikedim.dimension.intervals import around, spectral_intervals
+from spikedim.dimension.intervals import FEWEST, around, spectral_intervals
 from spikedim.dimension.moments import Array, centered_gram
 from spikedim.dimension.resampling import Index, Resampler
 from spikedim.dimension.spectrum import Spectrum, spectrum_of_gram
@@ -29,7 +29,6 @@ Rows = NDArray[np.floating[Any]]
 _GROUPS = 20
 #: Neighbourhoods that are measured without each group.
 _CHANGES = 100
-_FEWEST = 8
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ def per_neighbourhood(
         values[place] = item.function(_spectrum(_products(rows[chosen]), samples.d))
     middle = float(values.mean())
     mean = Estimate(middle, n=count, confidence=confidence, method="mean over samples")
-    if count >= _FEWEST:
+    if count >= FEWEST:
         groups = rng.permutation(samples.n) % _GROUPS
         measured = min(count, max(_CHANGES, 100 * _CHANGES // neighbours))
         some = np.sort(rng.choice(count, measured, replace=False))

@@ -12,6 +12,7 @@ import numpy as np
 from spikedim.dimension.arrays import Samples, as_samples
 from spikedim.dimension.estimators import DEFAULT, Estimator, get_estimator, pca_count
 from spikedim.dimension.intervals import (
+    FEWEST,
     INTERVALS,
     interval_for_samples,
     spectral_intervals,
@@ -21,8 +22,6 @@ from spikedim.dimension.resampling import Resampler
 from spikedim.dimension.spectrum import Spectrum, check_memory
 from spikedim.errors import ConfigError
 from spikedim.results import Estimate, Result, Table, number
-
-_FEWEST = 8
 
 
 @dataclass(frozen=True)
@@ -143,10 +142,10 @@ def measure(
     source = Resampler.of(samples, center)
     spec = source.spectrum()
     notes: list[str] = []
-    if samples.n < _FEWEST and interval != "none":
+    if samples.n < FEWEST and interval != "none":
         # Of fewer, [1, d] of pr is the only one there is, and it says nothing.
         count = "1 sample" if samples.n == 1 else f"{samples.n} samples"
-        notes.append(f"no intervals from {count}; at least {_FEWEST} are needed")
+        notes.append(f"no intervals from {count}; at least {FEWEST} are needed")
         interval = "none"
     spectral = [e for e in chosen.values() if e.needs == "spectrum"]
     found, limits = spectral_intervals(
