@@ -188,7 +188,8 @@ def design(
             best = int(sweep.t_star.value)
             neuron_sweep = sweep_neurons(dataset, model, best, grid, config, run, workers=workers)
         epochs = f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}"
-        state = f"trained, {epochs} on {len(dataset.train):,} samples"
+        out = f", {number(100 * config.validation)} % of them held out" if config.validation else ""
+        state = f"trained, {epochs} on {len(dataset.train):,} samples{out}"
     else:
         if checkpoint is not None:
             load_checkpoint(network, checkpoint)
