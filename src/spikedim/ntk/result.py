@@ -130,14 +130,7 @@ class Kernel(Result):
             center: align HKH with HYH (Cortes et al. 2012).
         """
         target = self._labels(labels)
-        same = (target[:, None] == target[None]).astype(float)
-        matrix = self.values
-        if center:
-            matrix = self.centred()
-            same = same - same.mean(0)
-            same = same - same.mean(1, keepdims=True)
-        scale = np.linalg.norm(matrix) * np.linalg.norm(same)
-        return float((matrix * same).sum() / scale) if scale else 0.0
+        return float(self._alignments(target, np.arange(len(target))[None], center)[0])
 
     def alignment_by_chance(
         self, labels: Any, center: bool = True, permutations: int = 100, seed: int = 0
@@ -152,10 +145,21 @@ class Kernel(Result):
             seed: of the shuffling.
         """
         target, rng = self._labels(labels), np.random.default_rng(seed)
-        found = [self.alignment(rng.permutation(target), center) for _ in range(permutations)]
+        orders = np.array([rng.permutation(len(target)) for _ in range(permutations)])
+        found = self._alignments(target, orders, center)
         low, high = np.quantile(found, (0.025, 0.975))
         method = f"{permutations} permutations"
         return Estimate(float(np.mean(found)), low, high, len(target), method=method)
+
+    def _alignments(self, target: NDArray[Any], orders: NDArray[Any], center: bool) -> Float:
+        """Alignment with the labels in each of several orders [m, n], from Y = M Mᵀ."""
+        member = np.equal.outer(target, np.unique(target)).astype(float)  # M, [n, classes]
+        matrix = self.centred() if center else self.values
+        if center:
+            member -= member.mean(0)
+        scale = float(np.linalg.norm(matrix) * np.linalg.norm(member.T @ member))
+        products = [float((member[order] * (matrix @ member[order])).sum()) for order in orders]
+        return np.array(products) / scale if scale else np.zeros(len(orders))
 
     def regression(
         self, labels: Any, held_out: float = 0.25, ridge: float = 1e-3, seed: int = 0
