@@ -165,39 +165,37 @@ def product(setting: Setting) -> list[Measurement]:
     multiplied: dict[float, list[float]] = {threshold: [] for threshold in thresholds}
     alone: dict[str, list[float]] = {}
     for seed in _seeds(setting, 6, 24):
+
+        def d_eff(threshold: float, hard: bool, t_ref: int, seed: int = seed) -> float:
+            reset, rest = ("hard", v_reset * threshold) if hard else ("none", 0.0)
+            neuron = replace(
+                tiny.NEURON, threshold=threshold, reset=reset, v_reset=rest, refractory=t_ref
+            )
+            return tiny.d_eff(size, neuron, seed)
+
         smooth = tiny.d_eff(size, tiny.continuous(), seed)
-        factors: list[float] = []
+        joint = {v_th: d_eff(v_th, True, dead) / smooth for v_th in thresholds}
+        base = {v_th: d_eff(v_th, False, 0) for v_th in thresholds}
+        factors = {
+            "R_reset at v_th = 1": d_eff(1.0, True, 0) / base[1.0],
+            "R_refractory at v_th = 1": d_eff(1.0, False, dead) / base[1.0],
+        }
+        for name, factor in factors.items():
+            alone.setdefault(name, []).append(factor)
         for threshold in thresholds:
-            plain = replace(tiny.NEURON, threshold=threshold, reset="none")
-            hard = replace(plain, reset="hard", v_reset=v_reset * threshold)
-            base = tiny.d_eff(size, plain, seed)
-            joint = tiny.d_eff(size, replace(hard, refractory=dead), seed) / smooth
-            if not factors:
-                one = tiny.d_eff(size, hard, seed)
-                other = tiny.d_eff(size, replace(plain, refractory=dead), seed)
-                factors = [one / base, other / base]
-                _, potential = tiny.activity(tiny.weights(size, seed), x, plain, size.T)
-                mean, deviation = float(potential.mean()), float(potential.std())
-                closed.append(setting.formula(1.0, mean, deviation, v_reset, dead) / joint)
-                for name, factor in zip(("reset", "refractory"), factors, strict=True):
-                    alone.setdefault(f"measured R_{name} at v_th = 1", []).append(factor)
-            multiplied[threshold].append(setting.correction(base / smooth, *factors) / joint)
-            name = f"measured R_threshold at v_th = {threshold:g}"
-            alone.setdefault(name, []).append(base / smooth)
+            own = base[threshold] / smooth
+            product = setting.correction(own, *factors.values())
+            multiplied[threshold].append(product / joint[threshold])
+            alone.setdefault(f"R_threshold at v_th = {threshold:g}", []).append(own)
+        plain = replace(tiny.NEURON, reset="none")
+        _, potential = tiny.activity(tiny.weights(size, seed), x, plain, size.T)
+        mean, deviation = float(potential.mean()), float(potential.std())
+        closed.append(setting.formula(1.0, mean, deviation, v_reset, dead) / joint[1.0])
+    name = "product of measured factors / measured R, v_th"
     return [
         Measurement("closed form / measured R", geometric(closed), 0.9, 1.1),
-        *(
-            Measurement(
-                f"product of measured factors / measured R, v_th = {threshold:g}",
-                geometric(values),
-                0.9,
-                1.1,
-                "corrected",
-                shown=True,
-            )
-            for threshold, values in multiplied.items()
-        ),
-        *(Measurement(name, geometric(v), form="context") for name, v in alone.items()),
+        *(_a_tenth(f"{name} = {threshold:g}", v) for threshold, v in multiplied.items()),
+        *(Measurement(f"measured {n}", geometric(v), form="context") for n, v in alone.items()),
     ]
 
 
@@ -304,14 +302,7 @@ def invert(setting: Setting) -> list[Measurement]:
     return [
         Measurement(f"{name}, closed form", _largest(closed), high=0.1),
         *(
-            Measurement(
-                f"measured / target on other digits, search, target R = {target}",
-                geometric(values),
-                0.9,
-                1.1,
-                "corrected",
-                shown=True,
-            )
+            _a_tenth(f"measured / target on other digits, search, target R = {target}", values)
             for target, values in elsewhere.items()
         ),
         Measurement(f"{name}, search, on its own digits", _largest(searched), form="context"),
@@ -385,6 +376,11 @@ def generalisation(setting: Setting) -> list[Measurement]:
 
 def _seeds(setting: Setting, quick: int, full: int) -> range:
     return range(setting.seed, setting.seed + setting.pick(quick, full))
+
+
+def _a_tenth(name: str, ratios: list[float]) -> Measurement:
+    """That a corrected form's ratio is 1, shown to a tenth."""
+    return Measurement(name, geometric(ratios), 0.9, 1.1, "corrected", shown=True)
 
 
 def _largest(values: list[float]) -> Estimate:
