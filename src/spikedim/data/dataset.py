@@ -288,7 +288,7 @@ class Dataset:
             DataError: not images, or no labels.
         """
         chosen = self.split(split).limited(limit, seed)
-        return self._standardised(chosen), self._classes(chosen)
+        return self._images(chosen), self._classes(chosen)
 
     def frames(
         self,
@@ -327,7 +327,7 @@ class Dataset:
             return self._recorded(chosen, T, None, "time"), labels
         if isinstance(chosen.inputs, list):
             return self._read(chosen.inputs), labels
-        return self._standardised(chosen), labels
+        return self._images(chosen), labels
 
     def check_steps(self, T: int) -> None:
         """Raise ConfigError if T does not divide the frames of the recordings stored as such."""
@@ -454,7 +454,7 @@ class Dataset:
             x /= np.float32(self.scale)
         return x
 
-    def _standardised(self, split: Split) -> Tensor:
+    def _images(self, split: Split) -> Tensor:
         import torch
 
         x = self._scaled(split)
