@@ -92,7 +92,10 @@ def accuracy(
         high = t_star.get("high")
         shapes.append(band((max(left, low_of(t_star)), high or right), "vermilion", 0.10))
         shapes.append(vertical(value, "vermilion", "solid"))
-        notes.append(label_at(math.log10(value), 1.0, f"T* = {number(value)}", "alert", "bottom"))
+        above = label_at(math.log10(value), 1.0, f"T* = {number(value)}", "alert", "bottom")
+        if value == steps[-1]:
+            above["xanchor"] = "right"  # clear of the button in the corner
+        notes.append(above)
         key.append(Key("┃", "vermilion", f"measured T* = {timesteps(t_star)}"))
     for index, (name, predicted) in enumerate(predictions):
         colour = ("purple", "ink", "muted")[index % 3]
