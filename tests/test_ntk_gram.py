@@ -653,11 +653,11 @@ NEURON = LIFParams(threshold=0.3)
 class Multistep(nn.Module):
     """Convolution, batch norm and neurons on [T, B, C, H, W], twice."""
 
-    def __init__(self, factor=1.0):
+    def __init__(self, factor=1.0, padding_mode="zeros"):
         super().__init__()
         norm = merging(nn.BatchNorm2d, factor)
         self.body = nn.Sequential(
-            merging(nn.Conv2d)(1, 4, 3, padding=1), norm(4), LIF(NEURON),
+            merging(nn.Conv2d)(1, 4, 3, padding=1, padding_mode=padding_mode), norm(4), LIF(NEURON),
             merging(nn.Conv2d)(4, 4, 3), norm(4), LIF(NEURON), nn.Flatten(2), nn.Linear(144, 3),
         )  # fmt: skip
 
@@ -681,13 +681,13 @@ def test_layers_that_merge_time_with_the_samples_have_the_rules_of_theirs():
         assert distance(found.layers[name], part) < 1e-12
     assert distance(by_timestep(net, x, **readout).values, exact.values) < 1e-12
 
-    scaled = Multistep(0.5).double()
-    scaled.load_state_dict(net.state_dict())
-    scaled.eval()
-    with pytest.raises(ModelError, match="of Merging has no"):
-        gram(scaled, x, **readout)
-    exact = gram(scaled, x, method="loop", **readout).values
-    assert distance(gram(scaled, x, fallback=True, **readout).values, exact) < 1e-12
+    for other in (Multistep(0.5), Multistep(padding_mode="circular")):  # neither is torch's layer
+        other.double().load_state_dict(net.state_dict())
+        other.eval()
+        with pytest.raises(ModelError, match="of Merging has no"):
+            gram(other, x, **readout)
+        exact = gram(other, x, method="loop", **readout).values
+        assert distance(gram(other, x, fallback=True, **readout).values, exact) < 1e-12
 
 
 def test_another_width_keeps_kind_and_scale():

@@ -261,19 +261,18 @@ class Capture:
         if type(module).forward is LIF.forward:
             assert isinstance(module, LIF)
             return partial(self._neurons, module, original)
+        learns = covered(module) and any(p.requires_grad for p in module.parameters(False))
+        if not (learns or isinstance(module, _BatchNorm)):
+            return None
         bases: tuple[Any, ...] = (*CONVOLUTIONS, _BatchNorm)
         base = next((c for c in bases if isinstance(module, c)), None)
         if base is not None and type(module).forward is not base.forward:
             own = {n for n, _ in module.named_parameters()} <= {"weight", "bias"}
             plain = partial(base.forward, module)
             return partial(self._merging, name, module, original, plain) if own else None
-        if isinstance(module, _BatchNorm) or (
-            covered(module) and any(p.requires_grad for p in module.parameters(False))
-        ):
-            if isinstance(module, nn.LayerNorm):
-                original = partial(_layer_norm, module)
-            return partial(self._layer, name, module, original)
-        return None
+        if isinstance(module, nn.LayerNorm):
+            original = partial(_layer_norm, module)
+        return partial(self._layer, name, module, original)
 
     def _neurons(self, module: LIF, original: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         plain = module.activation is None and not module._observers and not module._streaming
