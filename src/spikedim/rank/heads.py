@@ -280,7 +280,7 @@ def _ambiguity(
 ) -> HeadAmbiguity:
     along, rows, width, change = _probe(model, site, x, T, generator, moved, alone=False)
     control = _probe(model, site, x, T, generator, moved, alone=True)[0]
-    steps = 1 if model.family == "spikegpt" else len(plain)  # its time is the sequence
+    steps = 1 if model.reads_in_time else len(plain)  # its time is the sequence
     tokens = rows // (steps * x.shape[batch_axis(x)])
     d_k = width // site.heads
     rank = _weight_rank(site.projection)

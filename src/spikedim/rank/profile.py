@@ -227,7 +227,7 @@ def rank_profile(
         names = ", ".join(model.kept)
         notes += (f"No continuous twin, since neurons are kept as they are: {names}.",)
     elif twin != "none":
-        fixed = x.ndim == 5 or model.family == "spikegpt"  # the input has as many steps as it has
+        fixed = x.ndim == 5 or model.reads_in_time  # the input has as many steps as it has
         other = model.continuous(twin)
         found += _network(other, CONTINUOUS, x, T if fixed else 1, eps, common)[0]
     samples = x.shape[batch_axis(x)]
@@ -287,7 +287,7 @@ def _network(
 
 def _matrices(model: SpikingModel, value: Tensor) -> Tensor | None:
     """[T, B, n, d], or ``None`` without tokens; the time of a SpikeGPT is its tokens."""
-    if model.family == "spikegpt":
+    if model.reads_in_time:
         return value.transpose(0, 1)[None]  # [S, B, E] to [1, B, S, E]
     if value.ndim == 3:
         return None

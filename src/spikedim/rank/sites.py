@@ -76,7 +76,7 @@ def residuals(model: SpikingModel, x: Tensor, T: int | None) -> dict[str, tuple[
     handles: list[Any] = []
     for site in sites(model):
         name = site.name
-        if model.family == "spikegpt":  # x + lif1(att(ln1(x))), [S, B, E]
+        if model.reads_in_time:  # x + lif1(att(ln1(x))), [S, B, E]
             block: Any = modules[name.rpartition(".")[0]]
             handles += _pair(found, name, block.ln1, 0, block.lif1, _sequence)
         elif model.family == "spikingbert":
