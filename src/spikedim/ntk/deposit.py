@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from spikedim.ntk.layers import CONVOLUTIONS, by_sample, features, patches
 from spikedim.ntk.multiply import multiply, preferred
 from spikedim.ntk.passes import Call
+from spikedim.ntk.spikes import Spikes
 
 _CACHED = 1 << 17  # numbers
 _LARGE = 1 << 19  # multiplications, of a product that is worth a call of its own
@@ -53,14 +54,12 @@ def deposit(call: Call, g: Tensor, samples: int, steps: int, channels: slice, ro
         else g.new_empty(width if wanted else (samples, 0))
     )
     weight = module.weight.detach().flatten(1)[channels].mT.contiguous() if slopes else None
-    for start in range(0, samples, step := _few(full)):
+    for start in range(0, samples, step := _few(full, inputs)):
         part = slice(start, start + step)
         rows = _adjacent(outputs[:, part], scale)
         torch.sum(rows, 1, out=total[part])
         if wanted:
-            _outer(inputs[part], rows, full[part])
-        if weight is not None:
-            torch.sum(full[part] * weight, 1, out=inner[part])
+            _outer(inputs, part, rows, full[part], weight, inner[part])
     if place is not None and not fresh:
         place[0].view(width).add_(full)
     if bias is not None and bias.requires_grad:
@@ -104,9 +103,9 @@ def _of_scale(call: Call, inner: Tensor, total: Tensor, channels: slice) -> Tens
     return (inner + shift * total) * spread
 
 
-def _few(full: Tensor) -> int:
-    """Samples whose gradients stay in cache from one pass to the next; all on an accelerator."""
-    if full.device.type != "cpu":
+def _few(full: Tensor, inputs: Tensor | Spikes) -> int:
+    """Samples whose gradients stay in cache from one pass to the next; all if there is but one."""
+    if full.device.type != "cpu" or isinstance(inputs, Spikes):
         return len(full)
     return max(1, _CACHED // max(1, full[0].numel()))
 
@@ -122,27 +121,45 @@ def _adjacent(outputs: Tensor, scale: Tensor | None) -> Tensor:
     return out.flatten(1, 2)
 
 
-def _outer(inputs: Tensor, outputs: Tensor, full: Tensor) -> None:
-    """Write a gᵀ of some samples, a [b, I, T·R] and gᵀ [b, T·R, O], to ``full`` [b, I, O]."""
+def _outer(
+    inputs: Tensor | Spikes,
+    part: slice,
+    outputs: Tensor,
+    full: Tensor,
+    weight: Tensor | None,
+    inner: Tensor,
+) -> None:
+    """Write a gᵀ of some samples, a [B, I, T·R] and gᵀ [b, T·R, O], to ``full`` [b, I, O].
+
+    With a weight [I, O], its inner products with them are written to ``inner`` [b, O].
+    """
+    if isinstance(inputs, Spikes):
+        inputs.outer(outputs, full, weight, inner)
+        return
     if inputs.is_contiguous() and preferred(inputs):
-        products = [multiply(*pair) for pair in zip(inputs, outputs.mT, strict=True)]
+        products = [multiply(*pair) for pair in zip(inputs[part], outputs.mT, strict=True)]
         torch.stack(products, out=full)
     else:
-        torch.bmm(inputs, outputs, out=full)
+        torch.bmm(inputs[part], outputs, out=full)
+    if weight is not None:
+        torch.sum(full * weight, 1, out=inner)
 
 
-def _inputs(call: Call, samples: int, steps: int) -> Tensor:
-    """Inputs of every row, [B, I, T·R], laid out for the faster library and kept with the call."""
+def _inputs(call: Call, samples: int, steps: int) -> Tensor | Spikes:
+    """Inputs of every row, [B, I, T·R], laid out for the fastest product and kept with the call."""
     merged = isinstance(call.module, CONVOLUTIONS)
     if call.rows.value is None:
         x = patches(call.module, call.input)[:, :, 0] if merged else call.input  # [N, L, I]
         rows = _by_time(x, samples, steps, merged).permute(1, 3, 0, 2)  # [B, I, T, R]
-        if preferred(rows) and rows.numel() * len(call.module.weight) >= _LARGE * samples:
+        outputs = len(call.module.weight)
+        if (spikes := Spikes.of(rows, outputs)) is not None:
+            call.rows.value = spikes
+        elif preferred(rows) and rows.numel() * outputs >= _LARGE * samples:
             call.rows.value = rows.flatten(2).contiguous()
         else:
             call.rows.value = rows.permute(0, 2, 3, 1).flatten(1, 2).mT
     if not merged:  # only the shape of the input is read again
-        call.input = call.rows.value.new_full((), math.nan).expand(call.input.shape)
+        call.input = call.input.new_full((), math.nan).expand(call.input.shape)
     return call.rows.value
 
 

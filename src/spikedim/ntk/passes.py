@@ -23,6 +23,7 @@ from spikedim.neurons.lif import prepare
 from spikedim.neurons.params import LIFParams
 from spikedim.ntk.layers import CONVOLUTIONS, padding_of
 from spikedim.ntk.multiply import multiply
+from spikedim.ntk.spikes import Spikes
 
 Forward = Callable[..., Any]
 
@@ -31,7 +32,7 @@ Forward = Callable[..., Any]
 class Rows:
     """An input laid out once for the gradients of all outputs, and of all layers that read it."""
 
-    value: Tensor | None = None
+    value: Tensor | Spikes | None = None
 
 
 @dataclass(eq=False)

@@ -15,6 +15,7 @@ from spikedim.ntk.deposit import deposit
 from spikedim.ntk.gram import Plan, Setup
 from spikedim.ntk.layers import CONVOLUTIONS
 from spikedim.ntk.passes import Call
+from spikedim.ntk.spikes import Spikes
 from spikedim.progress import note
 
 _CACHE = 1 << 24  # bytes of the largest tensor of one batch, so that most stay in cache
@@ -64,6 +65,7 @@ class Probe:
 def probe(setup: Setup, x: Tensor, without: tuple[str, ...] = ()) -> Probe:
     """Measure one sample of ``x`` by a forward and a backward pass."""
     storages: dict[int, int] = {}
+    spikes: dict[int, int] = {}
     fixed = {t.untyped_storage().data_ptr() for t in setup.model.state_dict().values()}
 
     def count(value: Tensor) -> Tensor:
@@ -99,11 +101,15 @@ def probe(setup: Setup, x: Tensor, without: tuple[str, ...] = ()) -> Probe:
         layer.columns = sum(layer.sizes.values())
     layers |= {name: _Layer(1) for name in capture.leaks}
     for call in capture.calls:
-        for kept in (call.input, call.rows.value):
-            if kept is not None:
+        rows = call.rows.value
+        for kept in (call.input, rows):
+            if isinstance(kept, Tensor):
                 count(kept)
+        if isinstance(rows, Spikes):
+            spikes[id(rows)] = rows.nbytes
+            sizes.append(rows.dense)
     return Probe(
-        sum(storages.values()),
+        sum(storages.values()) + sum(spikes.values()),
         max([*sizes, *storages.values()]),
         layers,
         capture.output.element_size(),

@@ -1,0 +1,147 @@
+"""Weight gradients of layers that read spikes, as sums over the spikes alone.
+
+The gradient of a weight from input i is Σ_r a_ri g_r over the rows r (timesteps, tokens). Where
+few of the a_ri differ from 0, adding up the g_r of those takes less time than a matrix product
+with all, on a processor; on an accelerator dense products are faster. Inputs may be any numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DENSITY = 0.35  # of inputs other than 0, below which sums are faster than a product
+WORK = 1 << 25  # multiplications of the product, enough to be worth compiled code
+_SPLIT = 1 << 22  # additions that are worth a thread
+
+
+class Spikes:
+    """Inputs other than 0 of one call of a layer, by sample and input feature.
+
+    Args:
+        starts: where those of each pair of a sample and a feature start, [B·I + 1].
+        rows: their rows.
+        values: their values.
+        dense: bytes of the inputs they were found in.
+    """
+
+    def __init__(self, starts: Any, rows: Any, values: Any, dense: int) -> None:
+        self._starts, self._rows, self._values, self.dense = starts, rows, values, dense
+
+    @classmethod
+    def of(cls, x: Tensor, outputs: int) -> Spikes | None:
+        """Spikes of inputs [B, I, T, R], if sums over them are faster for so many outputs."""
+        fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+        if not fits or x.numel() * outputs < WORK:
+            return None
+        starts = np.empty(len(x) * x.shape[1] + 1, np.int64)
+        most = int(DENSITY * x.numel())
+        room = most + x.shape[2] * x.shape[3]
+        rows, values = np.empty(room, np.int32), np.empty(room, x.numpy().dtype)
+        found = _compiled(_collect)(x.numpy(), starts, rows, values, most)
+        if found < 0:
+            return None
+        return cls(starts, rows[:found].copy(), values[:found].copy(), x.nbytes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept."""
+        return int(self._starts.nbytes + self._rows.nbytes + self._values.nbytes)
+
+    def outer(self, g: Tensor, out: Tensor, weight: Tensor | None, inner: Tensor) -> None:
+        """Sums of every sample, and their inner products with the weights of each output.
+
+        Args:
+            g: gradients [B, T·R, O].
+            out: Σ_r a_ri g_r [B, I, O], to fill.
+            weight: [I, O], contiguous.
+            inner: Σ_i weight_io out_io [B, O], to fill if there are weights.
+        """
+        add = _compiled(_add)
+        fixed = out.new_empty(0, 0) if weight is None else weight
+        arrays = [t.numpy() for t in (g, fixed, out, inner)]
+        work = len(self._rows) * g.shape[-1]
+        threads = min(torch.get_num_threads(), len(g), 1 + work // _SPLIT)
+        bounds = np.linspace(0, len(g), threads + 1).astype(int).tolist()
+
+        def part(low: int, high: int) -> None:
+            add(self._starts, self._rows, self._values, *arrays, low, high)
+
+        if threads == 1:
+            part(0, len(g))
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(part, bounds[:-1], bounds[1:]))
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Any:
+    """The function in machine code, kept on disk where a folder for it can be written."""
+    from numba import njit
+
+    try:
+        return njit(function, cache=True, nogil=True, fastmath={"reassoc", "contract"})
+    except RuntimeError:
+        return njit(function, nogil=True, fastmath={"reassoc", "contract"})
+
+
+def _collect(x: Any, starts: Any, rows: Any, values: Any, most: int) -> int:
+    """Fill the arrays, with room for ``most`` and a feature; how many they are, -1 if more."""
+    found = 0
+    samples, wide, steps, tokens = x.shape
+    for b in range(samples):
+        for i in range(wide):
+            starts[b * wide + i] = found
+            for t in range(steps):
+                for r in range(tokens):
+                    rows[found], values[found] = t * tokens + r, x[b, i, t, r]
+                    found += x[b, i, t, r] != 0  # without a branch, which would be mispredicted
+            if found > most:
+                return -1
+    starts[samples * wide] = found
+    return found
+
+
+def _add(
+    starts: Any,
+    rows: Any,
+    values: Any,
+    g: Any,
+    weight: Any,
+    out: Any,
+    inner: Any,
+    low: int,
+    high: int,
+) -> None:
+    for b in range(low, high):
+        if len(weight):
+            inner[b] = 0
+        for i in range(out.shape[1]):
+            total, place = out[b, i], b * out.shape[1] + i
+            total[:] = 0
+            k, stop = starts[place], starts[place + 1]
+            while k + 4 <= stop:  # four at a time, as every pass reads and writes the total
+                g0, g1, g2, g3 = (
+                    g[b, rows[k]],
+                    g[b, rows[k + 1]],
+                    g[b, rows[k + 2]],
+                    g[b, rows[k + 3]],
+                )
+                v0, v1, v2, v3 = values[k], values[k + 1], values[k + 2], values[k + 3]
+                for o in range(len(total)):
+                    total[o] += (v0 * g0[o] + v1 * g1[o]) + (v2 * g2[o] + v3 * g3[o])
+                k += 4
+            while k < stop:
+                g0, v0 = g[b, rows[k]], values[k]
+                for o in range(len(total)):
+                    total[o] += v0 * g0[o]
+                k += 1
+            if len(weight):
+                for o in range(len(total)):
+                    inner[b, o] += weight[i, o] * total[o]
