@@ -2,8 +2,10 @@
 
 The network of the acceptance figures: a Spikformer of 0.8 M parameters (embed_dim 128, depth 4,
 64 tokens, T = 4, 10 outputs, soft reset, atan surrogate), trace kernel of 64 images of 8 x 8 in
-float32. Every case runs in a process of its own: processor seconds of the kernel without imports,
-peak resident memory of the whole process. ``structured-lean`` runs in the memory of ``--lean`` GiB;
+float32. Every case runs in a process of its own: processor seconds of the kernel without imports
+(median [least, most] of ``--repeats``), peak resident memory of the whole process. Ratios are
+medians of those within a repeat, in which the cases take turns. ``structured-lean`` runs in the
+memory of ``--lean`` GiB;
 ``float64`` is the structured kernel in double precision, which the others are compared with.
 ``jacobian`` runs on the fused neurons of this package with their own vmap rule,
 ``jacobian-plain`` on neurons of plain PyTorch operations (``SPIKEDIM_KERNEL=reference``), the
@@ -127,24 +129,23 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.one, options)))
         return
+    runs: dict[str, list[dict[str, Any]]] = {case: [] for case in options.cases}
+    for _ in range(options.repeats):  # in turn, as a shared machine is not equally fast for long
+        for case in options.cases:
+            command = [sys.executable, __file__, *sys.argv[1:], "--one", case]
+            environment = dict(os.environ)
+            if case.endswith(("-plain", "-tutorial")):
+                environment["SPIKEDIM_KERNEL"] = "reference"
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+            runs[case].append(json.loads(done.stdout))
     found = {}
-    for case in options.cases:
-        command = [sys.executable, __file__, *sys.argv[1:], "--one", case]
-        environment = dict(os.environ)
-        if case.endswith(("-plain", "-tutorial")):
-            environment["SPIKEDIM_KERNEL"] = "reference"
-        runs = [
-            json.loads(
-                subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout
-            )
-            for _ in range(options.repeats)
-        ]
-        runs[0]["seconds"] = statistics.median(run["seconds"] for run in runs)
-        found[case] = runs[0]
-        first = runs[0]
+    for case, several in runs.items():
+        found[case] = first = several[0]
+        seconds = [run["seconds"] for run in several]
+        spread = f" [{min(seconds):.1f}, {max(seconds):.1f}]" if len(seconds) > 1 else ""
         print(
-            f"{case:16} {first['seconds']:8.1f} s {first['MB']:8.0f} MB  PR {first['pr']:.4f}  "
-            f"{first['parameters']:,} parameters",
+            f"{case:16} {statistics.median(seconds):8.1f}{spread} s {first['MB']:8.0f} MB  "
+            f"PR {first['pr']:.4f}  {first['parameters']:,} parameters",
             flush=True,
         )
     true = found.get("float64")
@@ -152,10 +153,11 @@ def main() -> None:
         parts = []
         for other in PEERS:
             if other in found and other != case and case.startswith("structured"):
-                peer = found[other]
+                pairs = zip(runs[other], runs[case], strict=True)
+                ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in pairs)
                 parts.append(
-                    f"{peer['seconds'] / run['seconds']:.2f}x faster than {other} "
-                    f"at {run['MB'] / peer['MB']:.2f} of its memory"
+                    f"{ratio:.2f}x faster than {other} "
+                    f"at {run['MB'] / found[other]['MB']:.2f} of its memory"
                 )
         if true is not None and run is not true and run["values"] is not None:
             a, b = np.array(run["values"]), np.array(true["values"])

@@ -107,7 +107,6 @@ def probe(setup: Setup, x: Tensor, without: tuple[str, ...] = ()) -> Probe:
                 count(kept)
         if isinstance(rows, Spikes):
             spikes[id(rows)] = rows.nbytes
-            sizes.append(rows.dense)
     return Probe(
         sum(storages.values()) + sum(spikes.values()),
         max([*sizes, *storages.values()]),

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DENSITY = 0.35  # of inputs other than 0, below which sums are faster than a product
+DENSITY = 0.45  # of inputs other than 0, below which sums are faster than a product
 WORK = 1 << 25  # multiplications of the product, enough to be worth compiled code
 _SPLIT = 1 << 22  # additions that are worth a thread
 
@@ -28,11 +28,10 @@ class Spikes:
         starts: where those of each pair of a sample and a feature start, [B·I + 1].
         rows: their rows.
         values: their values.
-        dense: bytes of the inputs they were found in.
     """
 
-    def __init__(self, starts: Any, rows: Any, values: Any, dense: int) -> None:
-        self._starts, self._rows, self._values, self.dense = starts, rows, values, dense
+    def __init__(self, starts: Any, rows: Any, values: Any) -> None:
+        self._starts, self._rows, self._values = starts, rows, values
 
     @classmethod
     def of(cls, x: Tensor, outputs: int) -> Spikes | None:
@@ -42,12 +41,11 @@ class Spikes:
             return None
         starts = np.empty(len(x) * x.shape[1] + 1, np.int64)
         most = int(DENSITY * x.numel())
-        room = most + x.shape[2] * x.shape[3]
-        rows, values = np.empty(room, np.int32), np.empty(room, x.numpy().dtype)
+        each = x.shape[2] * x.shape[3]
+        rows = np.empty(most + each, np.uint16 if each <= 1 << 16 else np.int32)
+        values = np.empty(most + each, x.numpy().dtype)
         found = _compiled(_collect)(x.numpy(), starts, rows, values, most)
-        if found < 0:
-            return None
-        return cls(starts, rows[:found].copy(), values[:found].copy(), x.nbytes)
+        return None if found < 0 else cls(starts, rows[:found].copy(), _small(values[:found]))
 
     @property
     def nbytes(self) -> int:
@@ -78,6 +76,13 @@ class Spikes:
         else:
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(part, bounds[:-1], bounds[1:]))
+
+
+def _small(values: Any) -> Any:
+    """A copy in single bytes, if that is exact, as of spikes and sums of a few."""
+    with np.errstate(invalid="ignore"):
+        counts = values.astype(np.int8)
+    return counts if np.array_equal(counts, values) else values.copy()
 
 
 @cache
