@@ -275,6 +275,18 @@ def test_estimates_read_well(estimate, text):
     assert str(estimate) == text
 
 
+def test_a_table_without_rows_is_its_title_and_notes():
+    class Empty(Result):
+        def tables(self):
+            return [Table("Layer <norm>", ("column",), [], ("No layer norm runs.",))]
+
+    assert str(Empty()).split("\n") == ["Layer <norm>: none", "No layer norm runs."]
+    page = Empty()._repr_html_()
+    assert "Layer &lt;norm&gt;: none" in page
+    assert "No layer norm runs." in page
+    assert "column" not in page
+
+
 def test_a_column_of_energies_has_one_unit():
     def column(*values):
         rows = [(i, None if v is None else Estimate(v, unit="mJ")) for i, v in enumerate(values)]

@@ -57,7 +57,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Table:
-    """A small table every front end (terminal, notebook, HTML report) can render."""
+    """A small table every front end (terminal, notebook, HTML report) can render.
+
+    One without rows is shown as its title and notes.
+    """
 
     title: str
     columns: Sequence[str]
@@ -83,12 +86,14 @@ class Table:
 
     def to_html(self) -> str:
         """The table as an HTML fragment, every text escaped."""
+        notes = "".join(f"<p class='note'>{html.escape(n)}</p>" for n in self.notes)
+        if not self.rows:
+            return f"<p>{html.escape(self.title)}: none</p>{notes}"
         head = "".join(f"<th>{html.escape(str(c))}</th>" for c in self.columns)
         body = "".join(
             "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>"
             for row in self.cells()
         )
-        notes = "".join(f"<p class='note'>{html.escape(n)}</p>" for n in self.notes)
         return (
             f"<table><caption>{html.escape(self.title)}</caption><thead><tr>{head}</tr></thead>"
             f"<tbody>{body}</tbody></table>{notes}"
@@ -125,6 +130,10 @@ class Result:
         from rich.text import Text
 
         for table in self.tables():
+            if not table.rows:
+                yield Text(f"{table.title}: none", style="italic")
+                yield from map(Text, table.notes)
+                continue
             view = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
             for index, column in enumerate(table.columns):
                 view.add_column(str(column), overflow="fold", no_wrap=index == 0)
