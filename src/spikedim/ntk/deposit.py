@@ -37,7 +37,7 @@ def deposit(call: Call, g: Tensor, samples: int, steps: int, channels: slice, ro
                 found = found.unflatten(1, module.weight.shape).mT
             _put(room(module, call.layer, name, found.shape), found)
         return
-    inputs, outputs = _inputs(call, samples, steps), _outputs(call, g, samples, steps, channels)
+    outputs = _outputs(call, g, samples, steps, channels)
     norm, scale = call.norm, None if call.scale is None else call.scale[channels]
     bias = module.bias
     slopes = norm is not None and _learns(norm.module, "weight")
@@ -48,6 +48,8 @@ def deposit(call: Call, g: Tensor, samples: int, steps: int, channels: slice, ro
     place = room(module, call.layer, "weight", width) if module.weight.requires_grad else None
     fresh = place is not None and place[1]
     wanted = place is not None or slopes
+    reads = module.weight.requires_grad or slopes  # laid out when only measured, too
+    inputs = _inputs(call, samples, steps) if reads else None
     full = (
         place[0].view(width)
         if place is not None and fresh
@@ -58,7 +60,7 @@ def deposit(call: Call, g: Tensor, samples: int, steps: int, channels: slice, ro
         part = slice(start, start + step)
         rows = _adjacent(outputs[:, part], scale)
         torch.sum(rows, 1, out=total[part])
-        if wanted:
+        if wanted and inputs is not None:
             _outer(inputs, part, rows, full[part], weight, inner[part])
     if place is not None and not fresh:
         place[0].view(width).add_(full)
@@ -103,8 +105,11 @@ def _of_scale(call: Call, inner: Tensor, total: Tensor, channels: slice) -> Tens
     return (inner + shift * total) * spread
 
 
-def _few(full: Tensor, inputs: Tensor | Spikes) -> int:
-    """Samples whose gradients stay in cache from one pass to the next; all if there is but one."""
+def _few(full: Tensor, inputs: Tensor | Spikes | None) -> int:
+    """Samples whose gradients stay in cache from one pass over them to the next.
+
+    All on an accelerator, and of spikes, whose sums take a single pass.
+    """
     if full.device.type != "cpu" or isinstance(inputs, Spikes):
         return len(full)
     return max(1, _CACHED // max(1, full[0].numel()))
@@ -131,6 +136,7 @@ def _outer(
 ) -> None:
     """Write a gᵀ of some samples, a [B, I, T·R] and gᵀ [b, T·R, O], to ``full`` [b, I, O].
 
+    Of spikes these are all samples.
     With a weight [I, O], its inner products with them are written to ``inner`` [b, O].
     """
     if isinstance(inputs, Spikes):

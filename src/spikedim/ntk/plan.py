@@ -19,10 +19,11 @@ from spikedim.ntk.spikes import Spikes
 from spikedim.progress import note
 
 _CACHE = 1 << 24  # bytes of the largest tensor of one batch, so that most stay in cache
+_SEARCHED = 1 << 26  # the same of inputs that are read but once, to find their spikes
 _DEVICE = 1 << 29  # the same on an accelerator, where launches cost more than memory
 _TOLERANCE = 1e-2  # of a gradient: far above rounding in single precision, far below a mistake
 _ROUNDINGS = 32  # of a gradient in a coarser one
-LIVE = 6  # tensors of the largest size alive at once in a backward pass
+_LIVE = 6  # tensors of the largest size alive at once in a backward pass
 
 
 @dataclass
@@ -43,6 +44,8 @@ class Probe:
     Attributes:
         saved: bytes that its forward keeps for the backward passes.
         largest: bytes of its largest tensor.
+        searched: bytes of the largest inputs that were searched for spikes, which exist while they
+            are.
         layers: parameters by layer path.
         itemsize: bytes of a number.
         outputs: of the network.
@@ -51,6 +54,7 @@ class Probe:
 
     saved: int
     largest: int
+    searched: int
     layers: dict[str, _Layer]
     itemsize: int
     outputs: int
@@ -60,6 +64,11 @@ class Probe:
     def columns(self) -> int:
         """Length of one gradient."""
         return sum(layer.columns for layer in self.layers.values())
+
+    @property
+    def passing(self) -> int:
+        """Bytes that a sample takes while its forward and a backward pass run."""
+        return self.saved + max(_LIVE * self.largest, 2 * self.searched)
 
 
 def probe(setup: Setup, x: Tensor, without: tuple[str, ...] = ()) -> Probe:
@@ -105,11 +114,12 @@ def probe(setup: Setup, x: Tensor, without: tuple[str, ...] = ()) -> Probe:
         for kept in (call.input, rows):
             if isinstance(kept, Tensor):
                 count(kept)
-        if isinstance(rows, Spikes):
-            spikes[id(rows)] = rows.nbytes
+        if isinstance(rows, Spikes):  # those of other samples need not be few
+            spikes[id(rows)] = max(rows.nbytes, rows.dense)
     return Probe(
         sum(storages.values()) + sum(spikes.values()),
         max([*sizes, *storages.values()]),
+        max(spikes.values(), default=0),
         layers,
         capture.output.element_size(),
         capture.outputs,
@@ -197,7 +207,8 @@ def budget_of(memory: float | None) -> float:
 def in_flight(found: Probe, samples: int, row: int = 0) -> int:
     """Samples of one forward, so that its largest tensor, or its ``row`` bytes each, stay small."""
     cache = _DEVICE if found.accelerator else _CACHE
-    return max(1, min(samples, cache // max(found.largest, row, 1)))
+    searched = _SEARCHED // max(found.searched, 1)
+    return max(1, min(samples, searched, cache // max(found.largest, row, 1)))
 
 
 def plans(
@@ -223,27 +234,25 @@ def plans(
     """
     batch = in_flight(found, samples)
 
-    def passing(count: int) -> float:
-        return count * (found.saved + LIVE * found.largest)
-
     column = samples * found.itemsize * (functions if full else 1)
     whole = column * found.columns
-    kept = samples * found.saved + batch * LIVE * found.largest + whole
+    kept = (samples - batch) * found.saved + batch * found.passing + whole
     if kept <= budget:
         flight = functions if full else 1
         return [Plan(batch, flight, True, None, without, without)], kept
-    while batch > 1 and passing(batch) > budget / 3:
+    while batch > 1 and batch * found.passing > budget / 3:
         batch //= 2
-    room = budget - passing(batch)
+    passing = batch * found.passing
+    room = budget - passing
     if whole <= room:
         flight = functions if full else int(min(functions, room // whole))
-        used = passing(batch) + whole * (1 if full else flight)
+        used = passing + whole * (1 if full else flight)
         return [Plan(batch, flight, False, None, without, without)], used
     groups = _groups(found.layers, int(room // column)) if room >= column else None
     if groups is None:
         raise BudgetError(
             f"{budget / 2**30:.2g} GiB hold no channel's gradients of {samples:,} samples beside "
-            f"one forward ({passing(batch) / 2**30:.2g} GiB); give more memory or fewer samples"
+            f"one forward ({passing / 2**30:.2g} GiB); give more memory or fewer samples"
         )
     flight = functions if full else 1
     out = [

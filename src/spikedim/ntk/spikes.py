@@ -2,7 +2,8 @@
 
 The gradient of a weight from input i is Σ_r a_ri g_r over the rows r (timesteps, tokens). Where
 few of the a_ri differ from 0, adding up the g_r of those takes less time than a matrix product
-with all, on a processor; on an accelerator dense products are faster. Inputs may be any numbers.
+with all, on a processor; on an accelerator dense products are faster. Inputs may be any numbers,
+gradients must be finite.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-DENSITY = 0.45  # of inputs other than 0, below which sums are faster than a product
+DENSITY = 0.45  # of inputs other than 0, below which sums are faster than a product,
+OUTPUTS = 32  # if there are so many outputs to add up at once
+ROWS = 8  # and so many rows that where a feature starts takes little memory
 WORK = 1 << 25  # multiplications of the product, enough to be worth compiled code
-_SPLIT = 1 << 22  # additions that are worth a thread
+SPLIT = 1 << 22  # additions that are worth a thread
 
 
 class Spikes:
@@ -28,24 +32,28 @@ class Spikes:
         starts: where those of each pair of a sample and a feature start, [B·I + 1].
         rows: their rows.
         values: their values.
+        dense: bytes of all inputs they were found in.
     """
 
-    def __init__(self, starts: Any, rows: Any, values: Any) -> None:
-        self._starts, self._rows, self._values = starts, rows, values
+    def __init__(self, starts: Any, rows: Any, values: Any, dense: int) -> None:
+        self._starts, self._rows, self._values, self.dense = starts, rows, values, dense
 
     @classmethod
     def of(cls, x: Tensor, outputs: int) -> Spikes | None:
         """Spikes of inputs [B, I, T, R], if sums over them are faster for so many outputs."""
         fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-        if not fits or x.numel() * outputs < WORK:
+        each = x.shape[2] * x.shape[3]
+        large = outputs >= OUTPUTS and each >= ROWS and x.numel() * outputs >= WORK
+        if not (fits and large):
             return None
         starts = np.empty(len(x) * x.shape[1] + 1, np.int64)
         most = int(DENSITY * x.numel())
-        each = x.shape[2] * x.shape[3]
         rows = np.empty(most + each, np.uint16 if each <= 1 << 16 else np.int32)
         values = np.empty(most + each, x.numpy().dtype)
         found = _compiled(_collect)(x.numpy(), starts, rows, values, most)
-        return None if found < 0 else cls(starts, rows[:found].copy(), _small(values[:found]))
+        if found < 0:
+            return None
+        return cls(starts, rows[:found].copy(), _small(values[:found]), x.nbytes)
 
     @property
     def nbytes(self) -> int:
@@ -62,20 +70,35 @@ class Spikes:
             inner: Σ_i weight_io out_io [B, O], to fill if there are weights.
         """
         add = _compiled(_add)
-        fixed = out.new_empty(0, 0) if weight is None else weight
+        fixed = out.new_empty(0, g.shape[-1]) if weight is None else weight
         arrays = [t.numpy() for t in (g, fixed, out, inner)]
-        work = len(self._rows) * g.shape[-1]
-        threads = min(torch.get_num_threads(), len(g), 1 + work // _SPLIT)
-        bounds = np.linspace(0, len(g), threads + 1).astype(int).tolist()
+        threads = min(torch.get_num_threads(), 1 + len(self._rows) * g.shape[-1] // SPLIT)
+        samples = _parts(len(g), threads)
+        outputs = _parts(g.shape[-1], max(1, threads // max(1, len(samples))))
 
-        def part(low: int, high: int) -> None:
-            add(self._starts, self._rows, self._values, *arrays, low, high)
+        def part(place: tuple[tuple[int, int], tuple[int, int]]) -> None:
+            (low, high), (first, last) = place
+            own = arrays
+            if len(outputs) > 1:  # adjacent in memory, for vector instructions
+                own = [np.ascontiguousarray(array[..., first:last]) for array in arrays]
+            add(self._starts, self._rows, self._values, low, high, *own)
+            if len(outputs) > 1:
+                arrays[2][low:high, :, first:last] = own[2][low:high]
+                if weight is not None:
+                    arrays[3][low:high, first:last] = own[3][low:high]
 
-        if threads == 1:
-            part(0, len(g))
+        places = list(product(samples, outputs))
+        if len(places) <= 1:
+            list(map(part, places))
         else:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(part, bounds[:-1], bounds[1:]))
+            with ThreadPoolExecutor(len(places)) as pool:
+                list(pool.map(part, places))
+
+
+def _parts(count: int, most: int) -> list[tuple[int, int]]:
+    """At most so many spans that together are ``count``."""
+    bounds = np.linspace(0, count, min(most, count) + 1).astype(int).tolist()
+    return list(pairwise(bounds))
 
 
 def _small(values: Any) -> Any:
@@ -90,14 +113,27 @@ def _compiled(function: Callable[..., Any]) -> Any:
     """The function in machine code, kept on disk where a folder for it can be written."""
     from numba import njit
 
+    plain = njit(function, nogil=True, fastmath={"reassoc", "contract"})
     try:
-        return njit(function, cache=True, nogil=True, fastmath={"reassoc", "contract"})
+        stored = njit(function, cache=True, nogil=True, fastmath={"reassoc", "contract"})
     except RuntimeError:
-        return njit(function, nogil=True, fastmath={"reassoc", "contract"})
+        return plain
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return stored(*arguments)
+        except Exception:  # a full disk, or whatever reading a damaged file raises
+            return plain(*arguments)
+
+    return call
 
 
 def _collect(x: Any, starts: Any, rows: Any, values: Any, most: int) -> int:
-    """Fill the arrays, with room for ``most`` and a feature; how many they are, -1 if more."""
+    """Fill the arrays, which have room for ``most`` and one feature.
+
+    Returns:
+        How many there are, or -1 if more than ``most``.
+    """
     found = 0
     samples, wide, steps, tokens = x.shape
     for b in range(samples):
@@ -117,13 +153,14 @@ def _add(
     starts: Any,
     rows: Any,
     values: Any,
+    low: int,
+    high: int,
     g: Any,
     weight: Any,
     out: Any,
     inner: Any,
-    low: int,
-    high: int,
 ) -> None:
+    """Fill the sums of samples ``low`` to ``high``."""
     for b in range(low, high):
         if len(weight):
             inner[b] = 0
@@ -132,12 +169,8 @@ def _add(
             total[:] = 0
             k, stop = starts[place], starts[place + 1]
             while k + 4 <= stop:  # four at a time, as every pass reads and writes the total
-                g0, g1, g2, g3 = (
-                    g[b, rows[k]],
-                    g[b, rows[k + 1]],
-                    g[b, rows[k + 2]],
-                    g[b, rows[k + 3]],
-                )
+                g0, g1 = g[b, rows[k]], g[b, rows[k + 1]]
+                g2, g3 = g[b, rows[k + 2]], g[b, rows[k + 3]]
                 v0, v1, v2, v3 = values[k], values[k + 1], values[k + 2], values[k + 3]
                 for o in range(len(total)):
                     total[o] += (v0 * g0[o] + v1 * g1[o]) + (v2 * g2[o] + v3 * g3[o])

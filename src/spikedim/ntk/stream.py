@@ -16,7 +16,7 @@ from spikedim.ntk.capture import Capture
 from spikedim.ntk.deposit import deposit
 from spikedim.ntk.gram import Setup, loop_rows
 from spikedim.ntk.passes import Call
-from spikedim.ntk.plan import LIVE, in_flight, probe, verify, without_rule
+from spikedim.ntk.plan import in_flight, probe, verify, without_rule
 
 Use = Callable[[int, slice, str, Tensor], None]
 
@@ -53,7 +53,7 @@ class Stream:
     def need(self, batch: int) -> int:
         """Bytes of one pass through a batch: activations, and gradients of the widest layer."""
         single = 2 * sum(self._setup.model.get_parameter(name).nbytes for name in self.without)
-        return single + batch * (self.probe.saved + LIVE * self.probe.largest + 2 * self._widest)
+        return single + batch * (self.probe.passing + 2 * self._widest)
 
     @property
     def _widest(self) -> int:
