@@ -35,7 +35,7 @@ from spikedim.dimension.growth import fit_growth
 from spikedim.dimension.heldout import crossing, held_out
 from spikedim.dimension.intervals import INTERVALS, MOSTLY_BIAS
 from spikedim.dimension.moments import gram
-from spikedim.dimension.populations import SHAPES, draw, true_eigenvalues
+from spikedim.dimension.populations import SHAPES, draw, population_value, true_eigenvalues
 from spikedim.dimension.resampling import PLANS, Resampler
 from spikedim.dimension.spectrum import Spectrum
 from spikedim.errors import ConfigError, DataError
@@ -564,16 +564,67 @@ def test_growth_curve_names_what_it_counts_and_where_its_fit_holds():
     assert curve.fits_from > 6
     later = curve.sizes >= curve.fits_from
     off = np.abs(curve.fit(curve.sizes) - curve.values)
-    assert (off <= np.maximum(curve.spread, 0.05 * curve.values))[later].all()
+    assert (off <= np.fmax(curve.spread, 0.05 * curve.values))[later].all()
     (table,) = curve.tables()
     assert table.columns[1] == "pca95_real"
-    assert f"from n = {curve.fits_from:.0f} on" in table.notes[-1]
+    assert f"from n = {curve.fits_from:.0f} on" in table.notes[-2]
+    assert "θ_∞ − a/√n − b/n" in table.notes[-1]
+    assert curve.limit.method in table.notes[-1]
+    assert table.columns[-1] == "n → ∞, 95 % interval"
+    assert np.isnan(curve.spread[-1])
+    assert [row[2] is None for row in table.rows] == [False] * 5 + [True] * 2
+    assert [row[3] for row in table.rows] == [None] * 6 + [curve.limit]
+    assert table.cells()[-2][2] == "–"
     axes = curve.plot()
     line = next(line for line in axes.lines if len(line.get_xdata()) == 200)
     assert line.get_xdata()[0] == pytest.approx(curve.fits_from)
     assert line.get_ydata().min() > 0
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert {"mean of subsets ± s.d.", "n → ∞, 95 % interval"} <= set(labels)
+
+
+@pytest.mark.parametrize(
+    ("shape", "d", "n", "key"),
+    [
+        ("isotropic", 100, 30, "pca95"),
+        ("power-law", 100, 100, "pca95"),
+        ("isotropic", 100, 200, "stable_rank"),
+        ("spiked", 100, 30, "entropy_rank"),
+    ],
+)
+def test_without_a_law_a_growth_curve_gives_a_lower_end_alone(shape, d, n, key):
+    values = true_eigenvalues(shape, d)
+    population = Spectrum(values, 1, d, True, float(values.sum()))
+    curve = growth_curve(draw(values, n, np.random.default_rng(0)), key)
+    truth = population_value(curve.estimator, population)
+    assert not curve.seen
+    assert curve.limited
+    assert curve.limit.high is None
+    assert curve.limit.low < curve.limit.value == curve.values[-1] < truth
+    assert_allclose(curve.fit(1e18), curve.asymptote)
+    (table,) = curve.tables()
+    assert table.rows[-1][0] == "∞"
+    assert table.cells()[-1][-1].endswith("or more]")
+    assert any("no law is seen to hold" in note for note in table.notes)
+    assert not any("holds from" in note for note in table.notes)
+    labels = [text.get_text() for text in curve.plot().get_legend().get_texts()]
+    assert any(label.endswith("or more") for label in labels)
+    assert not any(label.startswith("fit") for label in labels)
+
+
+@pytest.mark.parametrize("key", ["pca95", "pr", "stable_rank", "entropy_rank"])
+@pytest.mark.parametrize("n", [320, 1000])
+def test_where_a_law_holds_a_growth_curve_has_two_ends(key, n):
+    """Cases of the table of docs/coverage.md."""
+    x = draw(true_eigenvalues("power-law", 30), n, np.random.default_rng([0, n]))
+    curve = growth_curve(x, key)
+    assert curve.seen
+    assert curve.limit.low < curve.limit.value < curve.limit.high
+    assert curve.limit.value == curve.asymptote
+
+
+def test_samples_without_variance_have_a_growth_curve():
+    assert "∞" in str(growth_curve(np.ones((40, 3)), "pr"))
 
 
 def test_dimension_per_class_and_per_neighbourhood():

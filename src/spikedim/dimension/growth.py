@@ -7,7 +7,7 @@ the limit comes from curves measured in disjoint halves of the samples, which ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ from spikedim.errors import ConfigError
 from spikedim.progress import Task, task
 from spikedim.results import Estimate, Result, Table
 
+#: A law of large n is seen where the value grows slower than this power of n.
+_STEEPEST = 1 / 3
+
 
 @dataclass(frozen=True)
 class GrowthCurve(Result):
@@ -31,11 +34,12 @@ class GrowthCurve(Result):
         estimator: key of the estimator (``pcaQQ_real`` where ``pcaQQ`` was asked for).
         sizes: numbers of samples, ascending.
         values: mean over the subsets of each size.
-        spread: standard deviation over them.
+        spread: standard deviation over them, NaN of a single subset.
         limit: θ_∞ with an interval from it to the limit of a bias of 1/n alone, each widened by
             its sampling error. That the bias is one of the two is assumed (docs/coverage.md).
-        slope, curvature: a and b of the fit.
-        limited: the value at the largest n is more than 3 % from θ_∞.
+            Where the law is not :attr:`seen`, the value at the largest n and a lower end alone.
+        asymptote, slope, curvature: θ_∞, a and b of the fit.
+        limited: the value at the largest n is more than 3 % from θ_∞, or the law is not seen.
 
     The form is that of large n; :attr:`fits_from` says from which measured size on it fits.
     """
@@ -45,6 +49,7 @@ class GrowthCurve(Result):
     values: Array
     spread: Array
     limit: Estimate
+    asymptote: float
     slope: float
     curvature: float
     limited: bool
@@ -52,46 +57,70 @@ class GrowthCurve(Result):
     def fit(self, n: Any) -> Array:
         """The fitted curve at ``n`` samples."""
         n = np.asarray(n, np.float64)
-        return np.asarray(self.limit.value - self.slope / np.sqrt(n) - self.curvature / n)
+        return np.asarray(self.asymptote - self.slope / np.sqrt(n) - self.curvature / n)
 
     @property
     def fits_from(self) -> float:
         """The smallest size from which on the fit is within 5 %, or a s.d., of every mean."""
         off = np.abs(self.fit(self.sizes) - self.values)
-        misses = np.flatnonzero(off > np.maximum(self.spread, 0.05 * np.abs(self.values)))
+        misses = np.flatnonzero(off > np.fmax(self.spread, 0.05 * np.abs(self.values)))
         first = int(misses[-1]) + 1 if len(misses) else 0
         return float(self.sizes[min(first, len(self.sizes) - 1)])
 
+    @property
+    def seen(self) -> bool:
+        """The law holds at three sizes or more, and the value no longer grows much as n does."""
+        (m, n), (low, high) = self.sizes[-2:], self.values[-2:]
+        return bool(self.fits_from <= self.sizes[-3] and high <= low * (n / m) ** _STEEPEST)
+
     def tables(self) -> list[Table]:
-        """One row per sample size, the extrapolated limit last."""
+        """One row per sample size, the limit last."""
         rows: list[Sequence[Any]] = [
-            (int(n), float(v), float(s))
+            (int(n), float(v), None if np.isnan(s) else float(s), None)
             for n, v, s in zip(self.sizes, self.values, self.spread, strict=True)
         ]
-        rows.append(("∞ (fit)", self.limit.value, str(self.limit)))
+        rows.append(("∞ (fit)" if self.seen else "∞", None, None, self.limit))
         notes = ["limited by n: the largest sample is not enough"] if self.limited else []
-        if self.fits_from > self.sizes[0]:
-            notes.append(f"the fit is one of large n: it holds from n = {self.fits_from:,.0f} on")
-        columns = ("n", self.estimator, "s.d. over subsets")
+        if self.seen:
+            if self.fits_from > self.sizes[0]:
+                notes.append(
+                    f"the fit is one of large n: it holds from n = {self.fits_from:,.0f} on"
+                )
+            how = "The interval reaches from its limit to that of a bias of 1/n alone, each widened"
+        else:
+            notes.append(
+                "no law is seen to hold (one must fit at the three largest sizes, and doubling n "
+                "add less than about a quarter): only a lower end is given; more samples are needed"
+            )
+            how = "The end is the least of the value at the largest n and the law's limits, lowered"
+        real = self.estimator.endswith("_real")
+        counts = f"{self.estimator} counts the last component in part. " if real else ""
+        notes.append(
+            f"{counts}Law: θ(n) = θ_∞ − a/√n − b/n, a and b of one sign. {how} by its sampling "
+            f"error ({self.limit.method})."
+        )
+        share = f"n → ∞, {100 * self.limit.confidence:g} % interval"
+        columns = ("n", self.estimator, "s.d. over subsets", share)
         return [Table(f"{self.estimator} against the number of samples", columns, rows, notes)]
 
     def plot(self, ax: Any = None) -> Any:
-        """Measured values, fit where it holds, and extrapolated band; returns the axes."""
+        """Measured values, fit where it holds, and band of the limit; returns the axes."""
         if ax is None:
             import matplotlib.pyplot as plt
 
             _, ax = plt.subplots(figsize=(5, 3.5), layout="constrained")
-        n = np.geomspace(self.fits_from, 10 * self.sizes[-1], 200)
-        ax.plot(
-            n, self.fit(n), color="#1f5a93", lw=1.4, label=f"fit, from n = {self.fits_from:,.0f} on"
-        )
+        if self.seen:
+            n = np.geomspace(self.fits_from, 10 * self.sizes[-1], 200)
+            ax.plot(n, self.fit(n), color="#1f5a93", lw=1.4,
+                    label=f"fit, from n = {self.fits_from:,.0f} on")  # fmt: skip
         ax.errorbar(self.sizes, self.values, self.spread, fmt="o", ms=4, color="#b8321f",
                     label="mean of subsets ± s.d.")  # fmt: skip
-        if self.limit.low is not None and self.limit.high is not None:
-            ax.axhspan(
-                self.limit.low, self.limit.high, color="#1f5a93", alpha=0.15, lw=0,
-                label=f"n → ∞, {100 * self.limit.confidence:g} % interval",
-            )  # fmt: skip
+        low, high = self.limit.low, self.limit.high
+        about = f"n → ∞, {100 * self.limit.confidence:g} % interval"
+        if low is not None and high is not None:
+            ax.axhspan(low, high, color="#1f5a93", alpha=0.15, lw=0, label=about)
+        elif low is not None:
+            ax.axhline(low, color="#1f5a93", lw=1, ls="--", label=f"{about}: {low:.4g} or more")
         ax.set(xscale="log", xlabel="samples n", ylabel=f"d_eff, {self.estimator}")
         ax.legend(fontsize=8, frameon=False)
         return ax
@@ -146,8 +175,8 @@ def growth_curve(
     with task("growth curve", len(sizes) * (1 + 2 * splits)) as progress:
         draws = [_draws(source, item, everything, size, repeats, rng, progress) for size in sizes]
         values = np.array([np.mean(row) for row in draws])
-        limit, slope, curvature = fit_growth(numbers, values)
-        gaps = np.empty((splits, 2))
+        asymptote, slope, curvature = fit_growth(numbers, values)
+        gaps = np.empty((splits, 3))
         for turn in range(splits):
             pair = []
             for half in np.array_split(rng.permutation(n), 2):
@@ -161,15 +190,23 @@ def growth_curve(
     # halves are independent: half of the mean squared gap is a variance at n/2, a quarter one at n
     reach = quantile(confidence, splits, n) * np.sqrt((gaps**2).mean(axis=0)) / 2
     ends = _limits(numbers, values)
-    low, high = float((ends - reach).min()), float((ends + reach).max())
-    top = float(samples.d)
-    spread = np.array([np.std(row, ddof=1) if len(row) > 1 else 0.0 for row in draws])
+    lows, highs = ends - reach, ends + reach
+    spread = np.array([np.std(row, ddof=1) if len(row) > 1 else np.nan for row in draws])
     found = around(
-        limit, max(low, 0.0), min(high, top), n, confidence,
-        f"fit over {len(sizes)} sizes, {splits} splits into halves",
+        asymptote, max(float(lows[:2].min()), 0.0), min(float(highs[:2].max()), float(samples.d)),
+        n, confidence, f"fit over {len(sizes)} sizes, {splits} splits into halves",
     )  # fmt: skip
-    limited = bool(abs(limit - values[-1]) > LIMIT * max(values[-1], 1.0))
-    return GrowthCurve(item.key, numbers, values, spread, found, slope, curvature, limited)
+    limited = bool(abs(asymptote - values[-1]) > LIMIT * max(values[-1], 1.0))
+    curve = GrowthCurve(
+        item.key, numbers, values, spread, found, asymptote, slope, curvature, limited
+    )
+    if curve.seen:
+        return curve
+    least = around(
+        float(values[-1]), max(float(lows.min()), 0.0), np.inf, n, confidence,
+        f"lower end alone, {splits} splits into halves",
+    )  # fmt: skip
+    return replace(curve, limit=replace(least, high=None), limited=True)
 
 
 def _scaled(sizes: Sequence[int], n: int, half: int) -> list[int]:
@@ -217,6 +254,6 @@ def fit_growth(sizes: Array, values: Array) -> tuple[float, float, float]:
 
 
 def _limits(sizes: Array, values: Array) -> Array:
-    """Limits of the fit, and of the two largest sizes as if the bias were b/n alone."""
+    """Limits of the fit and of the two largest sizes if the bias is b/n alone; the last value."""
     (m, n), (low, high) = sizes[-2:], values[-2:]
-    return np.array([fit_growth(sizes, values)[0], high + (high - low) * m / (n - m)])
+    return np.array([fit_growth(sizes, values)[0], high + (high - low) * m / (n - m), high])
