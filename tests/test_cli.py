@@ -188,6 +188,27 @@ def test_sweep_train_and_profile(here, capsys):
     assert [p["T"] for p in json.loads(capsys.readouterr().out)["points"]] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["--plot", "x.jpg"], "--plot x.jpg: name a .png, .pdf or .svg file"),
+        (["--html", "x.txt"], "--html x.txt: name a .html file"),
+    ],
+)
+def test_profile_refuses_names_of_files_before_it_starts(files, message, here, capsys):
+    assert run("profile", "--data", "nothing", *files, "--quiet") == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+
+
+def test_a_profile_is_printed_before_its_page_is_written(here, capsys):
+    Path("file").write_text("")
+    words = ["--data", "digits", "--model", "spikformer_nano", "-T", "1", "--samples", "4"]
+    assert run("profile", *words, "--html", "file/x.html", "--json", "--quiet") != 0
+    assert json.loads(capsys.readouterr().out)["T"] == 1
+
+
 @pytest.mark.parametrize("verb", ["profile", "ntk"])
 def test_networks_are_looked_into_on_events(verb, shared, here, capsys):
     words = ["--data", "nmnist", "--data-root", shared, "-T", "2", "--samples", "8", "--quiet"]

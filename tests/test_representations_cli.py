@@ -48,6 +48,13 @@ def test_finer_than_one_number(result):
     assert curve["sizes"][-1] == 400
 
 
+def test_a_picture_that_cannot_be_written_leaves_the_result(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    words = ["--growth", "--limit", "100", "--json", "--plot", tmp_path / "file" / "x.png"]
+    assert run(*words) != 0
+    assert json.loads(capsys.readouterr().out)["sizes"][-1] == 100
+
+
 def test_layers_and_timesteps_of_a_network(result):
     profile = result(*NET, "--plot", "layers.png", "--quantile", "0.9")
     assert (profile["what"], profile["T"], profile["samples"]) == ("spikes", 2, 40)
@@ -115,6 +122,7 @@ def test_large_data_are_measured_without_intervals_and_say_so(capsys, monkeypatc
         (["-r", "patches", "--option", "size"], "NAME=VALUE"),
         (["-r", "patches", "--estimators", "mle"], "independent samples"),
         (["--quantile", "2"], "fraction"),
+        (["--data", "nothing", "--growth", "--plot", "x.jpg"], "name a .png, .pdf or .svg file"),
     ],
 )
 def test_one_clear_line_for_a_mistake(words, message, capsys):

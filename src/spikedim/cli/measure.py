@@ -12,7 +12,7 @@ import typer
 from spikedim.cli import options
 from spikedim.cli.explain import run_explain
 from spikedim.cli.network import SAMPLES, network_inputs, opened, ready_network
-from spikedim.cli.output import emit, save_figure, say, working
+from spikedim.cli.output import PICTURES, check_suffix, emit, save_figure, say, working
 from spikedim.errors import ConfigError, DataError, SpikedimWarning
 from spikedim.results import Result
 
@@ -112,6 +112,7 @@ def measure(
 
     Example: spikedim measure --data cifar10 -r patches --option size=8 --per class
     """
+    check_suffix("plot", plot, *PICTURES)
     if explain:
         chosen_data = None if data == "digits" else data
         run_explain(chosen_data, data_root, representation, limit, seed, out, as_json, quiet)
@@ -145,10 +146,10 @@ def measure(
             )
             count = SAMPLES if limit is None else limit
             result = _of_network(data, data_root, split, count, representation, network, how)
-        if plot is not None:
-            save_figure(result, plot)
-            say(f"Plot: {plot}")
     emit(result, as_json)
+    if plot is not None:
+        save_figure(result, plot)
+        say(f"Plot: {plot}")
 
 
 @dataclass(frozen=True)

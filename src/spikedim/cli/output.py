@@ -17,6 +17,9 @@ from spikedim.progress import showing
 from spikedim.results import Result
 from spikedim.storage import write_bytes
 
+#: Kinds of files that pictures are drawn into.
+PICTURES = (".png", ".pdf", ".svg")
+
 
 def emit(result: Result, as_json: bool) -> None:
     """Print ``result`` for a person, or as JSON."""
@@ -44,11 +47,17 @@ def say(text: str) -> None:
     Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)
 
 
+def check_suffix(option: str, path: Path | None, *kinds: str) -> None:
+    """Refuse a file for ``--option`` whose name does not end in one of ``kinds``."""
+    if path is not None and path.suffix.lower() not in kinds:
+        *others, last = kinds
+        named = f"{', '.join(others)} or {last}" if others else last
+        raise ConfigError(f"--{option} {path}: name a {named} file")
+
+
 def save_figure(result: Any, path: Path) -> None:
     """Draw ``result.plot()``, or a matplotlib figure, into an image file, atomically."""
     from spikedim.report.picture import picture
 
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in ("png", "pdf", "svg"):
-        raise ConfigError(f"--plot {path}: name a .png, .pdf or .svg file")
-    write_bytes(path, picture(result, kind))
+    check_suffix("plot", path, *PICTURES)
+    write_bytes(path, picture(result, path.suffix.lstrip(".").lower()))

@@ -10,7 +10,7 @@ import typer
 
 from spikedim.cli import options
 from spikedim.cli.network import network_inputs, opened, ready_network, tested
-from spikedim.cli.output import emit, save_figure, say, working
+from spikedim.cli.output import PICTURES, check_suffix, emit, save_figure, say, working
 from spikedim.errors import DataError
 
 #: Samples behind membrane potentials.
@@ -65,6 +65,8 @@ def profile(
 
     Example: spikedim profile --data digits --model spikformer_nano --timesteps 4
     """
+    check_suffix("plot", plot, *PICTURES)
+    check_suffix("html", html, ".html")
     if explain_literature:
         from spikedim.profiling.literature import explain_literature as explained
 
@@ -95,12 +97,15 @@ def profile(
             labels=None if ready.trained is False else y,
             state=f"{ready.state}; {split} samples of {dataset.name}",
         )
+    emit(result, as_json)
+    if plot is None and html is None:
+        return
+    with working(quiet):
         seen = None
-        if plot is not None or html is not None:
-            if network.kept:
-                say(f"No potentials of {', '.join(network.kept)}: neurons kept as they are.")
-            if any(isinstance(m, LIF) and m.known for m in network.modules()):
-                seen = activity(network, x[:_ACTIVE] if x.ndim < 5 else x[:, :_ACTIVE], T)
+        if network.kept:
+            say(f"No potentials of {', '.join(network.kept)}: neurons kept as they are.")
+        if any(isinstance(m, LIF) and m.known for m in network.modules()):
+            seen = activity(network, x[:_ACTIVE] if x.ndim < 5 else x[:, :_ACTIVE], T)
         if plot is not None:
             from spikedim.profiling.figures import overview
 
@@ -110,4 +115,3 @@ def profile(
             from spikedim.report.profile import write_profile
 
             say(f"Page: {write_profile(result, seen, html, data=data, network=model)}")
-    emit(result, as_json)
