@@ -209,6 +209,17 @@ def test_sample_figures_belong_to_their_sample():
     assert alone[0].spikes_per_sample.low is None
 
 
+def test_spread_over_samples_is_that_of_a_sample_of_inputs():
+    def spread(result):
+        (table,) = [t for t in result.tables() if "std / mean" in t.columns]
+        return table.rows[0][list(table.columns).index("std / mean")]
+
+    result = profile(Net(), frames(4), 3)
+    spikes = result.sample_spikes
+    assert spread(result) == pytest.approx(np.std(spikes, ddof=1) / spikes.mean())
+    assert spread(profile(Net(), frames(1), 3)) is None
+
+
 def test_totals_are_sums(tiny):
     model, x = tiny
     result = profile(model, x, 4, list_conventions())

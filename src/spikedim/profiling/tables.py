@@ -91,7 +91,9 @@ def _distribution(profile: Profile) -> Table:
     spikes = profile.sample_spikes
     low, q1, median, q3, high = np.quantile(spikes, (0, 0.25, 0.5, 0.75, 1))
     bars = blocks([float(c) for c in np.histogram(spikes, bins=min(24, max(4, len(spikes))))[0]])
-    row = (low, q1, median, q3, high, float(np.std(spikes) / max(1.0, spikes.mean())), bars)
+    few = len(spikes) < 2
+    spread = None if few else float(np.std(spikes, ddof=1) / max(1.0, spikes.mean()))
+    row = (low, q1, median, q3, high, spread, bars)
     columns = ("least", "25 %", "median", "75 %", "most", "std / mean", "least to most")
     title = f"Spikes per sample, over {profile.samples} samples"
     return Table(title, columns, [row])
