@@ -128,6 +128,37 @@ def test_config_file_gives_defaults_and_the_command_line_wins(here, capsys):
     assert "pca90" in report["estimates"]
 
 
+def test_config_keys_are_the_long_options(here, capsys):
+    Path("c.yaml").write_text("logits: 0.5\njson: true\ntrials: 5\ntimesteps: [16, 32, 64, 128]")
+    assert run("circuits", "integrate-fire", "--config", "c.yaml", "--quiet") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [point["T"] for point in found["points"]] == [16, 32, 64, 128]
+    assert found["neurons"] == 1  # one value, as a list of one
+
+
+@pytest.mark.parametrize("key", ["eval-T", "eval_T", "eval_t", "outputs-T", "grid"])
+def test_config_keys_reach_the_option(here, capsys, key):
+    Path("c.yaml").write_text(f"{key}: 3")
+    line = fails(capsys, "sweep", "--config", "c.yaml", "--quiet")
+    assert "applies to studies" in line
+    assert key.replace("_", "-").lower() in line.lower()
+
+
+def test_warnings_are_shown_where_the_command_then_fails(here, capsys):
+    Path("bad.jsonl").write_text("garbage\n")
+    assert run("calibrate", "--store", "bad.jsonl", "--quiet") == 2
+    warning, error = capsys.readouterr().err.strip().splitlines()
+    assert warning.startswith("warning: bad.jsonl, line 1 is not")
+    assert error.startswith("error: no stored design")
+
+
+def test_report_does_not_tell_to_remove_a_file_that_is_not_ours(here, capsys):
+    Path("lin.csv").write_text("a,b\n1,2\n")
+    line = fails(capsys, "report", "lin.csv")
+    assert "lin.csv holds no result of `spikedim design`" in line
+    assert "remove" not in line
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished design run with verification, small enough for the suite."""
@@ -143,6 +174,12 @@ def test_design_writes_results_and_report(finished):
     assert [point["timesteps"] for point in results["operating"]] == [1, 2]
     assert results["provenance"]["data_fingerprint"]
     assert (finished / "report.html").stat().st_size > 100_000
+
+
+def test_report_into_a_folder_names_no_option_it_lacks(finished, here, capsys):
+    (here / "folder").mkdir()
+    line = fails(capsys, "report", finished, "--to", here / "folder")
+    assert line.endswith("name a file")
 
 
 def test_report_is_rebuilt_without_recomputing(finished, here):
@@ -364,7 +401,16 @@ def test_no_disk_space(finished, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("unknown_key: 1", "unknown_key"), ("[1, 2]", "mapping"), ("a: [", "cannot read")],
+    [
+        ("unknown_key: 1", "unknown_key"),
+        ("unknown_key: 1", "explain-published"),
+        ("unknown_key: 1", "json"),
+        ("[1, 2]", "mapping"),
+        ("a: [", "cannot read"),
+        ("seed: true", "seed: expected a value"),
+        ("option: [true]", "option: expected a value"),
+        ("data-root: a\ndata_root: b", "data_root is given twice"),
+    ],
 )
 def test_bad_config_file(here, capsys, text, words):
     Path("c.yaml").write_text(text)
@@ -417,6 +463,7 @@ def test_interrupt_says_how_to_continue(words, here):
         process.kill()
     assert process.returncode == 130, first + rest
     assert "interrupted: run the same command again" in rest
+    assert "rank --compare-gates go on" in rest
     assert "Traceback" not in rest
 
 

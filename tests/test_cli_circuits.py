@@ -87,7 +87,9 @@ def test_several_inputs_and_rows_are_given_by_repeating_values(capsys):
         (("matrix-product", "--values", "1,2;3", "--values", "1"), "different lengths"),
         (("product", "--values", "0.5"), "takes 2 inputs: x, y"),
         (("bernoulli", "--values", "1.5"), "scale it to a rate"),
-        (("bernoulli", "-T", "16,64"), "at least four"),
+        (("bernoulli", "-T", "16,64"), "timesteps T 16, 64: expected at least four"),
+        (("--values", "1"), "--values is of one circuit; name it"),
+        (("--plot", "a.png"), "--plot is of one circuit; name it"),
     ],
 )
 def test_mistakes_are_one_line(words, says, capsys):
@@ -121,6 +123,21 @@ def test_export_writes_a_graph_that_runs(tmp_path, capsys):
 def test_export_refuses_in_one_line(words, says, capsys):
     pytest.importorskip("nir", reason="the package nir is not installed")
     assert says in fails(capsys, "export", "--nir", *words)
+
+
+def test_errors_that_are_all_zero_are_no_verdict_and_are_drawn(tmp_path, capsys):
+    words = ("circuits", "integrate-fire", "--values", "0.5", *STEPS)
+    assert run(*words, "--plot", tmp_path / "zero.png") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "exact on these inputs, which says nothing about convergence" in shown
+    assert (tmp_path / "zero.png").read_bytes().startswith(b"\x89PNG")
+    assert run(*words, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["converges"] is None
+
+
+def test_help_says_how_many_timesteps_are_needed(capsys):
+    assert run("circuits", "--help") == 0
+    assert "Timesteps, at least four." in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("verb", ["circuits", "export"])

@@ -135,6 +135,13 @@ def test_command_reads_events_and_text(shared, capsys):
         (["--out", "x"], "--out is the run directory of --compare-gates"),
         (["--compare-gates", "--layers", "block.*"], "--layers is of one network"),
         (["--compare-gates", "--gate", "position"], "--gate is of one network"),
+        (["--compare-gates", "-r", "spikes"], "--representation is of one network"),
+        (["--compare-gates", "--limit", "9"], "--limit is of one network"),
+        (["--compare-gates", "--twin", "rate"], "--twin is of one network"),
+        (["--seeds", "3"], "--seeds is of a comparison; add --compare-gates"),
+        (["--epochs", "1"], "--epochs is of a comparison"),
+        (["--train-samples", "50"], "--train-samples is of a comparison"),
+        (["-T", "0"], "T=0"),
         (["--model", "spikingbert_small"], "reads text"),
         (["--model", "nothing"], "unknown model"),
         (["--layers", "nothing"], "no module matches"),
@@ -145,6 +152,35 @@ def test_mistakes_are_one_line(words, says, capsys):
     error = capsys.readouterr().err.strip()
     assert says in error
     assert error.count("\n") == 0
+
+
+def test_a_comparison_of_no_timesteps_is_refused(tmp_path, capsys):
+    assert run("rank", "--compare-gates", "-T", "0", "--out", str(tmp_path / "run"), "-q") == 2
+    assert "T=0" in capsys.readouterr().err
+
+
+def test_tables_say_what_was_measured(tmp_path, capsys):
+    words = ["--data", "digits", "--model", "spikformer_nano", "-T", "2", "-q", "--seed", "3"]
+    words += ["--gate", "position", "--split", "train"]
+    page = tmp_path / "rank.html"
+    assert run("rank", *words, "--limit", "9", "--report", str(page)) == 0
+    said = "9 train samples of digits, T=2; untrained, batch norm calibrated at T = 2 on 128"
+    for text in (capsys.readouterr().out, page.read_text()):
+        text = " ".join(text.split())
+        assert said in text
+        assert "gate: position; seed 3." in text
+        assert text.count("On the first 8 of 9 samples.") == 3  # residuals, norms, heads
+    assert run("rank", *words, "--limit", "4", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    kept = ("split", "gate", "seed", "trained", "checked")
+    assert [found[key] for key in kept] == ["train", "position", 3, False, 4]
+
+
+def test_a_diagnosis_from_python_says_what_it_knows(network):
+    net, x = network
+    found = diagnose(net, x, 2, twin="none", trained=None)
+    assert found.source == "5 samples, T=2; not known whether trained; gate: none; seed 0."
+    assert "On the first" not in str(found)  # all of them
 
 
 # -- comparison of gates ------------------------------------------------------------------------

@@ -244,12 +244,11 @@ def system_fault(error: OSError) -> str:
 def _storage_error(path: Path, error: OSError) -> StorageError:
     if _is_full(error):
         return StorageError(
-            f"no disk space left while writing {path}; free some space or choose another place "
-            "with --out, then run the same command again: finished work is kept"
+            f"no disk space left while writing {path}; free some space or choose another place, "
+            "then run the same command again: finished work is kept"
         )
-    return StorageError(
-        f"cannot write {path}: {error.strerror or error}; choose a writable place with --out"
-    )
+    mend = "name a file" if isinstance(error, IsADirectoryError) else "choose a writable place"
+    return StorageError(f"cannot write {path}: {error.strerror or error}; {mend}")
 
 
 def _is_full(error: OSError) -> bool:

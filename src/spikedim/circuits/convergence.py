@@ -80,7 +80,7 @@ class Convergence(Result):
             over elements (relative with ``frobenius``), from the two largest T; sharper than
             ``floor`` where the noise of one trial hides a bias. NaN without randomness.
         converges: no floor can be told from zero (``low == 0`` of both) and the error falls
-            (``slope.high < 0``).
+            (``slope.high < 0``); ``None`` where every error is 0, which says nothing about it.
     """
 
     circuit: str
@@ -94,7 +94,14 @@ class Convergence(Result):
     slope: Estimate
     floor: Estimate
     bias_floor: Estimate
-    converges: bool
+    converges: bool | None
+
+    @property
+    def verdict(self) -> str:
+        """``converges`` in words."""
+        if self.converges is None:
+            return "exact on these inputs, which says nothing about convergence"
+        return "converges" if self.converges else "does not converge"
 
     def tables(self) -> list[Table]:
         """One row per T; slope, floor and verdict in the notes."""
@@ -104,7 +111,7 @@ class Convergence(Result):
             f"{self.neurons:,} neurons, depth {self.depth}, {self.trials:,} trials per T",
             f"slope of log error: {self.slope}",
             f"floor: {self.floor}; of the bias: {self.bias_floor}",
-            "converges" if self.converges else "does not converge",
+            self.verdict,
         )
         return [Table(f"{self.circuit}: error against T", columns, rows, notes)]
 
@@ -114,7 +121,8 @@ class Convergence(Result):
             import matplotlib.pyplot as plt
 
             _, ax = plt.subplots(figsize=(5, 3.5), layout="constrained")
-        shown = [p for p in self.points if p.error.value > 0]
+        positive = [p for p in self.points if p.error.value > 0]
+        shown = positive or self.points
         T = np.array([p.T for p in shown])
         error = np.array([p.error.value for p in shown])
         reach = np.array([_reach(p.error) for p in shown]).reshape(-1, 2).T
@@ -129,7 +137,8 @@ class Convergence(Result):
             ax.axhline(
                 self.floor.value, ls="--", lw=1, color="#b8321f", label=f"floor {self.floor}"
             )
-        ax.set(xscale="log", yscale="log", xlabel="timesteps T", ylabel=f"error ({self.norm})")
+        ax.set(xscale="log", xlabel="timesteps T", ylabel=f"error ({self.norm})")
+        ax.set_yscale("log" if positive else "linear")
         ax.set_title(self.circuit, loc="left", fontsize=9)
         ax.legend(fontsize=7, frameon=False)
         return ax
@@ -184,7 +193,10 @@ def convergence(
     _check(T_values, trials, norm, seed)
     target = circuit.target(*inputs)
     if norm == "frobenius" and not bool(target.any()):
-        raise ConfigError("norm='frobenius' is relative to the target, which is zero; use 'rms'")
+        raise ConfigError(
+            "the target is zero, and norm 'frobenius' is relative to it; give other inputs, or "
+            "norm 'rms'"
+        )
     points, samples = [], []
     with task(f"{circuit.name}: convergence", sum(T_values)) as progress:
         for T in T_values:
@@ -217,15 +229,15 @@ def convergence(
         slope=slope,
         floor=floor,
         bias_floor=bias_floor,
-        converges=bool(values[-1] == 0 or falls),
+        converges=bool(values[-1] == 0 or falls) if values.any() else None,
     )
 
 
 def _check(T_values: Sequence[int], trials: int, norm: str, seed: int) -> None:
     if len(T_values) < 4 or any(a >= b for a, b in pairwise(T_values)) or T_values[0] < 1:
         raise ConfigError(
-            f"T_values={tuple(T_values)}: expected at least four, ascending, from 1 on, "
-            "e.g. 16,64,256,1024"
+            f"timesteps T {', '.join(map(str, T_values))}: expected at least four, ascending, "
+            "from 1 on, e.g. 16,64,256,1024"
         )
     if trials < 2:
         raise ConfigError(f"trials={trials}: an interval needs at least 2")

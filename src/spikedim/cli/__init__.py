@@ -61,8 +61,8 @@ app.command()(info.info)
 
 _INTERRUPTED = 130
 _GO_ON = (
-    "interrupted: run the same command again; train, sweep, design --verify or --pilot, validate "
-    "and ntk --out go on where they stopped, the others start anew"
+    "interrupted: run the same command again; train, sweep, design --verify or --pilot, validate, "
+    "ntk --out and rank --compare-gates go on where they stopped, the others start anew"
 )
 
 

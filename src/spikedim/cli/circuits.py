@@ -37,8 +37,18 @@ class Listing(Result):
 
 
 def circuits(
+    context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="Circuit to run; none lists them.")] = None,
-    timesteps: options.Timesteps = "16,64,256,1024,4096",
+    timesteps: Annotated[
+        Any,
+        typer.Option(
+            "--timesteps",
+            "-T",
+            parser=options.integers,
+            metavar="LIST",
+            help="Timesteps, at least four.",
+        ),
+    ] = "16,64,256,1024,4096",
     values: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,6 +82,11 @@ def circuits(
     from spikedim.training import resolve_device
 
     if name is None:
+        options.refuse_given(
+            context,
+            ("timesteps", "values", "trials", "plot"),
+            "is of one circuit; name it, e.g. spikedim circuits softmax-race",
+        )
         emit(Listing(tuple(_row(key, example) for key, example in EXAMPLES.items())), as_json)
         return
     if name not in EXAMPLES:

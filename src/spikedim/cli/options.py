@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,15 +22,52 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
         raise ConfigError(f"cannot read config {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config {path} must be a mapping of option names to values")
-    known = {p.name for p in context.command.params if p.name} - {"config"}
-    defaults = {str(key).replace("-", "_"): value for key, value in values.items()}
-    unknown = sorted(set(defaults) - known)
+    known = _spellings(context)
+    unknown = sorted(str(key) for key in values if _plain(key) not in known)
     if unknown:
+        shown = sorted({spelling for spelling, _ in known.values()})
         raise ConfigError(
-            f"config {path}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+            f"config {path}: unknown key {', '.join(unknown)}; known: {', '.join(shown)}"
         )
+    defaults: dict[str, Any] = {}
+    for key, value in values.items():
+        _, parameter = known[_plain(key)]
+        if parameter.name in defaults:
+            raise ConfigError(f"config {path}: {key} is given twice")
+        try:
+            defaults[parameter.name] = _suited(parameter, value)
+        except ValueError as error:
+            raise ConfigError(f"config {path}: {key}: {error}") from error
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
+
+
+def _plain(key: Any) -> str:
+    return str(key).replace("-", "_")
+
+
+def _spellings(context: typer.Context) -> dict[str, tuple[str, Any]]:
+    """What a key may be -> how it is shown, and the parameter; its Python name does too."""
+    known: dict[str, tuple[str, Any]] = {}
+    for parameter in context.command.params:
+        long = [o.removeprefix("--") for o in parameter.opts if o[:1] != "-" or o[:2] == "--"]
+        if parameter.name != "config":
+            known[_plain(parameter.name)] = (long[0], parameter)
+            known |= {_plain(spelling): (spelling, parameter) for spelling in long}
+    return known
+
+
+def _suited(parameter: Any, value: Any) -> Any:
+    """The value as the parameter takes it.
+
+    Raises:
+        ValueError: yes or no, where something else is meant.
+    """
+    values = value if isinstance(value, list) else [value]
+    if not getattr(parameter, "is_flag", False) and any(isinstance(v, bool) for v in values):
+        raise ValueError("expected a value, not yes or no; quote it if it is a word")
+    repeated = getattr(parameter, "multiple", False) or parameter.nargs == -1
+    return values if repeated and value is not None else value
 
 
 def integers(text: Any) -> tuple[int, ...]:
@@ -45,6 +82,14 @@ def integers(text: Any) -> tuple[int, ...]:
             f"--timesteps {text!r} (-T): expected whole numbers of at least 1, e.g. 1,2,4,8"
         )
     return values
+
+
+def refuse_given(context: typer.Context, names: Sequence[str], why: str) -> None:
+    """Refuse the first of the parameters that does not keep its default, as :func:`refuse`."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name != "DEFAULT":
+            raise ConfigError(f"{parameter.opts[0]} {why}")
 
 
 def refuse(given: Mapping[str, Any], why: str) -> None:

@@ -34,12 +34,15 @@ def emit(result: Result, as_json: bool) -> None:
 def working(quiet: bool) -> Iterator[None]:
     """Show progress and turn spikedim's warnings into one line each on standard error."""
     errors = Console(stderr=True)
-    with showing(not quiet), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", SpikedimWarning)
-        yield
-    for text in dict.fromkeys(str(warning.message) for warning in caught):
-        errors.print(f"warning: {text}", markup=False, highlight=False)
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with showing(not quiet), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", SpikedimWarning)
+            yield
+    finally:  # a warning often says why the command then fails
+        for text in dict.fromkeys(str(warning.message) for warning in caught):
+            errors.print(f"warning: {text}", markup=False, highlight=False)
 
 
 def say(text: str) -> None:

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from spikedim.rank import GateComparison, RankDiagnosis
 
 CALIBRATION = 128
+_ONE = ("checkpoint", "split", "representation", "layers", "twin", "gate", "limit")
+_COMPARED = ("seeds", "epochs", "train_samples")
 
 
 def rank(
+    context: typer.Context,
     data: options.Data = "digits",
     model: options.Model = "spikformer_nano",
     checkpoint: options.Checkpoint = None,
@@ -82,19 +85,17 @@ def rank(
     result: Any
     with working(quiet):
         if compare_gates:
-            refused = {"checkpoint": checkpoint, "layers": layers, "gate": gate != "none" or None}
-            for name, value in refused.items():
-                if value is not None:
-                    raise ConfigError(f"--{name} is of one network; leave it out to compare gates")
-            result = _compared(
-                data, model, timesteps or 2, seeds, epochs, train_samples, out, seed, data_root
-            )
+            options.refuse_given(context, _ONE, "is of one network; leave it out to compare gates")
+            T = 2 if timesteps is None else timesteps
+            result = _compared(data, model, T, seeds, epochs, train_samples, out, seed, data_root)
         else:
             if out is not None:
                 raise ConfigError("--out is the run directory of --compare-gates; use --report")
+            options.refuse_given(context, _COMPARED, "is of a comparison; add --compare-gates")
+            T = 4 if timesteps is None else timesteps
             result = _diagnosed(
-                data, model, checkpoint, split, timesteps or 4, representation, layers, twin,
-                gate, limit, seed, data_root,
+                data, model, checkpoint, split, T, representation, layers, twin, gate, limit, seed,
+                data_root,
             )  # fmt: skip
     emit(result, as_json)
     if plot is not None:
@@ -136,6 +137,8 @@ def _diagnosed(
         dataset=dataset.name,
         trained=ready.trained,
         seed=seed,
+        split=split,
+        state=ready.state,
     )
 
 

@@ -19,6 +19,7 @@ from spikedim.rank.sites import run
 from spikedim.results import Result, Table
 
 FEW = 8
+_STATES = {True: "trained", False: "untrained", None: "not known whether trained"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class RankDiagnosis(Result):
         profile: ranks through depth and time.
         norms, residuals, heads: the checks, on the first samples.
         precision: of the network that ran, ``"float64"`` wherever it runs in that.
+        checked: number of these first samples.
+        state: which weights the network has, in words.
+        split: of the data set that the samples are from, where known.
+        gate: in front of the output projections of attention.
+        seed: of the draws.
     """
 
     network: str
@@ -41,15 +47,35 @@ class RankDiagnosis(Result):
     residuals: ResidualReport
     heads: HeadReport
     precision: str
+    checked: int
+    state: str
+    split: str
+    gate: str
+    seed: int
+
+    @property
+    def source(self) -> str:
+        """What produced the numbers."""
+        split = f"{self.split} " if self.split else ""
+        data = f" of {self.dataset}" if self.dataset else ""
+        samples = f"{self.profile.samples:,} {split}samples{data}, T={self.profile.T}"
+        return f"{samples}; {self.state}; gate: {self.gate}; seed {self.seed}."
 
     def tables(self) -> list[Table]:
         """Profile, residual updates, layer norms, heads."""
-        parts = (self.profile, self.residuals, self.norms, self.heads)
-        first, *others = (table for part in parts for table in part.tables())
+        first, *others = self.profile.tables()
+        notes = [self.source, *first.notes]
         if self.precision != "float64":
-            note = f"In {self.precision}: the network does not run in float64."
-            first = replace(first, notes=(*first.notes, note))
-        return [first, *others]
+            notes.append(f"In {self.precision}: the network does not run in float64.")
+        samples = self.profile.samples
+        few = f"On the first {self.checked:,} of {samples:,} samples."
+        said = (few,) if self.checked < samples else ()
+        checks = [
+            replace(table, notes=(*said, *table.notes))
+            for part in (self.residuals, self.norms, self.heads)
+            for table in part.tables()
+        ]
+        return [replace(first, notes=tuple(notes)), *others, *checks]
 
     def plot(self, ax: Any = None) -> Any:
         """The profile; see :meth:`RankProfile.plot`."""
@@ -68,11 +94,19 @@ def diagnose(
     dataset: str = "",
     trained: bool | None = False,
     seed: int = 0,
+    split: str = "",
+    state: str = "",
 ) -> RankDiagnosis:
-    """Run every diagnostic on a float64 copy of the network; arguments as :func:`rank_profile`.
+    """Run every diagnostic on a float64 copy of the network.
 
     Norms, residuals and heads are checked on the first 8 samples. A network whose own modules
     compute in another precision runs as it is.
+
+    Args:
+        model, x, T, what, layers, twin: as for :func:`rank_profile`.
+        network, dataset, split, trained, state: what is examined, for the record; see
+            :class:`RankDiagnosis`. ``state`` is told from ``trained`` where it is left out.
+        seed: of the moves among heads.
 
     Raises:
         ConfigError, ModelError: as :func:`rank_profile`.
@@ -87,7 +121,12 @@ def diagnose(
         norm_report(sharp, few, T),
         residual_report(sharp, few, T),
         head_report(sharp, few, T, seed=seed),
-        str(dtype).removeprefix("torch."),
+        precision=str(dtype).removeprefix("torch."),
+        checked=few.shape[batch_axis(few)],
+        state=state or _STATES[trained],
+        split=split,
+        gate=getattr(model.config, "gate", "none"),
+        seed=seed,
     )
 
 
