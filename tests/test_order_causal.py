@@ -15,6 +15,8 @@ from spikedim.cli import main
 from spikedim.errors import ConfigError, DataError, SpikedimWarning
 from spikedim.neurons import LIF, record
 from spikedim.order import (
+    Recorded,
+    ScoreConfig,
     Variables,
     causal_order,
     check_residuals,
@@ -80,6 +82,44 @@ def test_counts_with_few_values_and_wide_tables_are_regressed():
     wide = rng.standard_normal((70, 14))
     wide[:, 13] = wide[:, 0] * 3 + wide[:, 13]
     assert graph_of(sparse_regressions(wide, range(14)))[0, 13]
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 5])
+def test_p_values_of_few_levels_are_those_of_the_analysis_of_variance(levels):
+    rng = np.random.default_rng(levels)
+    group = rng.integers(0, levels, 400)
+    x = np.column_stack([group, 0.4 * (group == 1) + rng.standard_normal(400)])
+    (edge,) = sparse_regressions(x, [0, 1], level=0.9)[1].edges
+    groups = [x[group == k, 1] for k in range(levels)]
+    assert edge.p_value == pytest.approx(stats.f_oneway(*groups).pvalue, rel=1e-5)
+    assert edge.weight is None
+
+
+def test_groups_coded_as_zeros_and_ones_and_rare_values_are_regressed():
+    rng = np.random.default_rng(0)
+    group = rng.integers(0, 3, 9001)
+    y = 2.0 * (group == 1) + rng.standard_normal(9001)
+    rare = np.zeros(9001)
+    rare[1] = 1  # not among the rows that splines take
+    x = np.column_stack([rare, *(group == k for k in range(3)), y])
+    found = sparse_regressions(x, range(5))
+    assert found[4].causes in ((2,), (1, 3), (3, 1))
+    assert found[4].noise_variance.value == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("estimator", ["network", "gaussian", "stein"])
+@pytest.mark.parametrize("marginal", ["schur", "refit"])
+def test_columns_of_two_values_are_ordered(estimator, marginal):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 4))
+    x[:, 0] = x[:, 0] > 0
+    x[:, 1] += 2 * x[:, 0]
+    x[:, 3] = x[:, 3] + x[:, 1] > 0
+    found = causal_order(
+        x, estimator=estimator, marginal=marginal, basis="spline", config=ScoreConfig(steps=20)
+    )
+    assert all(0 < v.diagonal < 1e3 for v in found.variables)
+    assert {"x1", "x2"} in [{e.cause, e.effect} for e in found.edges]
 
 
 def test_hamming_distance_counts_a_reversal_once():
@@ -208,6 +248,29 @@ def test_what_the_data_contradict_is_told(linear):
     assert any("4 timesteps" in t for t in causal_order(steps, estimator="gaussian").warnings)
 
 
+def test_the_expectation_gap_is_told_of_bent_functions_only():
+    def gap_told(kind, seed):
+        x = random_model(5, kind, edges=1.5, seed=seed).sample(1000, seed=seed + 100)
+        found = causal_order(x, estimator="gaussian", basis="spline")
+        assert all((v.gap_p_value is None) == (not v.causes) for v in found.variables)
+        return any(text.startswith("expectation gap") for text in found.warnings)
+
+    assert sum(gap_told("linear", seed) for seed in range(8)) <= 1
+    assert all(gap_told("gp-add", seed) for seed in range(2))
+
+
+def test_rows_that_splines_leave_out_are_told():
+    x = random_model(3, seed=0).sample(4001)
+    told = causal_order(x, estimator="stein")
+    assert any("4,000 of the 4,001 rows" in text for text in told.warnings)
+    assert told.variables[0].noise_variance.n == 4000
+    for all_rows in (
+        causal_order(x[:4000], estimator="stein"),
+        causal_order(x, estimator="gaussian"),
+    ):
+        assert not any("evenly spaced" in text for text in all_rows.warnings)
+
+
 def test_the_order_of_populations_comes_back_from_their_potentials():
     generator = torch.Generator().manual_seed(0)
     layers = nn.ModuleDict({"c": LIF(), "a": LIF(), "b": LIF()})
@@ -321,6 +384,22 @@ def test_layers_of_a_network_from_the_command(capsys):
     found = json.loads(capsys.readouterr().out)
     assert all(variable["name"].startswith("block.0.") for variable in found["variables"])
     assert 0 <= found["backward"] <= len(found["edges"])
+    recorded = found["recorded"]
+    assert (recorded["T"], recorded["time"], recorded["split"]) == (2, "mean", "train")
+    assert recorded["trained"] is False
+    assert "untrained" in recorded["weights"]
+
+
+def test_a_table_tells_how_a_network_was_recorded():
+    x = random_model(3, seed=0).sample(200)
+    recorded = Recorded(3, "samples", "train", True, "weights of a checkpoint")
+    found = causal_order(Variables(("a", "b", "c"), x, recorded=recorded), estimator="gaussian")
+    assert "T = 3, every timestep a row, train split; weights of a checkpoint" in str(found)
+    assert causal_order(x, estimator="gaussian").to_dict()["recorded"] is None
+
+
+def test_no_timesteps_are_refused(capsys):
+    assert "T=0" in fails(capsys, "--model", "spikformer_nano", "-T", 0, "--limit", 50)
 
 
 def test_a_large_graph_is_drawn_as_a_matrix():

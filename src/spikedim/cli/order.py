@@ -130,7 +130,7 @@ def order(
                 what or "potential",
                 units or "layers",
                 layers,
-                timesteps or 4,
+                4 if timesteps is None else timesteps,
                 time or "mean",
                 limit or SAMPLES,
                 seed,
@@ -181,13 +181,18 @@ def _recorded(
 ) -> Variables:
     from dataclasses import replace
 
-    from spikedim.order import network_variables
+    from spikedim.order import Recorded, network_variables
 
+    split = "train"
     dataset = opened(data, root, checkpoint)
-    x, _, T = network_inputs(name, dataset, "train", limit, T, seed)
-    network = ready_network(name, dataset, T, checkpoint, seed).network
-    found = network_variables(network, x, T, what, units, layers, time)
-    return replace(found, source=f"{found.source} of {name} on {dataset.name}")
+    x, _, T = network_inputs(name, dataset, split, limit, T, seed)
+    ready = ready_network(name, dataset, T, checkpoint, seed)
+    found = network_variables(ready.network, x, T, what, units, layers, time)
+    return replace(
+        found,
+        source=f"{found.source} of {name} on {dataset.name}",
+        recorded=Recorded(T, time, split, ready.trained, ready.state),
+    )
 
 
 def _numbers(text: str | None) -> list[float] | None:

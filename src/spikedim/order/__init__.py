@@ -17,6 +17,7 @@ from spikedim.order.simulate import KINDS, Model, random_model
 from spikedim.order.sort import Extraction, expectation_gap, order_violations, schur_sort
 from spikedim.order.tables import (
     UNITS,
+    Recorded,
     Variables,
     network_variables,
     read_variables,
@@ -35,6 +36,7 @@ __all__ = [
     "GaussianScore",
     "Model",
     "NetworkScore",
+    "Recorded",
     "ScoreConfig",
     "ScoreNetwork",
     "SteinScore",

@@ -11,7 +11,7 @@ from scipy import stats
 
 from spikedim.errors import ConfigError, DataError
 from spikedim.order import residuals
-from spikedim.order.edges import Regression, sparse_regressions
+from spikedim.order.edges import Regression, rows_regressed, sparse_regressions
 from spikedim.order.estimators import ESTIMATORS, NetworkScore, estimate, refit_sort
 from spikedim.order.residuals import ResidualCheck, check_residuals
 from spikedim.order.result import CausalOrder, Link, OrderedVariable
@@ -21,6 +21,7 @@ from spikedim.order.tables import Variables, made
 
 MARGINALS = ("schur", "refit")
 _EQUAL = 1.5
+_CURVED = 0.05
 
 
 def causal_order(
@@ -84,9 +85,10 @@ def causal_order(
     chosen = basis or ("linear" if estimator == "gaussian" else "spline")
     regressions = sparse_regressions(x, extraction.order, chosen)
     checks = check_residuals(x, regressions, chosen, level, seed)
+    used = rows_regressed(n, chosen)
     notes = [
-        *_about_samples(table, tolerance),
-        *_about_variances(x, regressions, scales),
+        *_about_samples(table, tolerance, used),
+        *_about_variances(used, regressions, scales),
         *_about_model(extraction, checks, marginal, tolerance, level),
     ]
     return CausalOrder(
@@ -108,6 +110,7 @@ def causal_order(
         loss=score.loss if isinstance(score, NetworkScore) else None,
         seed=seed,
         seconds=time.monotonic() - started,
+        recorded=table.recorded,
         warnings=tuple(notes),
     )
 
@@ -129,12 +132,13 @@ def _ordered(
             check.p_value,
             check.dependent,
             check.gap,
+            check.gap_p_value,
         )
         for r, check, (pivot, block) in zip(regressions, checks, backwards, strict=True)
     )
 
 
-def _about_samples(table: Variables, tolerance: float) -> list[str]:
+def _about_samples(table: Variables, tolerance: float, used: int) -> list[str]:
     n, d = table.values.shape
     notes = []
     error = math.sqrt(2 / max(1, n - d))
@@ -149,6 +153,11 @@ def _about_samples(table: Variables, tolerance: float) -> list[str]:
             f"the {table.rows_per_sample} timesteps of one sample are not independent rows: "
             "intervals and p-values are too optimistic"
         )
+    if used < n:
+        notes.append(
+            f"edges, their p-values and noise variances are of {used:,} of the {n:,} rows, "
+            "evenly spaced; basis linear takes all"
+        )
     spread = table.values.std(0)
     if d > 2 and spread.max() < 1.02 * spread.min():
         notes.append(
@@ -159,7 +168,7 @@ def _about_samples(table: Variables, tolerance: float) -> list[str]:
 
 
 def _about_variances(
-    x: Array, regressions: Sequence[Regression], scales: Array | None
+    used: int, regressions: Sequence[Regression], scales: Array | None
 ) -> list[str]:
     """Bartlett's test of equal noise variances."""
     found = np.array([r.noise_variance.value for r in regressions])
@@ -167,7 +176,7 @@ def _about_variances(
         found = found / scales[[r.variable for r in regressions]]
     if not (found > 0).all():
         return ["some variable is a function of others without noise: the order is arbitrary there"]
-    free = len(x) - 1
+    free = used - 1
     statistic = free * (len(found) * math.log(found.mean()) - float(np.log(found).sum()))
     ratio = float(found.max() / found.min())
     if ratio < _EQUAL or stats.chi2.sf(statistic, len(found) - 1) > 0.01:
@@ -186,10 +195,14 @@ def _about_model(
     level: float,
 ) -> list[str]:
     notes = []
-    gap = max(check.gap for check in checks)
+    gap = max(
+        (c.gap for c in checks if c.gap_p_value is not None and c.gap_p_value <= _CURVED),
+        default=0.0,
+    )
     if marginal == "schur" and gap > max(tolerance, TOLERANCE) * min(extraction.pivots):
         notes.append(
-            f"expectation gap: the functions are not linear, and one Schur complement adds up to "
+            "expectation gap: the fitted functions bend more than fits of linear ones do (level "
+            f"{_CURVED:g} for all variables together), and one Schur complement adds up to "
             f"{gap:.3g} to a diagonal whose smallest entry is {min(extraction.pivots):.3g}; "
             "marginal refit has no such gap"
         )

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import linalg, stats
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LassoCV, LassoLarsIC
 from sklearn.preprocessing import SplineTransformer
@@ -28,6 +28,7 @@ BASES = ("linear", "spline")
 LEVEL = 0.001
 _KNOTS = 5
 _MOST_SAMPLES = 4000
+_COLLINEAR = 1e-5
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ def sparse_regressions(
         raise ConfigError(f"basis={basis!r}; expected one of {', '.join(BASES)}")
     if not 0 < level < 1:
         raise ConfigError(f"level={level}; expected a probability between 0 and 1")
-    if basis == "spline" and len(x) > _MOST_SAMPLES:
-        x = x[np.linspace(0, len(x) - 1, _MOST_SAMPLES).astype(int)]
+    if (rows := rows_regressed(len(x), basis)) < len(x):
+        x = x[np.linspace(0, len(x) - 1, rows).astype(int)]
     if len(x) < 10 * _KNOTS:
         raise DataError(f"{len(x)} samples; regressions need at least {10 * _KNOTS}")
     expand = _linear if basis == "linear" else _splines
@@ -94,18 +95,23 @@ def sparse_regressions(
     found = []
     for place, j in track(list(enumerate(order)), "regressions"):
         before = {i: features[i] for i in order[:place]}
-        found.append(_regression(j, x[:, j] - x[:, j].mean(), before, level))
+        found.append(_regression(j, x[:, j] - x[:, j].mean(), before, basis, level))
     return tuple(found)
 
 
-def _regression(j: int, y: Array, before: dict[int, Array], level: float) -> Regression:
+def rows_regressed(n: int, basis: str) -> int:
+    """How many of n samples the regressions use."""
+    return min(n, _MOST_SAMPLES) if basis == "spline" else n
+
+
+def _regression(j: int, y: Array, before: dict[int, Array], basis: str, level: float) -> Regression:
     n = len(y)
     causes = _proposed(y, before)
     while True:
         blocks = [before[i] for i in causes]
         design = np.hstack(blocks) if blocks else np.empty((n, 0))
         gram = design.T @ design
-        gram[np.diag_indices_from(gram)] *= 1 + 1e-9  # splines of repeated values may be collinear
+        gram[np.diag_indices_from(gram)] *= 1 + 1e-9  # variables may be collinear
         inverse: Array = np.asarray(np.linalg.inv(gram) if blocks else gram, float)
         coefficients = inverse @ (design.T @ y)
         free = n - 1 - design.shape[1]
@@ -124,7 +130,7 @@ def _regression(j: int, y: Array, before: dict[int, Array], level: float) -> Reg
     edges = []
     for place, cause in enumerate(causes):
         weight = None
-        if design.shape[1] == len(causes):
+        if basis == "linear":
             half = stats.t.ppf(0.975, free) * float(np.sqrt(variance * inverse[place, place]))
             value = float(coefficients[place])
             weight = Estimate(value, value - half, value + half, n, method="t, given the causes")
@@ -139,6 +145,8 @@ def _proposed(y: Array, before: dict[int, Array]) -> list[int]:
     if not before or not y.any():
         return []
     design = np.hstack(list(before.values()))
+    if not design.shape[1]:
+        return []
     scale = design.std(0)
     design = design / np.where(scale > 0, scale, 1)
     n, width = design.shape
@@ -149,7 +157,7 @@ def _proposed(y: Array, before: dict[int, Array]) -> list[int]:
     owner = np.repeat(list(before), [block.shape[1] for block in before.values()])
     strength = {i: float(np.abs(coefficients[owner == i]).sum()) for i in before}
     chosen = sorted((i for i in before if strength[i] > 0), key=lambda i: -strength[i])
-    most = max(1, n // (4 * next(iter(before.values())).shape[1]))
+    most = max(1, n // (4 * max(block.shape[1] for block in before.values())))
     return chosen[:most]
 
 
@@ -167,12 +175,20 @@ def _linear(values: Array) -> Array:
 
 
 def _splines(values: Array) -> Array:
-    """Centred cubic splines of one variable with knots at its quantiles, [n, 6]."""
+    """Centred cubic splines of one variable with knots at its quantiles, [n, 6].
+
+    Fewer where the variable has few values: of k values, k − 1, which span all functions of it.
+    """
+    if values.min() == values.max():
+        return np.empty((len(values), 0))
     column = values[:, None]
     quantiles = np.quantile(values, np.linspace(0, 1, _KNOTS))
     knots = "quantile" if (np.diff(quantiles) > 0).all() else "uniform"
     made = SplineTransformer(_KNOTS, knots=knots, include_bias=False).fit_transform(column)
-    return np.asarray(made - made.mean(0))
+    made = np.asarray(made - made.mean(0))
+    triangle, chosen = linalg.qr(made, mode="r", pivoting=True)
+    sizes = np.abs(triangle.diagonal())
+    return made[:, np.sort(chosen[: int((sizes > _COLLINEAR * sizes[0]).sum())])]
 
 
 def graph_of(regressions: Sequence[Regression]) -> NDArray[np.bool_]:

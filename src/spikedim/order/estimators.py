@@ -86,7 +86,10 @@ class SteinScore:
         x = self._x - self._x.mean(0)
         norms = (x**2).sum(1)
         squared = np.maximum(norms[:, None] + norms - 2 * x @ x.T, 0)
-        width2 = max(float(np.median(squared)), np.finfo(float).tiny)
+        width2, spread = float(np.median(squared)), float(squared.mean())
+        if width2 < 1e-9 * spread:  # most pairs are equal, as in a column of two values
+            width2 = spread
+        width2 = max(width2, np.finfo(float).tiny)
         kernel = np.exp(-squared / (2 * width2))
         slope = (x * kernel.sum(1)[:, None] - kernel @ x) / width2
         kernel[np.diag_indices_from(kernel)] += _STEIN_RIDGE

@@ -15,6 +15,11 @@ of all tests together.
 A rejection says that noise is not additive (post-nonlinear, multiplicative), that the order or the
 edges are wrong, or that the regression fits badly. No rejection does not prove the order: with
 linear functions and Gaussian noise every order leaves independent residuals.
+
+The expectation gap is measured on the gradients of a fit, which vary even where the function is
+linear. So it is compared with the gaps of the same regression of linear functions: noise resampled
+from the residuals of a linear fit is added to that fit. The largest gap of a draw over all
+variables is the reference here too, each on the scale of its own null.
 """
 
 from __future__ import annotations
@@ -43,6 +48,7 @@ _COMPONENTS = 100
 _STEP = 1e-3
 _SUSPECTS = 3
 _DRAWS = 999
+_LINEAR_DRAWS = 99
 _LEAST_LEVEL = 1e-4
 _LANDMARKS = 16
 _AT_ONCE = 100
@@ -58,13 +64,17 @@ class ResidualCheck:
             nothing is tested.
         dependent: the residual depends on predecessors; the p-value is at most the level.
         gap: largest entry of the diagonal of Cov(∇f)/σ², what one Schur complement
-            of this variable adds to the information of a cause; 0 without causes.
+            of this variable adds to the information of a cause; 0 without causes. Splines make it
+            larger than it is.
+        gap_p_value: of such a gap where all functions are linear, adjusted for all variables;
+            ``None`` without causes and with linear regressions.
     """
 
     variable: int
     p_value: float | None
     dependent: bool
     gap: float
+    gap_p_value: float | None = None
 
 
 def check_residuals(
@@ -96,19 +106,27 @@ def check_residuals(
     draws = max(_DRAWS, math.ceil(10 / level) - 1)
     rows = rng.permutation(len(x))
     tested, fitted = rows[: min(_TESTED, len(x) // 2)], rows[len(x) // 2 :][:_FITTED]
+    x = x[np.concatenate([tested, fitted])]
+    tested, fitted = np.split(np.arange(len(x)), [len(tested)])
     found: list[float] = []
     largest = np.full(draws, -np.inf)
     gaps: list[float] = [0.0]
+    of_linear: list[Array | None] = [None]
+    noise_of_linear = np.random.default_rng([seed, 1])
     for place, regression in enumerate(track(regressions[1:], "residual tests"), start=1):
         before = [r.variable for r in regressions[:place]]
         causes, y = x[:, list(regression.causes)], x[:, regression.variable]
         others = [j for j in before if j not in regression.causes]
-        gap, guess = 0.0, np.full(len(x), y[fitted].mean())
+        gap, linear_gaps, guess = 0.0, None, np.full(len(x), y[fitted].mean())
         if regression.causes:
-            model = _regressor(basis, len(fitted), seed)
-            model.fit(causes[fitted], y[fitted])
-            guess = np.asarray(model.predict(causes))
-            gap = _gap(model, causes[tested], float((y - guess)[tested].var()))
+            targets = y[:, None]
+            if basis != "linear":
+                targets = np.hstack([targets, _linear_draws(y, causes, noise_of_linear)])
+            model = _regressor(basis, len(fitted), seed).fit(causes[fitted], targets[fitted])
+            guesses = np.asarray(model.predict(causes))
+            gap, *rest = _gaps(model, causes[tested], (targets - guesses)[tested].var(0))
+            guess = guesses[:, 0]
+            linear_gaps = np.array(rest) if rest else None
         residual = y - guess
         suspects = _suspects(residual[fitted], x[fitted][:, others])
         against = [causes, x[:, [others[k] for k in suspects]]]
@@ -119,11 +137,14 @@ def check_residuals(
         found.append(strength)
         largest = np.maximum(largest, null)
         gaps.append(gap)
+        of_linear.append(linear_gaps)
     beaten = [int((largest >= strength).sum()) for strength in found]
     adjusted = [None, *((1 + count) / (1 + draws) for count in beaten)]
     return tuple(
-        ResidualCheck(r.variable, p, p is not None and p <= level, gap)
-        for r, p, gap in zip(regressions, adjusted, gaps, strict=True)
+        ResidualCheck(r.variable, p, p is not None and p <= level, gap, gap_p)
+        for r, p, gap, gap_p in zip(
+            regressions, adjusted, gaps, _gap_p_values(gaps, of_linear), strict=True
+        )
     )
 
 
@@ -195,7 +216,7 @@ def _regressor(basis: str, n: int, seed: int) -> Any:
             ("narrow", Nystroem(gamma=1, n_components=min(_COMPONENTS, n // 4), random_state=seed)),
         ]
     )
-    ridge = RidgeCV(alphas=np.logspace(-3, 3, 7))
+    ridge = RidgeCV(alphas=np.logspace(-3, 3, 7), alpha_per_target=True)
     return make_pipeline(StandardScaler(), features, ridge)
 
 
@@ -281,14 +302,39 @@ def _embedding(values: Array) -> Callable[[Array], Array] | None:
     return embed
 
 
-def _gap(model: Any, causes: Array, noise_variance: float) -> float:
-    """Largest diagonal entry of Cov(∇f)/σ², gradients by central differences."""
-    if not noise_variance > 0:
-        return 0.0
-    gradients = np.empty_like(causes)
+def _linear_draws(y: Array, causes: Array, rng: np.random.Generator) -> Array:
+    """What y might have been, were it linear in its causes, [n, draws]."""
+    fit = LinearRegression().fit(causes, y).predict(causes)
+    return np.asarray(fit[:, None] + rng.choice(y - fit, (len(y), _LINEAR_DRAWS)))
+
+
+def _gaps(model: Any, causes: Array, noise_variances: Array) -> list[float]:
+    """Largest diagonal entry of Cov(∇f)/σ² of every target, gradients by central differences."""
+    gradients = np.empty((*causes.shape, len(noise_variances)))
     for column in range(causes.shape[1]):
         step = np.zeros(causes.shape[1])
         step[column] = max(_STEP * float(causes[:, column].std()), np.finfo(float).tiny)
         above, below = model.predict(causes + step), model.predict(causes - step)
         gradients[:, column] = (above - below) / (2 * step[column])
-    return float(-expectation_gap(gradients, noise_variance).diagonal().min())
+    return [
+        float(-expectation_gap(gradients[..., k], float(variance)).diagonal().min())
+        if variance > 0
+        else 0.0
+        for k, variance in enumerate(noise_variances)
+    ]
+
+
+def _gap_p_values(gaps: Sequence[float], of_linear: Sequence[Array | None]) -> list[float | None]:
+    """Adjusted p-value of every gap under its null; ``None`` where there is none."""
+    scaled: list[float | None] = []
+    largest = np.full(_LINEAR_DRAWS, -np.inf)
+    for gap, null in zip(gaps, of_linear, strict=True):
+        if null is None or not null.std() > 0:
+            scaled.append(None)
+            continue
+        scaled.append(float((gap - null.mean()) / null.std()))
+        largest = np.maximum(largest, (null - null.mean()) / null.std())
+    return [
+        None if value is None else float(1 + (largest >= value).sum()) / (1 + _LINEAR_DRAWS)
+        for value in scaled
+    ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from spikedim.order.tables import Recorded
 from spikedim.results import Estimate, Result, Table
 
 _ROWS = 60
@@ -43,6 +44,8 @@ class OrderedVariable:
         p_value: residual test, adjusted for all variables; ``None`` for the first.
         dependent: the residual depends on variables before it.
         gap: what one Schur complement of it adds to the diagonal of a cause.
+        gap_p_value: of such a gap where all functions are linear, adjusted for all variables;
+            ``None`` without causes and with linear regressions.
     """
 
     name: str
@@ -53,6 +56,7 @@ class OrderedVariable:
     p_value: float | None
     dependent: bool
     gap: float
+    gap_p_value: float | None
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class CausalOrder(Result):
         loss: held-out loss of the score network.
         seconds: time it took.
         warnings: assumptions that the data contradict, and limits.
+        recorded: how the network was recorded; ``None`` for other data.
     """
 
     source: str
@@ -87,6 +92,7 @@ class CausalOrder(Result):
     seed: int
     seconds: float
     warnings: tuple[str, ...]
+    recorded: Recorded | None = None
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -132,6 +138,10 @@ class CausalOrder(Result):
         notes = [f"{how}; {self.seconds:.1f} s", *(f"limit: {text}" for text in self.warnings)]
         if self.backward is not None:
             notes.insert(1, f"{self.backward} of {len(self.edges)} edges run against the network")
+        if self.recorded is not None:
+            r = self.recorded
+            rows = "mean over timesteps" if r.time == "mean" else "every timestep a row"
+            notes.insert(1, f"T = {r.T}, {rows}, {r.split} split; {r.weights}")
         edges = [(f"{e.cause} → {e.effect}", e.weight, e.p_value) for e in self.edges]
         return [
             Table(title, columns, order[:_ROWS], (*_rest(order), *notes)),

@@ -27,6 +27,25 @@ _VALUES = ("x", "data", "features", "values")
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """How the variables of a network were recorded.
+
+    Attributes:
+        T: timesteps.
+        time: ``mean`` over them, or ``samples``, every timestep a row.
+        split: of the data set.
+        trained: whether the network is; ``None`` where that is not known.
+        weights: which it has, in words.
+    """
+
+    T: int
+    time: str
+    split: str
+    trained: bool | None
+    weights: str
+
+
+@dataclass(frozen=True)
 class Variables:
     """A table of numbers.
 
@@ -36,6 +55,7 @@ class Variables:
         source: where they come from.
         forward: names are in the order in which a network computes them.
         rows_per_sample: rows that belong to one sample (its timesteps) and are not independent.
+        recorded: how, where they are of a network and it is known.
     """
 
     names: tuple[str, ...]
@@ -43,6 +63,7 @@ class Variables:
     source: str = ""
     forward: bool = False
     rows_per_sample: int = 1
+    recorded: Recorded | None = None
 
 
 def read_variables(source: str | Path, root: Path | None = None) -> Variables:
