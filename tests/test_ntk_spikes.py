@@ -138,42 +138,25 @@ def test_kernel_of_every_family(name, monkeypatch):
         )
 
 
-def test_no_folder_for_compiled_code(always, monkeypatch):
+@pytest.mark.parametrize("damaged", [True, False])
+def test_compiled_code_that_cannot_be_kept_or_read(damaged, always, monkeypatch):
     import numba
 
+    def fails(*arguments):
+        raise EOFError("Ran out of input")
+
     def njit(function, cache=False, **options):
-        if cache:
+        if cache and not damaged:
             raise RuntimeError("cannot cache function: no locator available")
-        return function
+        return fails if cache else function
 
     monkeypatch.setattr(numba, "njit", njit)
     spikes._compiled.cache_clear()
-    try:
-        assert_product()
-    finally:
-        spikes._compiled.cache_clear()
-
-
-def test_damaged_compiled_code(always, monkeypatch):
-    import numba
-
-    def njit(function, cache=False, **options):
-        def damaged(*arguments):
-            raise EOFError("Ran out of input")
-
-        return damaged if cache else function
-
-    monkeypatch.setattr(numba, "njit", njit)
-    spikes._compiled.cache_clear()
-    try:
-        assert_product()
-    finally:
-        spikes._compiled.cache_clear()
-
-
-def assert_product():
     x = inputs((2, 3, 1, 4), 0.3, torch.float64)
     g = torch.randn(2, 4, 2, dtype=torch.float64)
     out = torch.empty(2, 3, 2, dtype=torch.float64)
-    Spikes.of(x, 2).outer(g, out, None, out.new_empty(2, 2))
+    try:
+        Spikes.of(x, 2).outer(g, out, None, out.new_empty(2, 2))
+    finally:
+        spikes._compiled.cache_clear()
     torch.testing.assert_close(out, x.flatten(2) @ g)
