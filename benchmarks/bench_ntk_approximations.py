@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--outputs", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=12)
-    parser.add_argument("--probes", type=int, default=32, help="random sums of outputs")
+    parser.add_argument("--probes", type=int, default=26, help="random sums of outputs")
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--embed-dim", type=int, default=384)
     parser.add_argument("--depth", type=int, default=1)
