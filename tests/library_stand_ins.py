@@ -39,9 +39,6 @@ class BaseNode(nn.Module):
     def reset(self):
         self.v = self.v_reset or 0.0
 
-    def charge(self, x):
-        raise NotImplementedError
-
     def forward(self, x):
         if self.step_mode == "s":
             return self.step(x)
@@ -98,7 +95,7 @@ class Leaky(nn.Module):
         self.reset_mechanism, self.reset_delay = reset_mechanism, True
         self.init_hidden, self.output = True, False
         self.inhibition = self.state_quant = self.surrogate_disable = False
-        self.spike_grad = _fast_sigmoid()
+        self.spike_grad = fast_sigmoid()
         for name, value in more.items():
             setattr(self, name, value)
 
@@ -120,7 +117,9 @@ class Leaky(nn.Module):
         return s if self.init_hidden else (s, self.mem)
 
 
-def _fast_sigmoid(slope=10):
+def fast_sigmoid(slope=10):
+    """A step with a surrogate, written without ``setup_context`` as in the libraries."""
+
     class Gradient(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -151,7 +150,7 @@ class SNN(nn.Module):
             i = i + x_t
             v = v + self.dt * p.tau_mem_inv * ((p.v_leak - v) + i)
             i = i - self.dt * p.tau_syn_inv * i
-            z = _fast_sigmoid(1)(v - p.v_th)
+            z = fast_sigmoid(1)(v - p.v_th)
             v = (1 - z) * v + z * p.v_reset
             out.append(z)
         return torch.stack(out), (v, i)
@@ -173,7 +172,7 @@ def norse_threshold(monkeypatch):
     names = ("norse", "norse.torch", "norse.torch.functional", "norse.torch.functional.threshold")
     for name in names:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    sys.modules[names[-1]].threshold = lambda x, method, alpha: _fast_sigmoid(1)(x)
+    sys.modules[names[-1]].threshold = lambda x, method, alpha: fast_sigmoid(1)(x)
 
 
 class Folded(nn.Module):
