@@ -155,7 +155,7 @@ def test_warnings_are_shown_where_the_command_then_fails(here, capsys):
 def test_report_does_not_tell_to_remove_a_file_that_is_not_ours(here, capsys):
     Path("lin.csv").write_text("a,b\n1,2\n")
     line = fails(capsys, "report", "lin.csv")
-    assert "lin.csv holds no result of `spikedim design`" in line
+    assert "it is no result of `spikedim design`" in line
     assert "remove" not in line
 
 

@@ -70,8 +70,12 @@ def write_json(path: str | Path, value: Any) -> Path:
     return write_text(path, text + "\n")
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, mend: str = "remove it and run again") -> Any:
     """Read a JSON file.
+
+    Args:
+        path: the file.
+        mend: what to do about one that is not JSON.
 
     Raises:
         StorageError: the file is missing or not JSON.
@@ -81,7 +85,7 @@ def read_json(path: str | Path) -> Any:
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise StorageError(f"cannot read {path}: {error}; remove it and run again") from error
+        raise StorageError(f"cannot read {path}: {error}; {mend}") from error
 
 
 def digest(value: Any, length: int = 8) -> str:

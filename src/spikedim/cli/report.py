@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from spikedim.cli.output import say
-from spikedim.errors import StorageError
 
 
 def report(
@@ -24,15 +23,5 @@ def report(
     from spikedim.report import from_run
     from spikedim.storage import write_text
 
-    try:
-        page = from_run(run)
-    except StorageError as error:
-        if not isinstance(error.__cause__, ValueError):
-            raise
-        # The file may be the user's own: do not tell them to remove it
-        raise StorageError(
-            f"{run} holds no result of `spikedim design`, or a damaged one "
-            f"({error.__cause__}); give the run directory or results.json of a finished design, "
-            "or give its command again"
-        ) from error
+    page = from_run(run)
     say(f"Report: {write_text(to or (run if run.is_dir() else run.parent) / 'report.html', page)}")

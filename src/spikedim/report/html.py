@@ -94,7 +94,11 @@ def from_run(run: str | Path) -> str:
             f"no result at {path}: give a run directory of `spikedim design` that has finished, "
             "or the path of its results.json"
         )
-    data = read_json(path)
+    data = read_json(
+        path,
+        "it is no result of `spikedim design`, or a damaged one: give the run directory or "
+        "results.json of a finished design, or give its command again",
+    )
     if not isinstance(data, Mapping):
         raise DataError(f"{path} is not the result of `spikedim design`: it holds no object")
     try:
