@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from spikedim.cli import options
-from spikedim.cli.output import emit, say, working
-from spikedim.errors import ConfigError
+from spikedim.cli.output import check_suffix, emit, say, working
 
 
 def audit(
@@ -37,9 +36,8 @@ def audit(
     from spikedim.report.audit import render_audit
     from spikedim.storage import write_text
 
-    for path, kind in ((out, ".md"), (report, ".html")):
-        if path is not None and path.suffix != kind:
-            raise ConfigError(f"{path}: name a {kind} file")
+    check_suffix("out", out, ".md")
+    check_suffix("report", report, ".html")
     with working(quiet):
         result = check(ids or (), "full" if full else "quick", seed, data_root)
     emit(result, as_json)  # first: minutes of work outlive a place that cannot be written

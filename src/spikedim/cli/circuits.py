@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spikedim.cli import options
-from spikedim.cli.output import emit, save_figure, say, working
+from spikedim.cli.output import PICTURES, check_suffix, emit, save_figure, say, working
 from spikedim.errors import ConfigError
 from spikedim.results import Result, Table
 
@@ -81,6 +81,7 @@ def circuits(
     from spikedim.circuits.catalog import EXAMPLES
     from spikedim.training import resolve_device
 
+    check_suffix("plot", plot, *PICTURES)
     if name is None:
         options.refuse_given(
             context,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from spikedim.cli import options
-from spikedim.cli.output import emit
+from spikedim.cli.output import check_suffix, emit
 from spikedim.errors import ConfigError
 from spikedim.results import Result, Table
 
@@ -63,8 +63,7 @@ def export(
     from spikedim.circuits import to_nir, write_nir
     from spikedim.circuits.catalog import EXAMPLES
 
-    if out.suffix != ".nir":
-        raise ConfigError(f"{out}: name a .nir file")
+    check_suffix("out", out, ".nir")
     if nir in EXAMPLES:
         graph = to_nir(EXAMPLES[nir].circuit, (units,))
     else:

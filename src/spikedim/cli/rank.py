@@ -9,7 +9,7 @@ import typer
 
 from spikedim.cli import options
 from spikedim.cli.network import network_inputs, opened, ready_network, unpadded
-from spikedim.cli.output import emit, save_figure, say, working
+from spikedim.cli.output import PICTURES, check_suffix, emit, save_figure, say, working
 from spikedim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ def rank(
     from spikedim.report.rank import render_rank
     from spikedim.storage import write_text
 
-    if report is not None and report.suffix != ".html":
-        raise ConfigError(f"--report {report}: name a .html file")
+    check_suffix("plot", plot, *PICTURES)
+    check_suffix("report", report, ".html")
     result: Any
     with working(quiet):
         if compare_gates:

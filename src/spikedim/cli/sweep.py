@@ -172,10 +172,7 @@ def _refuse_study_options(context: typer.Context) -> None:
         "repool", "training", "search", "trials", "storage", "engine", "address",
         "cpus_per_trial", "gpus_per_trial", "retries",
     )  # fmt: skip
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if parameter.name in names and source is not None and source.name != "DEFAULT":
-            raise ConfigError(f"{parameter.opts[0]} applies to studies; add --study NAME")
+    options.refuse_given(context, names, "applies to studies; add --study NAME")
     for option in ("data", "model"):
         text = str(context.params[option])
         if "," in text and not Path(text).exists():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spikedim.cli import options
-from spikedim.cli.output import emit, save_figure, say, working
+from spikedim.cli.output import check_suffix, emit, save_figure, say, working
 from spikedim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ def validate(
         return
     if not table:
         raise ConfigError("--table is missing: name the study.parquet of at least one study")
-    if out is not None and out.suffix != ".md":
-        raise ConfigError(f"--out {out}: name a .md file")
+    check_suffix("out", out, ".md")
     rows: list[StudyRow] = []
     outputs: list[OutputRow] = []
     variants: dict[str, list[Case]] = {}
