@@ -28,7 +28,7 @@ from spikedim.profiling import (
 from spikedim.profiling.baselines import bits_of, compare, mac_price
 from spikedim.profiling.counter import Counter
 from spikedim.profiling.records import ONCE, steps_of
-from spikedim.results import Estimate, plain
+from spikedim.results import UNCHARGED, Estimate, number, plain
 from test_profiling_counts import Products, values
 from test_profiling_profile import Net, by_layer, charged, frames
 
@@ -410,6 +410,24 @@ def test_comparisons_are_of_one_convention():
 
 
 # -- cost per correct prediction --------------------------------------------------------------
+
+
+def test_what_a_convention_counts_for_nothing_is_in_brackets():
+    network = create_model("spikformer_nano", seed=0)
+    result = profile(
+        network, torch.rand(2, *network.input_shape), 2, conventions=("loihi", "paper-sop")
+    )
+    loihi, paper = result.energy
+    assert (loihi.uncharged, paper.uncharged) == (("MAC",), ())
+    assert loihi.macs > 0
+    table = result.tables()[0]
+    cells = {row[0]: row for row in table.cells()}
+    assert cells["loihi"][2] == f"({number(loihi.macs)})"
+    assert cells["loihi"][3] == number(loihi.accumulates)
+    assert cells["paper-sop"][2] == number(paper.macs)
+    assert UNCHARGED in table.notes
+    paid = profile(network, torch.rand(2, *network.input_shape), 2, conventions=("paper-sop",))
+    assert UNCHARGED not in paid.tables()[0].notes
 
 
 def test_cost_per_correct_prediction():

@@ -17,7 +17,7 @@ pytest.importorskip("optuna")
 
 
 def setting(T, accuracy, spikes=0.0):
-    return Tried(T, {}, accuracy, accuracy, spikes)
+    return Tried(T, {}, accuracy, None, spikes)
 
 
 def grid():
@@ -59,7 +59,10 @@ def test_a_search_trains_every_setting_once(searched):
     assert len({row.key for row in table}) == found.trainings
     for tried in found.tried:
         (row,) = table.where(train_T=tried.T, eval_T=tried.T, beta=tried.neuron["beta"])
-        assert (row.held_out_accuracy, row.accuracy) == (tried.accuracy, tried.test_accuracy)
+        assert row.held_out_accuracy == tried.accuracy
+        test = tried.test_accuracy
+        assert (test.value, test.n) == (row.accuracy, row.test_samples)
+        assert (test.low, test.high) == pytest.approx((row.accuracy_low, row.accuracy_high))
     assert "smallest T" in str(result)
 
 

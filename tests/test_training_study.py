@@ -3,12 +3,14 @@
 import math
 import shutil
 from dataclasses import replace
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import study_cases
 from spikedim.cli import main
 from spikedim.data import Dataset, Split, load_dataset
 from spikedim.data.reduce import downsampled, first_classes, repooled
@@ -18,7 +20,15 @@ from spikedim.models import create_model, load_checkpoint
 from spikedim.storage import Run
 from spikedim.training import evaluate, samples
 from spikedim.training.engines import Engine
-from spikedim.training.study import Cell, Study, merge_studies, neuron_grid, run_study, thinned
+from spikedim.training.study import (
+    Cell,
+    Study,
+    mean_accuracy,
+    merge_studies,
+    neuron_grid,
+    run_study,
+    thinned,
+)
 from spikedim.training.study_table import (
     OutputRow,
     StudyRow,
@@ -212,6 +222,38 @@ def test_a_diverged_training_is_a_row_of_its_own(tmp_path, monkeypatch):
     assert np.isnan(result.table.column("accuracy")[1])
     with pytest.raises(DataError, match="no test result"):
         _ = failed.hits
+
+
+def test_accuracies_stand_beside_chance_sample_sizes_and_what_varied(studied):
+    _, result, _ = studied
+    (table,) = result.tables()
+    names = ("data", "network", "v_th", "T=1", "T=2", "chance, %", "seeds", "test samples")
+    assert table.columns == names
+    assert [row[2] for row in table.rows] == [0.5, 1.0]
+    for _, _, v_th, *accuracies, chance, seeds, tested in table.rows:
+        for T, shown in zip((1, 2), accuracies, strict=True):
+            (row,) = result.table.where(v_th=v_th, train_T=T, eval_T=T)
+            assert (shown.value, shown.n) == (row.accuracy, row.test_samples)
+            assert (shown.low, shown.high) == pytest.approx((row.accuracy_low, row.accuracy_high))
+        assert chance == result.chance[table.rows[0][0]] > 0
+        assert (seeds, tested) == (1, row.test_samples)
+
+
+def test_the_mean_of_seeds_covers_the_truth_as_often_as_it_says():
+    """Networks differ by 2 points, test samples are shared and differ in how hard they are."""
+    rng = np.random.default_rng(0)
+    n, covered, trials = 400, 0, 400
+    for _ in range(trials):
+        ease = rng.beta(4, 1, n)  # mean 0.8 over the population of samples
+        rows = []
+        for seed in range(4):
+            right = rng.random(n) < ease + 0.02 * rng.standard_normal()
+            rows.append(study_cases.row("a", "m", seed, 2, 2, right, 10.0))
+        found = mean_accuracy(rows)
+        covered += found.low <= 80 <= found.high
+    assert covered >= 0.93 * trials
+    alike = [study_cases.row("a", "m", seed, 2, 2, np.ones(20, bool), 10.0) for seed in range(2)]
+    assert mean_accuracy(alike) == replace(mean_accuracy(alike[:1]), method=ANY)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+#: What :func:`charged` means.
+UNCHARGED = "Operations in brackets are counted but not charged by that convention."
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -196,6 +199,11 @@ def plain(value: Any) -> Any:
 def _fields(value: Any) -> dict[str, Any]:
     names = [f.name for f in dataclasses.fields(value) if not f.name.startswith("_")]
     return {name: plain(getattr(value, name)) for name in names}
+
+
+def charged(count: str, unit: str, uncharged: Sequence[str]) -> str:
+    """A number of operations, in brackets where the convention charges nothing for them."""
+    return f"({count})" if unit in uncharged else count
 
 
 def points_of(value: float) -> str:

@@ -51,7 +51,8 @@ class Energy:
     Attributes:
         convention: name of the rule; a figure without it means nothing.
         total: mJ per sample, mean over samples with a Student-t interval.
-        macs, accumulates: mean per sample.
+        macs, accumulates: mean per sample, as the convention counts them.
+        uncharged: units that are counted at no price, as MACs where a chip has none.
         charges: every charged operation; their energies add up to ``total``.
         scope: the convention in words.
         by_step: mJ per sample of each timestep; with ``once`` they add up to ``total``.
@@ -71,6 +72,7 @@ class Energy:
     static: float = 0.0
     linear: float = 0.0
     quadratic: float = 0.0
+    uncharged: tuple[str, ...] = ()
     _samples: np.ndarray = field(default_factory=_nothing, compare=False, repr=False)
 
     @property
@@ -194,6 +196,9 @@ def energy(
         static=orders[0],
         linear=orders[1],
         quadratic=orders[2],
+        uncharged=tuple(
+            sorted({unit for _, _, unit, pj, slots, _ in items if slots.any() and not pj})
+        ),
         _samples=total,
     )
 

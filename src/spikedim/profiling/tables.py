@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from spikedim.profiling.result import Profile
-from spikedim.results import Table, number
+from spikedim.results import UNCHARGED, Table, charged, number
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _MOST_STEPS = 16
@@ -51,11 +51,15 @@ def _energy(profile: Profile) -> Table:
     columns = ["convention", "energy per sample", "MACs", "accumulations"]
     rows = []
     for item in (*profile.energy, profile.dense, profile.quantised):
-        row = [item.convention, item.total, item.macs, item.accumulates]
+        macs = charged(number(item.macs), "MAC", item.uncharged)
+        accumulates = charged(number(item.accumulates), "accumulation", item.uncharged)
+        row = [item.convention, item.total, macs, accumulates]
         rows.append([*row, correct.get(item.convention)] if correct else row)
     if correct:
         columns.append("energy per correct prediction")
     notes = tuple(item.scope for item in (*profile.energy, profile.dense, profile.quantised))
+    if any(item.uncharged for item in profile.energy):
+        notes = (UNCHARGED, *notes)
     if profile.state:
         notes = (f"Network: {profile.state}.", *notes)
     accuracy = f", {profile.accuracy} accuracy" if profile.accuracy else ""

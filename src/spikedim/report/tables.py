@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spikedim.report.wording import amount, coverage, full, or_nan, text
-from spikedim.results import number
+from spikedim.results import UNCHARGED, charged, number
 
 Data = Mapping[str, Any]
 
@@ -161,11 +161,12 @@ def energy(point: Data) -> Grid | None:
             e["convention"],
             full(e["total"]),
             f"{number(dense / e['total']['value'], 3)} ×" if e["total"]["value"] else "–",
-            amount(e["macs"]),
-            amount(e["accumulates"]),
+            charged(amount(e["macs"]), "MAC", e.get("uncharged", ())),
+            charged(amount(e["accumulates"]), "accumulation", e.get("uncharged", ())),
         ]
         for e in energies(point)
     ]
+    notes = (UNCHARGED,) if any(e.get("uncharged") for e in energies(point)) else ()
     columns = (
         "convention",
         "energy per sample",
@@ -173,7 +174,7 @@ def energy(point: Data) -> Grid | None:
         "MACs per sample",
         "accumulations per sample",
     )
-    return Grid(f"Energy at T = {point['timesteps']}", columns, rows)
+    return Grid(f"Energy at T = {point['timesteps']}", columns, rows, notes)
 
 
 def neurons(plan: Data) -> Grid | None:

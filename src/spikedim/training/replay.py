@@ -115,7 +115,7 @@ def replay_search(
 
 
 def _answer(seen: Mapping[int, float], tolerance: float) -> int:
-    tried = [Tried(T, {}, accuracy, accuracy, math.nan) for T, accuracy in seen.items()]
+    tried = [Tried(T, {}, accuracy, None, math.nan) for T, accuracy in seen.items()]
     best = cheapest(tried, tolerance, "timesteps")
     assert best is not None
     return best.T

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from spikedim.errors import ConfigError, StorageError
-from spikedim.results import Result, Table
+from spikedim.results import Estimate, Result, Table
 from spikedim.storage import Run, digest
 from spikedim.training.engines import Engine
-from spikedim.training.study import Study, finish, measure_trials
+from spikedim.training.study import Study, finish, mean_accuracy, measure_trials
 from spikedim.training.study_table import StudyRow, StudyTable
 from spikedim.training.study_trial import Measurement, StudyTrial, rows_of
 from spikedim.training.timestep import check_tolerance
@@ -68,14 +68,16 @@ class Tried:
 
     Attributes:
         T, neuron: the setting; ``neuron`` holds what differs from the network's own.
-        accuracy, test_accuracy: held-out, which decides, and test accuracy, percent.
+        accuracy: held-out, which decides, percent.
+        test_accuracy: :func:`~spikedim.training.study.mean_accuracy`; ``None`` where another run
+            of a shared database tested it.
         spikes: per test sample.
     """
 
     T: int
     neuron: dict[str, Any]
     accuracy: float
-    test_accuracy: float
+    test_accuracy: Estimate | None
     spikes: float
 
     def cost(self, objective: Objective) -> float:
@@ -136,13 +138,14 @@ class SearchResult(Result):
             for f in self.found
         ]
         columns = (
-            "data", "network", "T", "neuron", "held-out %", "test %", "spikes", "trials",
-            "trainings",
+            "data", "network", "T", "neuron", "held-out, %", "test",
+            "spikes per sample", "trials", "trainings",
         )  # fmt: skip
         what = "smallest T" if self.settings.objective == "timesteps" else "fewest spikes"
         note = f"Chosen: the {what} within {self.settings.tolerance:g} points of the best held-out "
-        note += f"accuracy. Database: {self.storage}"
-        return [Table(f"Search {self.name}", columns, rows, (note,))]
+        note += "accuracy, which this choice makes look better than it is. Test accuracy with 95 % "
+        note += "intervals over test samples, and seeds where there are several."
+        return [Table(f"Search {self.name}", columns, rows, (note, f"Database: {self.storage}"))]
 
 
 def cheapest(tried: Sequence[Tried], tolerance: float, objective: Objective) -> Tried | None:
@@ -286,7 +289,7 @@ class _Search:
             accuracy, cost = trial.values
             neuron = {name: trial.params[name] for name in self.axes}
             spikes = cost if self.settings.objective == "spikes" else math.nan
-            tried = Tried(trial.params["T"], neuron, accuracy, math.nan, spikes)
+            tried = Tried(trial.params["T"], neuron, accuracy, None, spikes)
             self.tried.setdefault((tried.T, tuple(neuron.items())), tried)
 
     def _train(self, trials: Sequence[Any]) -> list[Tried | None]:
@@ -323,7 +326,7 @@ def _outcome(T: int, neuron: dict[str, Any], group: Sequence[Measurement]) -> Tr
         return float(sum(getattr(row, name) for row in rows) / len(rows))
 
     return Tried(
-        T, neuron, mean("held_out_accuracy"), mean("accuracy"), mean("spikes_per_sample")
+        T, neuron, mean("held_out_accuracy"), mean_accuracy(rows), mean("spikes_per_sample")
     )  # fmt: skip
 
 

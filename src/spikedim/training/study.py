@@ -8,12 +8,14 @@ driver, ends in the same table as one that ran undisturbed.
 from __future__ import annotations
 
 import itertools
+import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from spikedim import progress
@@ -24,8 +26,9 @@ from spikedim.models import model_entry
 from spikedim.models.registry import is_file
 from spikedim.neurons import LIFParams
 from spikedim.provenance import provenance
-from spikedim.results import Result, Table, plain
+from spikedim.results import Estimate, Result, Table, plain
 from spikedim.storage import Run
+from spikedim.theory.statistics import mean_interval, wilson_interval
 from spikedim.training.batches import check_trainable, why_no_prefix
 from spikedim.training.config import TrainConfig, check_timesteps
 from spikedim.training.engines import Engine, results
@@ -47,6 +50,7 @@ from spikedim.training.study_trial import (
     StudyWork,
     rows_of,
 )
+from spikedim.training.sweep import majority
 from spikedim.training.threads import parameter_count, threads_for
 
 #: Neuron parameters a study varies, by the name of their column, and their field of LIFParams.
@@ -195,8 +199,11 @@ class Study:
 
 def _variant(cell: Cell) -> str:
     """Name of a cell's data, with the dimension they were made with."""
-    name = cell.dataset.name
-    return name if cell.components is None else f"{name} (k = {cell.components})"
+    return _named(cell.dataset.name, cell.components)
+
+
+def _named(dataset: str, components: int | None) -> str:
+    return dataset if components is None else f"{dataset} (k = {components})"
 
 
 def neuron_grid(grid: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Any], ...]:
@@ -215,6 +222,7 @@ class StudyResult(Result):
         name: of the study.
         path, outputs: its tables; ``outputs`` is ``None`` where no outputs were asked for.
         trials, failed: trainings, and those that diverged.
+        chance: percent that a constant answer reaches, by data set (the most frequent class).
         table: the rows.
     """
 
@@ -223,6 +231,7 @@ class StudyResult(Result):
     outputs: Path | None
     trials: int
     failed: int
+    chance: dict[str, float]
     _table: StudyTable[StudyRow] = field(repr=False)
 
     @property
@@ -231,21 +240,60 @@ class StudyResult(Result):
         return self._table
 
     def tables(self) -> list[Table]:
-        """Mean test accuracy over seeds and neurons, by network and trained T."""
-        steps = self._table.values("train_T")
-        groups: dict[tuple[str, str], dict[int, list[float]]] = {}
-        for row in self._table:
-            if row.eval_T == row.train_T and row.accuracy is not None:
-                found = groups.setdefault((row.dataset, row.model), {})
-                found.setdefault(row.train_T, []).append(row.accuracy)
-        rows = [
-            (*pair, *(sum(by[T]) / len(by[T]) if T in by else None for T in steps))
-            for pair, by in sorted(groups.items())
+        """Test accuracy by data set, network, neurons and trained T, over the seeds."""
+        own = [row for row in self._table if row.eval_T == row.train_T and row.status == "done"]
+        steps = sorted({row.train_T for row in own})
+        pairs = {(row.dataset, row.components, row.model) for row in own}
+        varied = [
+            name
+            for name in NEURON
+            if len({(r.dataset, r.components, r.model, getattr(r, name)) for r in own}) > len(pairs)
         ]
-        note = f"{self.trials} trainings, {self.failed} failed. Test accuracy in %, mean over "
-        note += "seeds and neuron settings, tested at the trained T."
-        columns = ("data", "network", *(f"T={T}" for T in steps))
+        groups: dict[tuple[Any, ...], dict[int, list[StudyRow]]] = {}
+        for row in own:
+            setting = (row.dataset, row.components, row.model)
+            setting += tuple(getattr(row, name) for name in varied)
+            groups.setdefault(setting, {}).setdefault(row.train_T, []).append(row)
+        rows = []
+        for (dataset, components, model, *neuron), by in groups.items():
+            found = [by[T][0] for T in by]
+            data = _named(dataset, components)
+            rows.append(
+                (
+                    data, model, *neuron,
+                    *(mean_accuracy(by[T]) if T in by else None for T in steps),
+                    self.chance[data], max(len(seeds) for seeds in by.values()),
+                    found[0].test_samples,
+                )
+            )  # fmt: skip
+        columns = (
+            "data", "network", *varied, *(f"T={T}" for T in steps), "chance, %", "seeds",
+            "test samples",
+        )  # fmt: skip
+        note = f"{self.trials} trainings, {self.failed} failed. Test accuracy at the trained T, "
+        note += "mean over the seeds; chance: always answering the most frequent class. 95 % "
+        note += "intervals: of one seed over test samples, of more over seeds and test samples."
         return [Table(f"Study {self.name}", columns, rows, (note,))]
+
+
+def mean_accuracy(rows: Sequence[StudyRow]) -> Estimate:
+    """Test accuracy in percent, mean over the seeds of one setting, tested on the same samples.
+
+    Of one seed with Wilson's interval over test samples. Of more, Student's interval over the
+    seeds is widened by it: distances of the bounds from the mean add in quadrature, as the noise
+    of the seeds and that of the test set are independent. Wilson's takes every sample's outcome to
+    be random, so that the sum is too wide rather than too narrow.
+    """
+    values = np.array([row.accuracy for row in rows])
+    mean, n = float(values.mean()), rows[0].test_samples
+    low, high = (100 * bound for bound in wilson_interval(mean / 100 * n, n))
+    if len(rows) == 1:
+        return Estimate(mean, low, high, n, "%", method="Wilson")
+    below, above = mean_interval(mean, float(values.std(ddof=1)), len(rows))
+    low = mean - math.hypot(mean - low, mean - below)
+    high = mean + math.hypot(high - mean, above - mean)
+    method = "Wilson over test samples and Student over seeds"
+    return Estimate(mean, low, high, n, "%", method=method).within(0, 100)
 
 
 def run_study(study: Study, run: Run, engine: Engine | None = None) -> StudyResult:
@@ -306,7 +354,8 @@ def finish(study: Study, run: Run, measurements: Iterable[Measurement]) -> Study
     path = write_study(run.file(TABLE), rows, source, StudyRow)
     stored = write_study(run.file(OUTPUTS), outputs, source, OutputRow) if outputs else None
     failed = sum(row.status != "done" for row in rows)
-    return StudyResult(study.name, path, stored, len(unique), failed, read_study(path))
+    chance = {_variant(cell): 100 * majority(cell.dataset) for cell in study.cells}
+    return StudyResult(study.name, path, stored, len(unique), failed, chance, read_study(path))
 
 
 def merge_studies(

@@ -129,7 +129,12 @@ class TimestepSweep(Result):
             f"{self.model} on {self.dataset}: T* = {self.t_star} "
             f"(within {points_of(self.tolerance)} of {number(self.plateau.value)} %)"
         )
-        notes = self.notes
+        source = (
+            f"{self.points[0].accuracy.n:,} test samples, seed {self.provenance.seed}; "
+            f"a constant answer reaches {number(self.chance)} %. 95 % intervals over test samples, "
+            "not over training seeds; P(T*=T) by resampling them."
+        )
+        notes = (*self.notes, source)
         if not self.learned:
             chance = (
                 f"At chance: the plateau {self.plateau} is not above {number(self.chance)} %, what "
