@@ -136,6 +136,15 @@ def test_config_keys_are_the_long_options(here, capsys):
     assert found["neurons"] == 1  # one value, as a list of one
 
 
+@pytest.mark.parametrize(
+    ("text", "centred"), [("no-center: true", False), ("no-center: false", True)]
+)
+def test_config_knows_the_opposite_of_an_option(here, capsys, text, centred):
+    Path("c.yaml").write_text(f"data: digits\nlimit: 60\njson: true\n{text}")
+    assert run("measure", "--config", "c.yaml", "--quiet") == 0
+    assert json.loads(capsys.readouterr().out)["centered"] is centred
+
+
 @pytest.mark.parametrize("key", ["eval-T", "eval_T", "eval_t", "outputs-T", "grid"])
 def test_config_keys_reach_the_option(here, capsys, key):
     Path("c.yaml").write_text(f"{key}: 3")
@@ -409,6 +418,8 @@ def test_no_disk_space(finished, capsys, monkeypatch):
         ("a: [", "cannot read"),
         ("seed: true", "seed: expected a value"),
         ("option: [true]", "option: expected a value"),
+        ("quiet: 3", "quiet: expected yes or no, got 3"),
+        ("center: true\nno-center: true", "no-center is given twice"),
         ("data-root: a\ndata_root: b", "data_root is given twice"),
     ],
 )

@@ -226,6 +226,20 @@ def test_a_finished_comparison_is_read_back_and_another_refused(compared, monkey
         compare_gates(["digits"], "spikformer_nano", place, seeds=(0,))
 
 
+@pytest.mark.parametrize(
+    ("names", "changes", "words"),
+    [
+        (["digits"], {"T": 0}, "T=0 must be"),
+        (["a/x.npz", "b/x.npz"], {}, "a name of its own"),
+        (["digits", "digits"], {}, "give each once"),
+    ],
+)
+def test_an_unusable_comparison_leaves_no_folder(tmp_path, names, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        compare_gates(names, "spikformer_nano", tmp_path / "run", **changes)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_comparison_says_what_it_shows(compared):
     result, _, _ = compared
     page = result.markdown()

@@ -31,13 +31,15 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
         )
     defaults: dict[str, Any] = {}
     for key, value in values.items():
-        _, parameter = known[_plain(key)]
+        spelling, parameter = known[_plain(key)]
         if parameter.name in defaults:
             raise ConfigError(f"config {path}: {key} is given twice")
         try:
-            defaults[parameter.name] = _suited(parameter, value)
+            found = _suited(parameter, value)
         except ValueError as error:
             raise ConfigError(f"config {path}: {key}: {error}") from error
+        opposite = f"--{spelling}" in parameter.secondary_opts
+        defaults[parameter.name] = not found if opposite else found
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
 
@@ -50,7 +52,8 @@ def _spellings(context: typer.Context) -> dict[str, tuple[str, Any]]:
     """What a key may be -> how it is shown, and the parameter; its Python name does too."""
     known: dict[str, tuple[str, Any]] = {}
     for parameter in context.command.params:
-        long = [o.removeprefix("--") for o in parameter.opts if o[:1] != "-" or o[:2] == "--"]
+        every = (*parameter.opts, *parameter.secondary_opts)  # --center, --no-center
+        long = [o.removeprefix("--") for o in every if o[:1] != "-" or o[:2] == "--"]
         if parameter.name != "config":
             known[_plain(parameter.name)] = (long[0], parameter)
             known |= {_plain(spelling): (spelling, parameter) for spelling in long}
@@ -61,10 +64,13 @@ def _suited(parameter: Any, value: Any) -> Any:
     """The value as the parameter takes it.
 
     Raises:
-        ValueError: yes or no, where something else is meant.
+        ValueError: yes or no, where something else is meant, or something else for yes or no.
     """
     values = value if isinstance(value, list) else [value]
-    if not getattr(parameter, "is_flag", False) and any(isinstance(v, bool) for v in values):
+    flag = getattr(parameter, "is_flag", False)
+    if flag and not isinstance(value, bool):
+        raise ValueError(f"expected yes or no, got {value!r}")
+    if not flag and any(isinstance(v, bool) for v in values):
         raise ValueError("expected a value, not yes or no; quote it if it is a word")
     repeated = getattr(parameter, "multiple", False) or parameter.nargs == -1
     return values if repeated and value is not None else value

@@ -29,6 +29,7 @@ from spikedim.storage import Run
 from spikedim.theory.statistics import mean_interval
 from spikedim.training import TrainConfig, evaluate, fit, samples
 from spikedim.training.batches import Batches
+from spikedim.training.config import check_timesteps
 
 KINDS = ("spiking", "continuous")
 ARMS = {
@@ -232,7 +233,7 @@ def compare_gates(
         root: folder of data samples.
 
     Raises:
-        ConfigError: fewer than two seeds, or no data set.
+        ConfigError: fewer than two seeds, T below 1, no data set, or two of one name.
         DataError, ModelError, StorageError: as :func:`spikedim.training.fit`.
     """
     if len(set(seeds)) < 2 or not datasets:
@@ -240,6 +241,12 @@ def compare_gates(
             f"{len(set(seeds))} seeds and {len(datasets)} data sets: an interval needs 2 seeds or "
             "more, on one data set or more"
         )
+    names = [Path(name).stem for name in datasets]
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            f"data sets {', '.join(datasets)}: give each once, under a name of its own"
+        )
+    check_timesteps(T)
     base = TrainConfig(epochs=12, batch_size=32, validation=0.0) if config is None else config
     settings = {
         "what": "gate comparison", "datasets": list(datasets), "model": model, "grid": grid,
