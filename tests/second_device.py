@@ -1,4 +1,4 @@
-"""A second device without hardware: tensors that cannot meet those of the processor.
+"""Checks on a second device: hardware, or tensors that cannot meet those of the processor.
 
 A tensor on ``second`` is an empty shell around a tensor of the processor, which does its
 arithmetic. An operation between both devices raises, as it does with a GPU; so code that gives the
@@ -6,7 +6,8 @@ same numbers here makes no tensor on the wrong device. Strides of a shell are th
 tensor, whatever its content has, so that nothing is learned about contiguity.
 
 The device belongs to the process: checks run in one of their own,
-``python second_device.py [NAME …]``.
+``python second_device.py DEVICE [NAME …]`` with DEVICE ``second`` or, on a machine with a GPU,
+``cuda``.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _VIEWS = (  # torch's own read the strides of the shell
 )  # fmt: skip
 _BETWEEN = ("aten::_copy_from", "aten::copy_", "aten::_to_copy")
 _libraries: list[torch.library.Library] = []
+_device = NAME
 
 
 class Shell(torch.Tensor):
@@ -205,9 +207,9 @@ def checks() -> dict[str, Callable[[], float]]:
 
 def compared(function: Callable[..., Any], model: torch.nn.Module, x: torch.Tensor) -> float:
     """Largest difference of a result's numbers, relative to the largest of their kind."""
-    there = copy.deepcopy(model).to(NAME)
-    assert all(map(is_there, there.state_dict().values()))
-    one, two = numbers(function(model, x)), numbers(function(there, x.to(NAME)))
+    there = copy.deepcopy(model).to(_device)
+    assert {value.device.type for value in there.state_dict().values()} == {_device}
+    one, two = numbers(function(model, x)), numbers(function(there, x.to(_device)))
     assert one
     assert one.keys() == two.keys()
     worst = 0.0
@@ -248,16 +250,19 @@ def main() -> None:
 
     That is a number, or the traceback.
     """
+    global _device
     torch.set_num_threads(1)
-    setup()
+    _device, *wanted = sys.argv[1:]
+    if _device == NAME:
+        setup()
     found: dict[str, float | str] = {}
-    mixed = torch.ones(3).to(NAME)
+    mixed = torch.ones(3).to(_device)
     try:
         found["mixing"] = float((mixed + torch.ones(3)).sum())
     except RuntimeError as error:
         found["mixing"] = str(error)
     for name, check in checks().items():
-        if name not in sys.argv[1:] and (name in SLOW or len(sys.argv) > 1):
+        if name not in wanted and (name in SLOW or wanted):
             continue
         try:
             found[name] = check()
