@@ -255,6 +255,7 @@ def test_more_samples_than_there_are(capsys):
         (("--values", "1,2"), "--values are those of --sweep"),
         (("--sweep", "v_th", "--values", "1,x"), "--values '1,x'"),
         (("--target-d-eff", "3"), "needs --invert"),
+        (("--rate", "0.1", "0.2"), "--rate is the window of --invert"),
         (("--invert",), "give one target"),
         (("--initialisations", "2", "--invert"), "leave --invert out"),
         (("--initialisations", "2", "--checkpoint", "x.pt"), "leave --checkpoint out"),

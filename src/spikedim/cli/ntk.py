@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from spikedim.models.base import SpikingModel
 
 CALIBRATION = 128
+ANY_RATE = (0.0, 1.0)
 APPROXIMATE = ("sketch", "matrix-free")
 PRODUCTS = 32
 EIGENVALUES = 10
@@ -127,7 +128,7 @@ def ntk(
         typer.Option(
             metavar="LOW HIGH", help="Firing rates of --invert: spikes per step, or Hz with --dt."
         ),
-    ] = (0.0, 1.0),
+    ] = ANY_RATE,
     dt: Annotated[
         float | None, typer.Option(help="Seconds per step, for rates in Hz (--regimes: 0.004).")
     ] = None,
@@ -175,7 +176,10 @@ def ntk(
         "--invert": invert,
     }
     modes = [name for name, on in asked.items() if on]
-    _check(modes, outputs, values, target_d_eff, target_reduction, dt, initialisations, checkpoint)
+    _check(
+        modes, outputs, values, target_d_eff, target_reduction, rate, dt, initialisations,
+        checkpoint,
+    )  # fmt: skip
     _check_plain(modes, outputs, per_timestep, engine, address, workers)
     _check_approximate(modes, method, outputs, per_timestep, engine, probes, size)
     about = {
@@ -416,6 +420,7 @@ def _check(
     values: str | None,
     target_d_eff: float | None,
     target_reduction: float | None,
+    rate: tuple[float, float],
     dt: float | None,
     initialisations: int,
     checkpoint: Path | None,
@@ -431,6 +436,8 @@ def _check(
         raise ConfigError("--values are those of --sweep; say which parameter")
     if dt is not None and not {"--regimes", "--invert"} & {*modes}:
         raise ConfigError("--dt is for the rates of --regimes and --invert")
+    if rate != ANY_RATE and "--invert" not in modes:
+        raise ConfigError("--rate is the window of --invert; leave it out")
     if (target_d_eff or target_reduction) and "--invert" not in modes:
         raise ConfigError("a target needs --invert")
     if initialisations > 1 and (checkpoint is not None or "--invert" in modes):

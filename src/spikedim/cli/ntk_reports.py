@@ -91,7 +91,7 @@ class KernelReport(Result):
         about = [
             ("alignment with labels", self.alignment),
             ("with shuffled labels, 95 % of them", self.by_chance),
-            ("held-out accuracy", self.regression),
+            _held_out(self.regression),
         ]
         labels = Table("Kernel and labels", ("quantity", "value"), about)
         columns = ("estimator", "centred", "uncentred", "interval")
@@ -176,6 +176,13 @@ def _title(report: KernelReport | ApproximateReport) -> str:
         f"d_eff of the tangent kernel: {report.network} on {report.dataset}, T={report.T}, "
         f"{report.samples} samples"
     )
+
+
+def _held_out(accuracy: Estimate | None) -> tuple[str, Any]:
+    """Row of the accuracy of kernel regression, with what its interval is about."""
+    if accuracy is None:
+        return "held-out accuracy", "too few samples of each class to hold any out"
+    return f"held-out accuracy, {accuracy.n} samples (95 % {accuracy.method})", accuracy
 
 
 def _untrained(report: KernelReport | ApproximateReport) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ pass over a whole batch gives every sample's rows.
 from __future__ import annotations
 
 import inspect
-import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -62,10 +61,11 @@ class Capture:
         readout: what is differentiated, [B, outputs].
         samples: B.
         without: parameters that need no gradient although there is no rule for them.
+        samples_first: layers of :func:`samples_first`.
 
     Raises:
-        ModelError: the network is in training mode, or the output depends on a parameter without
-            a rule.
+        ModelError: the network is in training mode, an output is not finite, or the output depends
+            on a parameter without a rule.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Capture:
         readout: Readout,
         samples: int,
         without: Collection[str] = (),
+        samples_first: Collection[str] = (),
     ) -> None:
         check_evaluating(model)
         self.samples = samples
@@ -84,7 +85,7 @@ class Capture:
         self.leaks: dict[str, Tensor] = {}
         self._names = {id(p): name for name, p in model.named_parameters()}
         self._sink = Sink()
-        self._written: weakref.ref[Tensor] | None = None
+        self._samples_first = samples_first
         self._read: Call | None = None
         with torch.enable_grad(), self._replaced(model):
             self.output = readout(model, x, T)
@@ -93,6 +94,7 @@ class Capture:
                 f"the readout gives shape {tuple(self.output.shape)} for {samples} samples; "
                 "expected [samples, outputs]"
             )
+        check_outputs(self.output)
         self._fold()
         self._check_covered(model, without)
 
@@ -187,10 +189,13 @@ class Capture:
             norm = call.norm
             with torch.no_grad():
                 middle = call.forward(call.input)
-            for name, value in features(norm.module, middle, g, self.samples, self.steps):
+            for name, value in features(
+                norm.module, middle, g, self.samples, self.steps, norm.merged
+            ):
                 yield norm.module, name, value
             g = g * call.scale.view(-1, *[1] * (g.ndim - 3))
-        for name, value in features(call.module, call.input, g, self.samples, self.steps):
+        layer = call.module, call.input, g, self.samples, self.steps, call.merged
+        for name, value in features(*layer):
             yield call.module, name, value
 
     def _fold(self) -> None:
@@ -261,8 +266,8 @@ class Capture:
         if type(module).forward is LIF.forward:
             assert isinstance(module, LIF)
             return partial(self._neurons, module, original)
-        learns = covered(module) and any(p.requires_grad for p in module.parameters(False))
-        if not (learns or isinstance(module, _BatchNorm)):
+        learns = any(p.requires_grad for p in module.parameters(False))
+        if not (covered(module) and (learns or isinstance(module, _BatchNorm))):
             return None
         bases: tuple[Any, ...] = (*CONVOLUTIONS, _BatchNorm)
         base = next((c for c in bases if isinstance(module, c)), None)
@@ -282,15 +287,15 @@ class Capture:
         return spikes
 
     def _layer(
-        self, name: str, module: nn.Module, original: Callable[[Tensor], Tensor], x: Tensor
+        self, name: str, module: nn.Module, original: Callable[[Tensor], Tensor], input: Tensor
     ) -> Tensor:
-        if isinstance(module, nn.Embedding):
-            x = self._own_tokens(x)
-        call = Call(name, module, original, x.detach(), torch.zeros((), requires_grad=True))
+        x = self._own_tokens(input) if isinstance(module, nn.Embedding) else input
+        anchor = torch.zeros((), requires_grad=True)
+        call = Call(name, module, original, x.detach(), anchor, name in self._samples_first)
         out: Tensor
         if isinstance(module, _BatchNorm):
-            if self._written is not None and self._written() is x:
-                call.before = self.calls[-1]
+            before = getattr(x.grad_fn, "call", None)
+            call.before = before if before is not None and _foldable(before.module, x) else None
             out = norm(x, call.anchor, call, self._sink)
         elif isinstance(module, (nn.Linear, *CONVOLUTIONS)):
             if isinstance(module, nn.Linear):
@@ -303,10 +308,6 @@ class Capture:
                 y = original(x)
             out = tap(y, call.anchor, call, self._sink)
         self.calls.append(call)
-        features_at_1 = isinstance(module, CONVOLUTIONS) or out.ndim == 2
-        foldable = isinstance(module, (nn.Linear, *CONVOLUTIONS)) and features_at_1
-        foldable = foldable and getattr(module, "groups", 1) == 1
-        self._written = weakref.ref(out) if foldable else None
         return out
 
     def _merging(
@@ -315,12 +316,13 @@ class Capture:
         module: nn.Module,
         original: Callable[[Tensor], Tensor],
         plain: Callable[[Tensor], Tensor],
-        x: Tensor,
+        input: Tensor,
     ) -> Tensor:
         """A subclass of torch's layer that merges time with the samples, as SpikingJelly's do.
 
         One that does anything else is left without a rule.
         """
+        x = input
         with torch.no_grad():
             expected = original(x)
             merges = x.ndim > 2 and _same(expected, lambda: plain(x.flatten(0, 1)))
@@ -350,6 +352,54 @@ class Capture:
             module.w = copies.view(-1, *[1] * (inputs[0].dim() - 2))
 
         handles.append(module.register_forward_pre_hook(shape))
+
+
+def _foldable(module: nn.Module, out: Tensor) -> bool:
+    """Whether a batch norm that reads the output of this layer scales its output channels."""
+    if not isinstance(module, (nn.Linear, *CONVOLUTIONS)) or getattr(module, "groups", 1) > 1:
+        return False
+    return isinstance(module, CONVOLUTIONS) or out.ndim == 2
+
+
+def samples_first(model: nn.Module, x: Tensor, T: int | None, readout: Readout) -> frozenset[str]:
+    """Layers that read [B, ...] where others may read [T, B, ...].
+
+    The two look alike in a batch of T samples with T tokens, so it is seen on one sample.
+
+    Args:
+        model, x, T, readout: as of :class:`Capture`, ``x`` a single sample.
+    """
+    found: set[str] = set()
+    if steps_of(model, x, T) == 1:
+        return frozenset()
+
+    def look(name: str, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        shape = [*args, *named.values()][0].shape
+        axes = shape if isinstance(module, nn.Embedding) else shape[:-1]
+        if len(axes) > 1 and axes[0] == 1 and axes[1] != 1:
+            found.add(name)
+
+    handles = [
+        module.register_forward_pre_hook(partial(look, name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.LayerNorm, nn.Embedding))
+    ]
+    try:
+        with torch.no_grad():
+            readout(model, x, T)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return frozenset(found)
+
+
+def check_outputs(out: Tensor) -> None:
+    """Raise ModelError where an output is NaN or infinite."""
+    if not torch.isfinite(out.detach()).all():
+        raise ModelError(
+            "the network gives NaN or infinity; look for a division by 0, a training that diverged "
+            "or damaged weights"
+        )
 
 
 def _same(expected: Tensor, found: Callable[[], Tensor]) -> bool:

@@ -31,7 +31,7 @@ def deposit(call: Call, g: Tensor, samples: int, steps: int, channels: slice, ro
     """
     module = call.module
     if not isinstance(module, (nn.Linear, *CONVOLUTIONS)) or getattr(module, "groups", 1) > 1:
-        for name, value in features(module, call.input, g[None], samples, steps):
+        for name, value in features(module, call.input, g[None], samples, steps, call.merged):
             found = value.dense()[0]
             if isinstance(module, nn.Embedding):  # as a linear layer of the same weights has them
                 found = found.unflatten(1, module.weight.shape).mT
@@ -153,10 +153,10 @@ def _outer(
 
 def _inputs(call: Call, samples: int, steps: int) -> Tensor | Spikes:
     """Inputs of every row, [B, I, T·R], laid out for the fastest product and kept with the call."""
-    merged = isinstance(call.module, CONVOLUTIONS)
+    spatial = isinstance(call.module, CONVOLUTIONS)
     if call.rows.value is None:
-        x = patches(call.module, call.input)[:, :, 0] if merged else call.input  # [N, L, I]
-        rows = _by_time(x, samples, steps, merged).permute(1, 3, 0, 2)  # [B, I, T, R]
+        x = patches(call.module, call.input)[:, :, 0] if spatial else call.input  # [N, L, I]
+        rows = _by_time(x, samples, steps, call.merged).permute(1, 3, 0, 2)  # [B, I, T, R]
         outputs = len(call.module.weight)
         if (spikes := Spikes.of(rows, outputs)) is not None:
             call.rows.value = spikes
@@ -164,7 +164,7 @@ def _inputs(call: Call, samples: int, steps: int) -> Tensor | Spikes:
             call.rows.value = rows.flatten(2).contiguous()
         else:
             call.rows.value = rows.permute(0, 2, 3, 1).flatten(1, 2).mT
-    if not merged:  # only the shape of the input is read again
+    if not spatial:  # only the shape of the input is read again
         call.input = call.input.new_full((), math.nan).expand(call.input.shape)
     return call.rows.value
 
@@ -174,9 +174,8 @@ def _outputs(call: Call, g: Tensor, samples: int, steps: int, channels: slice) -
 
     A view wherever the layout allows: samples are never copied to the front.
     """
-    merged = isinstance(call.module, CONVOLUTIONS)
-    g = g.flatten(2).mT if merged else g  # [N, L, O]
-    return _by_time(g[..., channels], samples, steps, merged)
+    g = g.flatten(2).mT if isinstance(call.module, CONVOLUTIONS) else g  # [N, L, O]
+    return _by_time(g[..., channels], samples, steps, call.merged)
 
 
 def _by_time(x: Tensor, samples: int, steps: int, merged: bool) -> Tensor:

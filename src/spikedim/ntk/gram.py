@@ -37,12 +37,14 @@ class Setup:
         T: timesteps of a static input.
         readout: function of (model, x, T) that is differentiated, [B, outputs].
         events: whether inputs are [T, B, ...] rather than [B, ...].
+        samples_first: layers of :func:`~spikedim.ntk.capture.samples_first`.
     """
 
     model: nn.Module
     T: int | None
     readout: Readout
     events: bool
+    samples_first: frozenset[str] = frozenset()
 
     def batch(self, x: Tensor, start: int, stop: int) -> Tensor:
         """Samples ``start`` to ``stop`` of ``x``."""
@@ -54,7 +56,8 @@ class Setup:
 
     def capture(self, x: Tensor, without: tuple[str, ...] = ()) -> Capture:
         """A forward of the samples ``x``, ready to be differentiated."""
-        return Capture(self.model, x, self.T, self.readout, self.count(x), without)
+        samples = self.count(x)
+        return Capture(self.model, x, self.T, self.readout, samples, without, self.samples_first)
 
 
 def with_surrogate(model: nn.Module, surrogate: Surrogate | None) -> nn.Module:

@@ -19,7 +19,7 @@ from spikedim.dimension.sharded import ENGINES, connected, fetch
 from spikedim.errors import BudgetError, ConfigError, DataError, ModelError
 from spikedim.models.base import SpikingModel, check_finite
 from spikedim.neurons import Surrogate, surrogate
-from spikedim.ntk.capture import Readout, check_evaluating, logits, neurons_of
+from spikedim.ntk.capture import Readout, check_evaluating, logits, neurons_of, samples_first
 from spikedim.ntk.directions import fewest_sums
 from spikedim.ntk.gram import (
     METHODS,
@@ -143,6 +143,11 @@ def gram(
     values = np.zeros((n * (len(cotangents) if full else 1), m * (len(cotangents) if full else 1)))
     for name in blocks:
         values += blocks[name]
+    if not np.isfinite(values.sum()):
+        raise ModelError(
+            f"the kernel holds {values.sum()}: a gradient of the network is NaN or infinite, as of "
+            "a square root or a norm at 0; add a small constant there"
+        )
     moving = [p for p in model.parameters() if p.requires_grad]
     return Kernel(
         values,
@@ -182,7 +187,14 @@ def prepared(
         raise ModelError("no parameter requires a gradient; unfreeze some: requires_grad_(True)")
     check_finite(x, int(has_events(model, x)))
     network = with_named_surrogate(model, surrogate, width)
-    return Setup(network, T, readout or logits, has_events(model, x))
+    return setup_of(network, x, T, readout or logits)
+
+
+def setup_of(model: nn.Module, x: Tensor, T: int | None, readout: Readout) -> Setup:
+    """What is differentiated, with the layout of its layers' inputs."""
+    made = Setup(model, T, readout, has_events(model, x))
+    first = samples_first(model, made.batch(x, 0, 1), T, readout)
+    return replace(made, samples_first=first)
 
 
 def has_events(model: nn.Module, x: Tensor) -> bool:

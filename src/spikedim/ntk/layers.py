@@ -62,7 +62,14 @@ class Features:
 
 
 def covered(module: nn.Module) -> bool:
-    """Whether this layer's parameters have a rule here."""
+    """Whether this layer's parameters have a rule here.
+
+    Weights that are computed from others, as by ``torch.nn.utils.parametrizations``, have none.
+    """
+    if "weight" not in module._parameters:
+        return False
+    if isinstance(module, nn.Embedding):
+        return not module.scale_grad_by_freq  # counted over a batch: samples influence each other
     if isinstance(module, CONVOLUTIONS):
         even = module.padding == "same" and any(k % 2 == 0 for k in module.kernel_size)
         return module.padding_mode == "zeros" and not even
@@ -70,7 +77,7 @@ def covered(module: nn.Module) -> bool:
 
 
 def features(
-    module: nn.Module, x: Tensor, g: Tensor, samples: int, steps: int
+    module: nn.Module, x: Tensor, g: Tensor, samples: int, steps: int, merged: bool
 ) -> Iterator[tuple[str, Features]]:
     """Per-sample gradients of a layer's parameters.
 
@@ -79,29 +86,30 @@ def features(
         x: its input in one call.
         g: gradients at its output, [F, *output shape].
         samples, steps: B and T of the run.
+        merged: as of :func:`by_sample`.
 
     Yields:
         Parameter name and gradient.
     """
     if isinstance(module, nn.Embedding):
-        yield "weight", _embedding(module, x, g, samples, steps)
+        yield "weight", _embedding(module, x, g, samples, steps, merged)
         return
     bias = getattr(module, "bias", None)
     if isinstance(module, (_BatchNorm, nn.LayerNorm)):
-        channels_last = isinstance(module, nn.LayerNorm)
+        last = len(module.normalized_shape) if isinstance(module, nn.LayerNorm) else 0
         for name in ("weight", "bias"):
             parameter = getattr(module, name)
             if parameter is None or not parameter.requires_grad:
                 continue
             value = g * _normalised(module, x) if name == "weight" else g
-            per_sample = by_sample(value, samples, steps, merged=not channels_last)
-            keep = -1 if channels_last else 3
-            yield name, Features(_sum_but(per_sample, keep))
+            rows = by_sample(value, samples, steps, merged)
+            rows = rows.flatten(-last) if last else rows.movedim(3, -1)  # [F, B, R, ..., C]
+            yield name, Features(rows.sum(tuple(range(2, rows.ndim - 1))))
         return
-    if merged := isinstance(module, CONVOLUTIONS):
+    if spatial := isinstance(module, CONVOLUTIONS):
         x, g = patches(module, x), _grouped_output(module, g)
     a, g = by_sample(x[None], samples, steps, merged)[0], by_sample(g, samples, steps, merged)
-    if not merged:
+    if not spatial:
         a, g = a[..., None, :], g[..., None, :]
     a, g = a.flatten(1, -3), g.flatten(2, -3)  # [B, R, groups, I], [F, B, R, groups, O]
     if module.weight.requires_grad:
@@ -110,11 +118,12 @@ def features(
         yield "bias", Features(g.sum(2).flatten(2))
 
 
-def by_sample(x: Tensor, samples: int, steps: int, merged: bool = False) -> Tensor:
+def by_sample(x: Tensor, samples: int, steps: int, merged: bool) -> Tensor:
     """Bring the sample axis of [F, ..., C] to the front: [F, B, R, ..., C].
 
-    The axes between are read as [T, B, ...] (unless ``merged``), [B, ...], [T·B·N, ...] or
-    [B·N, ...], the first that fits: time (or one step) before samples, samples before tokens.
+    The axes between are read as [T, B, ...] (unless ``merged``: no axis of time stands before the
+    samples'), [B, ...], [T·B·N, ...] or [B·N, ...], the first that fits: time (or one step) before
+    samples, samples before tokens.
 
     Raises:
         ModelError: none of them fits.
@@ -133,13 +142,6 @@ def by_sample(x: Tensor, samples: int, steps: int, merged: bool = False) -> Tens
         f"a layer input of shape {tuple(x.shape[1:])} has no axis for {samples} samples and "
         f"{steps} timesteps; use method='jacobian'"
     )
-
-
-def _sum_but(x: Tensor, keep: int) -> Tensor:
-    """Sum [F, B, R, ...] over every axis after the second but ``keep``; returns [F, B, C]."""
-    keep %= x.ndim
-    axes = [axis for axis in range(2, x.ndim) if axis != keep]
-    return x.sum(axes) if axes else x
 
 
 def _normalised(module: Any, x: Tensor) -> Tensor:
@@ -179,11 +181,15 @@ def _grouped_output(module: nn.Conv1d | nn.Conv2d, g: Tensor) -> Tensor:
     return g.flatten(3).unflatten(2, (module.groups, -1)).permute(0, 1, 4, 2, 3)
 
 
-def _embedding(module: nn.Embedding, ids: Tensor, g: Tensor, samples: int, steps: int) -> Features:
-    """Gradient rows of the tokens that occur; a one-hot input makes it a linear layer."""
-    tokens = by_sample(ids[None, ..., None], samples, steps)[0].flatten(1)  # [B, R]
-    rows = by_sample(g, samples, steps).flatten(2, -2)  # [F, B, R, E]
+def _embedding(
+    module: nn.Embedding, ids: Tensor, g: Tensor, samples: int, steps: int, merged: bool
+) -> Features:
+    """Gradient rows of the tokens that occur, none of padding; as of a linear layer on one-hots."""
+    tokens = by_sample(ids[None, ..., None], samples, steps, merged)[0].flatten(1)  # [B, R]
+    rows = by_sample(g, samples, steps, merged).flatten(2, -2)  # [F, B, R, E]
     full = g.new_zeros(len(g), samples, module.num_embeddings, module.embedding_dim)
     index = tokens[None, :, :, None].expand_as(rows)
     full.scatter_add_(2, index, rows)
+    if module.padding_idx is not None:
+        full[:, :, module.padding_idx] = 0
     return Features(full.flatten(2))

@@ -8,6 +8,7 @@ Krylov space gives the spectrum.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -385,7 +386,7 @@ def kernel_traces(
     else:
         found = estimate(0.0, 0.0, 0.0)
     sides = [
-        estimate(v, max(v - half_width(all_), 0.0), v + half_width(all_))
+        estimate(v, v - half_width(all_), v + half_width(all_)).within(0.0, math.inf)
         for v, all_ in ((trace, traces), (square, squares))
     ]
     seconds = time.monotonic() - started

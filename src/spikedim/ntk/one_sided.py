@@ -27,7 +27,7 @@ from spikedim.models.base import SpikingModel
 from spikedim.neurons import Surrogate
 from spikedim.ntk.capture import Capture, logits
 from spikedim.ntk.gram import Setup, products, with_surrogate
-from spikedim.ntk.kernel import gram, has_events, output_sums
+from spikedim.ntk.kernel import gram, output_sums, setup_of
 from spikedim.ntk.plan import budget_of, probe
 from spikedim.ntk.variants import (
     Array,
@@ -265,7 +265,7 @@ def _kernels(
     smooth: SpikingModel, slope: Surrogate, x: Tensor, memory: float | None
 ) -> tuple[Array, Array, Array]:
     """J_true·J_trueᵀ, J_true·J_sgᵀ and J_sg·J_sgᵀ of one forward pass, traced over outputs."""
-    setup = Setup(smooth, None, logits, has_events(smooth, x))
+    setup = setup_of(smooth, x, None, logits)
     sums = output_sums(setup, x, "trace")
     n, found, budget = setup.count(x), probe(setup, x), budget_of(memory)
     need = 2.0 * n * (found.saved + 2 * found.columns * found.itemsize)

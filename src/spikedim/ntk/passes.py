@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikedim.neurons import scan
 from spikedim.neurons.lif import prepare
@@ -44,6 +45,7 @@ class Call:
         module: the layer.
         forward: what computes its output.
         input: its input.
+        samples_first: a batch of one is read as [1, ...], without an axis of time before it.
         anchor: a number that every gradient at the output of this call passes by.
         before: of a batch norm, the linear call whose output it reads, until that is decided:
         folded: the scale of this batch norm is in the weights of the layer before.
@@ -57,12 +59,18 @@ class Call:
     forward: Forward
     input: Any
     anchor: Tensor
+    samples_first: bool = False
     before: Call | None = None
     folded: bool = False
     scale: Tensor | None = None
     norm: Call | None = None
     rows: Rows = field(default_factory=Rows)
     _weight: Tensor | None = None
+
+    @property
+    def merged(self) -> bool:
+        """Whether no axis of time stands before that of the samples."""
+        return self.samples_first or isinstance(self.module, (*CONVOLUTIONS, _BatchNorm))
 
     @property
     def weight(self) -> Tensor:
@@ -96,7 +104,8 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, anchor: Tensor, call: Call, sink: Sink) -> Tensor:
         ctx.call, ctx.sink = call, sink
         out: Tensor = call.forward(x)
-        return out
+        # The same memory, but no view: autograd lets a network change it in place.
+        return out.new_empty(0).set_(out) if out._is_view() else out  # type: ignore[call-overload]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

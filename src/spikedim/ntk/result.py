@@ -18,6 +18,8 @@ from spikedim.results import Estimate, Result, Table
 from spikedim.theory.statistics import wilson_interval
 
 Float = NDArray[np.float64]
+#: Units of rounding by which the gradients of equal samples may differ.
+UNRESOLVED = 8
 
 
 def in_words(surrogate: Sequence[tuple[str, float, float]]) -> str:
@@ -78,7 +80,7 @@ class Kernel(Result):
         Raises:
             ConfigError: the kernel is between two sets of samples.
         """
-        self._square("eigenvectors")
+        self._square()
         matrix = self.centred() if center else self.values.copy()
         values, vectors = symmetric_eigenvectors(matrix)
         return np.asarray(values[::-1][:k], float), np.asarray(vectors[:, ::-1][:, :k], float)
@@ -119,7 +121,11 @@ class Kernel(Result):
             )
         # a sample has a gradient for each output, whose kernels the trace adds up
         numbers = self.parameters * (self.classes if self.outputs == "trace" else 1)
-        rows = as_samples(self.features())
+        features = self.features()
+        spread = float(np.trace(self.centred()))
+        if center and spread <= UNRESOLVED * np.finfo(self.dtype).eps * np.trace(self.values):
+            features[:] = 0  # equal gradients: what is left is rounding
+        rows = as_samples(features)
         return measure(replace(rows, space=max(numbers, rows.d)), estimators, center, **options)
 
     def alignment(self, labels: Any, center: bool = True) -> float:
@@ -241,12 +247,14 @@ class Kernel(Result):
         ax.legend(frameon=False, fontsize=8)
         return ax
 
-    def _square(self, what: str) -> None:
+    def _square(self) -> None:
         if not self.symmetric:
-            raise ConfigError(f"{what} needs the kernel of one set of samples; leave x2 out")
+            raise ConfigError(
+                "the kernel is between two sets of samples, this needs that of one; leave x2 out"
+            )
 
     def _labels(self, labels: Any) -> NDArray[Any]:
-        self._square("labels")
+        self._square()
         if self.outputs == "full":
             raise ConfigError("labels need one row per sample; use outputs='trace' or an index")
         target = np.asarray(labels.tolist() if hasattr(labels, "tolist") else labels)

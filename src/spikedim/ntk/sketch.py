@@ -31,7 +31,7 @@ from spikedim.ntk.gram import Setup, surrogates_of
 from spikedim.ntk.identity import identity
 from spikedim.ntk.kernel import output_like, output_sums, prepared
 from spikedim.ntk.plan import budget_of
-from spikedim.ntk.result import in_words
+from spikedim.ntk.result import UNRESOLVED, in_words
 from spikedim.ntk.stream import Stream
 from spikedim.progress import Task, note, task
 from spikedim.results import Estimate, Result, Table, number, plain
@@ -348,7 +348,10 @@ def sketched_gram(
 def _centred(sketches: Tensor, chosen: Tensor | None = None) -> Tensor:
     """Sketches [m, n, k] of gradients about the mean of the samples, of some of them."""
     y = sketches.clone() if chosen is None else sketches[:, chosen]
-    return y.sub_(y.mean(1, keepdim=True))
+    size = torch.linalg.vector_norm(y)
+    y.sub_(y.mean(1, keepdim=True))
+    rounding = torch.linalg.vector_norm(y) <= UNRESOLVED * torch.finfo(y.dtype).eps * size
+    return y.zero_() if rounding else y
 
 
 def _method(probes: int, random_sums: bool) -> str:

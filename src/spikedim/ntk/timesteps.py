@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from spikedim.dimension.arrays import spans
 from spikedim.dimension.estimators import get_estimator
@@ -26,13 +25,12 @@ from spikedim.dimension.spectrum import spectrum_of_gram
 from spikedim.errors import ConfigError
 from spikedim.models.base import SpikingModel
 from spikedim.neurons import Surrogate
-from spikedim.ntk.capture import Capture, Readout, logits, steps_of
+from spikedim.ntk.capture import Capture, Readout, steps_of
 from spikedim.ntk.deposit import deposit
 from spikedim.ntk.gram import Plan, Setup, products
-from spikedim.ntk.kernel import has_events, output_sums, trace_sums, with_named_surrogate
-from spikedim.ntk.layers import CONVOLUTIONS
+from spikedim.ntk.kernel import output_sums, prepared, trace_sums
 from spikedim.ntk.passes import Call, Rows
-from spikedim.ntk.plan import budget_of, plans, probe
+from spikedim.ntk.plan import budget_of, plans, probe, verify
 from spikedim.progress import note, task
 from spikedim.results import Result, Table, plain
 
@@ -190,11 +188,11 @@ def by_timestep(
     started = time.monotonic()
     if outputs == "full":
         raise ConfigError("outputs='full' has no share of a timestep; use 'trace' or an index")
-    network = with_named_surrogate(model, surrogate, width)
-    events = has_events(model, x)
-    if isinstance(model, SpikingModel) and x.is_floating_point() and not events:
-        x, T, events = x.expand(steps_of(model, x, T), *x.shape), None, True
-    setup = Setup(network, T, readout or logits, events)
+    setup = prepared(model, x, T, readout, surrogate, width)
+    if isinstance(model, SpikingModel) and x.is_floating_point() and not setup.events:
+        x = x.expand(steps_of(model, x, T), *x.shape)
+        setup = replace(setup, T=None, events=True)
+    verify(setup, x)
     sums = trace_sums(setup, x) if outputs == "trace" else output_sums(setup, x, outputs)
     n = setup.count(x)
     pair = setup.capture(setup.batch(x, 0, min(2, n)))
@@ -302,11 +300,8 @@ def _cut(
     steps, samples, x = capture.steps, capture.samples, call.input
     if steps == 1:
         return [(0, call, x if g is None else g)]
-    merged = isinstance(call.module, (*CONVOLUTIONS, _BatchNorm))
-    apart = not merged and x.ndim > 2 and x.shape[1] == samples and len(x) == steps
-    once = len(x) == samples or (
-        not merged and x.ndim > 2 and x.shape[1] == samples and len(x) == 1
-    )
+    timed = not call.merged and x.ndim > 2 and x.shape[1] == samples
+    apart, once = timed and len(x) == steps, len(x) == samples or (timed and len(x) == 1)
     if not apart and (once or len(x) % (steps * samples)):
         return None
     inputs = x.chunk(steps)
