@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -96,11 +95,12 @@ def sntk(setting: Setting) -> list[Measurement]:
 def reduction_range(setting: Setting) -> list[Measurement]:
     """Reduction 1 − R of the networks of SNTK, centred, at several thresholds.
 
-    Silent networks, whose output is zero for most digits, are left out and counted.
+    Silent networks, whose output is zero for most digits, are left out and counted; above
+    v_th = 2 nearly all are.
     """
     low, high = setting.formula()
     seeds, rows = _seeds(setting, 8, 24), []
-    for threshold in setting.pick((0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 1.5, 2.0, 2.5)):
+    for threshold in setting.pick((0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 1.5, 1.75, 2.0)):
         neurons = [replace(tiny.NEURON, threshold=threshold)] * len(seeds)
         found, (first, second) = _measured(tiny.SIZE, seeds, neurons)
         name = f"reduction at v_th = {threshold:g}, {first:.2g} and {second:.2g} spikes per step"
@@ -480,10 +480,13 @@ def _solve(
 
     It need not be monotone: ``points`` are scanned before the first fall is halved.
     """
-    for start, end in pairwise(np.linspace(low, high, points).tolist()):
-        if function(start) > target >= function(end):
+    start, before = low, function(low)
+    for end in np.linspace(low, high, points)[1:].tolist():
+        after = function(end)
+        if before > target >= after:
             for _ in range(10):
                 middle = (start + end) / 2
                 start, end = (middle, end) if function(middle) > target else (start, middle)
             return float((start + end) / 2)
+        start, before = end, after
     return None
