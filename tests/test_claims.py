@@ -1,5 +1,6 @@
 """Claims: verdicts follow from numbers, a wrong formula flips them, the audit shows them."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -22,6 +23,7 @@ from spikedim.claims import (
     get_claim,
     judge,
     list_claims,
+    ntk,
 )
 from spikedim.claims.statistics import average, geometric, mean_ranks, rank_correlation
 from spikedim.claims.studies import over_places
@@ -64,6 +66,12 @@ def wrong_step(u, s, current, beta):
     return u, float(u >= 1)
 
 
+def rate_to_the_threshold(threshold, mean, deviation, v_reset=0.0, refractory=0.0):
+    """Has the four stated properties: 1 at v_th = 0, falling in v_th, rising with the rate."""
+    q = stats.norm.cdf((mean - threshold) / deviation)
+    return (q / (1 + q * refractory)) ** threshold
+
+
 @pytest.mark.parametrize(
     ("id", "right", "formula", "wrong"),
     [
@@ -82,7 +90,7 @@ def wrong_step(u, s, current, beta):
         ),
         ("SOFTMAX-SUBTRACTIVE", "holds after correction", ShuntingSoftmax, "holds"),
         ("BITS-PER-SPIKE", "holds after correction", lambda rate: 10.0, "holds"),
-        ("R-PROPERTIES", "holds after correction", reduction.reduction_corrected, "holds"),
+        ("R-PROPERTIES", "fails", lambda *point: rate_to_the_threshold(*point), "holds"),
         ("ENERGY-38-57", "fails", lambda ann, snn: 45.0, "holds"),
     ],
 )
@@ -99,7 +107,6 @@ def test_another_formula_flips_the_verdict(id, right, formula, wrong):
         ("BOUND-BITS", lambda m, epsilon: theory.bits_published(1, m, epsilon)),
         ("RATE-LIF", lambda T: 0.1 / T),
         ("PRODUCT", lambda x, y: torch.minimum(x, y)),
-        ("R-PROPERTIES", reduction.reduction_published),
     ],
 )
 def test_a_wrong_correction_flips_the_verdict(id, correction):
@@ -138,7 +145,7 @@ INDIFFERENT = {
     "SNTK": "a factor cancels in the ratio of two dimensions",
     "GENERALISATION": "a ranking keeps its order",
     **dict.fromkeys(
-        ("RULE-T", "SPIKE-RATIO", "R-PRODUCT", "INVERT"),
+        ("RULE-T", "SPIKE-RATIO", "R-PRODUCT", "R-PROPERTIES", "INVERT"),
         "no verdict after correction at the quick effort",
     ),
 }
@@ -460,7 +467,7 @@ def test_trained_networks_confirm_contradict_or_leave_open(
         ),
         "d_eff": lambda size, neuron, seed: (1 - neuron.beta) ** (-1 - 0.01 * seed),
         "trained_d_eff": lambda neuron, seed: (1 - neuron.beta) ** trained(seed),
-        "gap": lambda n, seed, *rest: (math.exp(trained(seed)) * math.sqrt(4 / n), 4.0),
+        "gap": lambda n, seed, *rest: (n ** trained(seed) * math.sqrt(4 / n), 4.0),
         "ridge_fit": lambda n, seed: (1.0, 2.0),
     }
     for name, fake in fakes.items():
@@ -474,6 +481,9 @@ def test_trained_networks_confirm_contradict_or_leave_open(
     assert stated[-1].passes is passes
     assert ("undecided" in found.reason) == (passes is None)
     assert all(m.shown for m in stated)
+    if id == "GENERALISATION":  # an order leaves its constant open
+        thousandth = replace(item, formula=lambda *point: item.formula(*point) / 1000)
+        assert thousandth.run().verdict == verdict
     if id == "TAU-DIRECTION":  # the other sign is contradicted at initialisation, whatever follows
         assert replace(item, formula=lambda: -1).run().verdict == "fails"
 
@@ -496,7 +506,7 @@ def test_a_ranking_of_the_gap_can_fail(direction, passes, monkeypatch):
 
 
 @pytest.mark.parametrize("together", [1.0, 1.5])
-@pytest.mark.parametrize("with_threshold", [0.0, 0.5])
+@pytest.mark.parametrize("with_threshold", [0.0, 0.3])
 def test_a_product_is_tested_at_other_thresholds_too(together, with_threshold, monkeypatch):
     """Factors that depend on each other, or on the threshold, refute the corrected R-PRODUCT."""
 
@@ -512,22 +522,113 @@ def test_a_product_is_tested_at_other_thresholds_too(together, with_threshold, m
     found = get_claim("R-PRODUCT").run()
     passes = {m.name.split("v_th = ")[1]: m.passes for m in found.measurements[1:4]}
     assert passes["1"] is (together == 1)
-    assert passes["2"] is (together == 1 and not with_threshold)
+    assert passes["1.5"] is (together == 1 and not with_threshold)
 
 
 @pytest.mark.parametrize(("gain", "passes"), [(1.0, True), (0.8, False)])
 def test_an_inversion_is_tested_on_other_samples(gain, passes, monkeypatch):
     """A threshold that suits only the digits it was found on refutes the corrected INVERT."""
-    first = []
+    first = ntk.tiny.digits(64 * (1 + ntk._OTHERS))[0][:64]
 
     def ratio(weights, x, neuron, T):
-        if not first:
-            first.append(x)
-        own = len(x) == len(first[0]) and bool((x == first[0]).all())
-        return 1.2 * math.exp(-neuron.threshold) * (1 if own else gain)
+        return 1.2 * math.exp(-neuron.threshold) * (1 if torch.equal(x, first) else gain)
 
     monkeypatch.setattr("spikedim.claims.ntk.tiny.ratio", ratio)
-    found = get_claim("INVERT").run()
+    item = get_claim("INVERT")
+    found = item.run()
     corrected = [m.passes for m in found.measurements if m.form == "corrected"]
     assert corrected == [passes] * 3
-    assert found.measurements[-1].measured.value < 0.01
+    # Both forms by one statistic: a closed form that knows R fares as the search does.
+    known = replace(item, formula=lambda v, mean, deviation: 1.2 * math.exp(-v)).run()
+    assert [m.passes for m in known.measurements] == [passes] * 6
+
+
+def test_errors_of_an_inversion_do_not_cancel(monkeypatch):
+    """R too high in one network and too low in the next is wrong in both."""
+    networks = itertools.count()
+    first = ntk.tiny.digits(64 * (1 + ntk._OTHERS))[0][:64]
+    monkeypatch.setattr("spikedim.claims.ntk.tiny.weights", lambda size, seed: next(networks))
+    monkeypatch.setattr(
+        "spikedim.claims.ntk.tiny.activity",
+        lambda *network: SimpleNamespace(potential=torch.tensor([-1.0, 1.0])),
+    )
+
+    def ratio(network, x, neuron, T):
+        error = 1 if torch.equal(x, first) else 1.25 ** (-1) ** network
+        return 1.2 * math.exp(-neuron.threshold) * error
+
+    monkeypatch.setattr("spikedim.claims.ntk.tiny.ratio", ratio)
+    corrected = [m for m in get_claim("INVERT").run().measurements if m.form == "corrected"]
+    assert [m.passes for m in corrected] == [False] * 3
+
+
+def test_a_target_out_of_reach_is_no_solution(monkeypatch):
+    """R that ends at 0.6, or is NaN beyond a threshold, has no threshold for 0.5."""
+    monkeypatch.setattr(
+        "spikedim.claims.ntk.tiny.ratio",
+        lambda weights, x, neuron, T: (
+            1.2 - 0.4 * neuron.threshold if neuron.threshold < 1.6 else math.nan
+        ),
+    )
+    found = {m.name: m for m in get_claim("INVERT").run().measurements}
+    for form, target, unsolved in (
+        ("search", 0.9, 0),
+        ("search", 0.7, 0),
+        ("search", 0.5, 6),
+        ("closed form", 0.9, 6),
+        ("closed form", 0.7, 6),
+        ("closed form", 0.5, 0),
+    ):
+        row = found[f"share within 10 %, {form}, target R = {target}, {unsolved} without solution"]
+        assert row.measured.value == (form == "search" and target > 0.5)
+
+
+@pytest.mark.parametrize(("target", "where"), [(0.9, 0.1), (0.25, 0.75), (2.0, None), (-0.1, None)])
+def test_a_solution_is_a_fall_through_the_target(target, where):
+    """Of two falls the first, however the function goes on; an end of the bracket is none."""
+
+    def saw(v):
+        return 1 - v if v < 0.85 else 1.8 - v
+
+    found = ntk._solve(saw, target, 0.0, 1.5, 16)
+    assert found is where if where is None else found == pytest.approx(where, abs=1e-3)
+
+
+def test_a_correction_needs_every_property_of_the_reduction():
+    item = get_claim("R-PROPERTIES")
+    assert replace(item, correction=rate_to_the_threshold).run().verdict == "holds after correction"
+    assert replace(item, correction=reduction.reduction_published).run().verdict == "fails"
+    found = {m.name: m.passes for m in item.run().measurements if m.form == "corrected"}
+    assert [name for name, passes in found.items() if not passes] == [
+        "largest rise of R as firing gets sparser by μ",
+        "largest rise of R as firing gets sparser by σ",
+    ]
+
+
+@pytest.mark.parametrize("hertz", [75.0, 30.0, 5.5])
+def test_every_layer_of_a_regime_fires_at_its_rate(hertz):
+    size, rate = ntk.tiny.Tiny(T=25), hertz * ntk.STEP_S
+    x, _ = ntk.tiny.digits(size.samples)
+    for seed in range(2):
+        done = ntk.tiny.activity(
+            ntk.tiny.weights(size, seed), x, ntk._firing_at(size, rate, seed), size.T
+        )
+        assert done.rates == pytest.approx((rate, rate), rel=0.05)
+        assert done.answered > 0.75
+    assert ntk._firing_at(size, 1.01, 0) is None
+
+
+def test_a_silent_network_has_no_reduction_and_is_counted():
+    size = ntk.tiny.SIZE
+    x, _ = ntk.tiny.digits(size.samples)
+    w = ntk.tiny.weights(size, 2)
+    silent = replace(ntk.tiny.NEURON, threshold=2.5)
+    assert ntk.tiny.activity(w, x, silent, size.T).answered < 0.5
+    assert ntk.tiny.participation(ntk.tiny.kernel(w, x, silent, size.T)) > 0
+    ratios, rates = ntk._measured(size, [2, 2, 2], [silent, ntk.tiny.NEURON, None])
+    assert [math.isnan(ratio) for ratio in ratios] == [True, False, True]
+    assert rates == ntk.tiny.activity(w, x, ntk.tiny.NEURON, size.T).rates
+    row = ntk._reduction("reduction", [0.8, math.nan, 0.8], 15, 25)
+    assert row.name == "reduction, 1 of 3 networks left out"
+    assert (row.measured.n, row.passes) == (2, True)
+    assert ntk._reduction("reduction", [0.8, math.nan], 15, 25).passes is not True

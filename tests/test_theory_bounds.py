@@ -142,9 +142,11 @@ def test_blahut_arimoto_refuses_nonsense(call):
 
 
 def test_published_threshold_factor_as_digested():
-    for ratio in (0.0, 0.5, 2.0):
-        at_zero = reduction.threshold_published(0.0, ratio, 1.0)
-        assert at_zero <= 0.61
+    ratios = np.linspace(-3, 3, 6001)
+    at_zero = np.array([reduction.threshold_published(0.0, ratio, 1.0) for ratio in ratios])
+    assert at_zero[ratios >= 0].max() == pytest.approx(0.5, abs=1e-3)
+    assert at_zero.max() == pytest.approx(0.6102, abs=1e-4)
+    assert ratios[at_zero.argmax()] == pytest.approx(-0.506, abs=1e-3)
     values = [reduction.threshold_published(v, 0.0, 1.0) for v in np.linspace(0, 4, 50)]
     assert max(np.diff(values)) > 0 > min(np.diff(values))
     assert max(values) < 0.6103
@@ -162,16 +164,22 @@ def test_corrected_reduction_has_the_stated_limits(mean, deviation, v, step):
 
 def test_refractory_and_reset_factors():
     assert reduction.refractory_published(2, 10) == pytest.approx(0.8)
-    # T_ISI of a renewal neuron is t_ref + 1/q, where the two forms agree.
-    assert reduction.refractory_corrected(2, 0.25) == pytest.approx(
-        reduction.refractory_published(2, 2 + 1 / 0.25)
-    )
+    # T_ISI of a renewal neuron is t_ref + 1/q, where the two forms agree, however often it fires.
+    for dead, q in ((2, 0.25), (2, 0.75), (10, 1.0)):
+        interval = dead + 1 / q
+        assert reduction.refractory_renewal(dead, q) == pytest.approx(
+            reduction.refractory_published(dead, interval)
+        )
     assert reduction.reset_published(0.0, 1.0) == 1
     assert reduction.reset_published(-1.0, 2.0) == pytest.approx(0.8)
     joint = reduction.reduction_published(1.0, 0.0, 1.0, v_reset=-0.5, refractory=1)
     assert reduction.reduction_published(100.0, 0.0, 1.0, refractory=1) == 0  # never fires
     rate = 0.15865525393145707
-    assert joint == pytest.approx(reduction.threshold_published(1.0, 0.0, 1.0) / 1.25 * (1 - rate))
+    others = reduction.refractory_published(1, 1 + 1 / rate) / 1.25
+    assert joint == pytest.approx(reduction.threshold_published(1.0, 0.0, 1.0) * others)
+    corrected = reduction.reduction_corrected(1.0, 0.0, 1.0, v_reset=-0.5, refractory=1)
+    assert corrected == pytest.approx(reduction.threshold_corrected(1.0, 0.0, 1.0) * others)
+    assert reduction.reduction_published(0.0, 0.0, 1.0, refractory=9) == pytest.approx(0.5 / 5.5)
 
 
 @pytest.mark.parametrize(
@@ -181,8 +189,8 @@ def test_refractory_and_reset_factors():
         lambda: reduction.threshold_corrected(1, 0, 0),
         lambda: reduction.reset_published(0, 0),
         lambda: reduction.refractory_published(3, 2),
-        lambda: reduction.refractory_corrected(-1, 0.5),
-        lambda: reduction.refractory_corrected(1, 1.5),
+        lambda: reduction.refractory_renewal(-1, 0.5),
+        lambda: reduction.refractory_renewal(1, 1.5),
     ],
 )
 def test_reduction_refuses_values_outside_its_domain(call):

@@ -19,6 +19,8 @@ from spikedim.neurons import LIFParams, lif_potential
 from spikedim.neurons import lif as spiking_layer
 
 Weights = tuple[Tensor, ...]
+#: One neuron for both layers, or one of each.
+Neurons = LIFParams | tuple[LIFParams, LIFParams]
 
 #: The published neuron: soft reset, unit gain.
 NEURON = LIFParams(beta=0.5, reset="soft", decay_input=False)
@@ -57,22 +59,49 @@ def weights(size: Tiny, seed: int) -> Weights:
     )
 
 
-def forward(parameters: Weights, x: Tensor, neuron: LIFParams, T: int) -> Tensor:
+def by_layer(neuron: Neurons) -> tuple[LIFParams, LIFParams]:
+    """The neuron of each hidden layer."""
+    return neuron if isinstance(neuron, tuple) else (neuron, neuron)
+
+
+def forward(parameters: Weights, x: Tensor, neuron: Neurons, T: int) -> Tensor:
     """Outputs [..., outputs] of inputs [..., 64]."""
     first, second, readout = parameters
+    lower, upper = by_layer(neuron)
     hidden = (x @ first.T).expand(T, *x.shape[:-1], len(first))
-    hidden, _ = spiking_layer(hidden, neuron)
-    hidden, _ = spiking_layer(hidden @ second.T, neuron)
+    hidden, _ = spiking_layer(hidden, lower)
+    hidden, _ = spiking_layer(hidden @ second.T, upper)
     return hidden.mean(0) @ readout.T
 
 
+@dataclass(frozen=True)
+class Activity:
+    """What the hidden layers do.
+
+    Attributes:
+        rates: spikes per neuron and step of each layer.
+        answered: share of the samples for which the read-out gets a spike; the output of the
+            others is zero.
+        potential: before reset, both layers together.
+    """
+
+    rates: tuple[float, float]
+    answered: float
+    potential: Tensor
+
+
 @torch.no_grad()
-def activity(parameters: Weights, x: Tensor, neuron: LIFParams, T: int) -> tuple[float, Tensor]:
-    """Firing probability per step and potentials before reset, of both hidden layers."""
+def activity(parameters: Weights, x: Tensor, neuron: Neurons, T: int) -> Activity:
+    """Spikes and potentials of both hidden layers on x [n, 64]."""
     first, second, _ = parameters
-    spikes, below, _ = lif_potential((x @ first.T).expand(T, len(x), len(first)), neuron)
-    later, above, _ = lif_potential(spikes @ second.T, neuron)
-    return float((spikes.mean() + later.mean()) / 2), torch.cat([below.flatten(), above.flatten()])
+    lower, upper = by_layer(neuron)
+    spikes, below, _ = lif_potential((x @ first.T).expand(T, len(x), len(first)), lower)
+    later, above, _ = lif_potential(spikes @ second.T, upper)
+    return Activity(
+        (float(spikes.mean()), float(later.mean())),
+        float((later.sum((0, 2)) > 0).float().mean()),
+        torch.cat([below.flatten(), above.flatten()]),
+    )
 
 
 def continuous(neuron: LIFParams = NEURON) -> LIFParams:
@@ -80,7 +109,7 @@ def continuous(neuron: LIFParams = NEURON) -> LIFParams:
     return replace(neuron, smooth=True, reset="none", v_reset=0.0, refractory=0)
 
 
-def kernel(parameters: Weights, x: Tensor, neuron: LIFParams, T: int) -> Tensor:
+def kernel(parameters: Weights, x: Tensor, neuron: Neurons, T: int) -> Tensor:
     """Trace kernel ``K(x, x') = Σ_o ⟨J_o(x), J_o(x')⟩``, float64 [n, n]."""
 
     def output(p: Weights, sample: Tensor) -> Tensor:
@@ -102,7 +131,7 @@ def participation(gram: Tensor, centred: bool = True) -> float:
     return float(gram.trace()) ** 2 / square if square > 0 else 0.0
 
 
-def d_eff(size: Tiny, neuron: LIFParams, seed: int, centred: bool = True) -> float:
+def d_eff(size: Tiny, neuron: Neurons, seed: int, centred: bool = True) -> float:
     """Participation ratio of the kernel of a fresh network on digits; NaN where nothing responds.
 
     A layer so silent that no surrogate slope is left has no kernel, hence no dimension.
@@ -112,10 +141,18 @@ def d_eff(size: Tiny, neuron: LIFParams, seed: int, centred: bool = True) -> flo
     return value if value > 0 else float("nan")
 
 
-def ratio(parameters: Weights, x: Tensor, neuron: LIFParams, T: int) -> float:
-    """R: centred participation ratio over that of the continuous counterpart; NaN without any."""
+def ratio(parameters: Weights, x: Tensor, neuron: Neurons, T: int) -> float:
+    """R: centred participation ratio over that of the continuous counterpart.
+
+    NaN where no spike reaches the read-out for most samples: what is left of the kernel is then
+    surrogate slopes of a network that computes nothing.
+    """
+    if not activity(parameters, x, neuron, T).answered > 0.5:
+        return float("nan")
     value = participation(kernel(parameters, x, neuron, T))
-    return value / participation(kernel(parameters, x, continuous(neuron), T)) or float("nan")
+    lower, upper = by_layer(neuron)
+    twin = participation(kernel(parameters, x, (continuous(lower), continuous(upper)), T))
+    return value / twin or float("nan")
 
 
 @lru_cache(maxsize=512)

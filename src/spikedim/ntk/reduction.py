@@ -240,7 +240,9 @@ def reduction(
     it needs: threshold and leak are measured against the continuous twin, the reset on top of
     both (a membrane without memory has nothing to reset), the refractory period on top of the
     threshold. Closed forms take μ_V and σ_V of the network in which the factor starts to act,
-    potentials in units of each layer's threshold.
+    potentials in units of each layer's threshold. T_ISI counts the dead time: of the refractory
+    period alone it is measured (published) or ``t_ref + 1/q`` from the rate q without one
+    (corrected), in the joint forms ``t_ref + 1/Φ(-α)``.
 
     Args:
         models: a network in eval mode, at initialisation or trained, or several initialisations
@@ -364,7 +366,7 @@ def _closed_forms(
         interval = 1 / alone.rate if alone.rate else math.inf
         return (
             _defined(closed.refractory_published, dead, interval),
-            _defined(closed.refractory_corrected, dead, base.rate),
+            _defined(closed.refractory_renewal, dead, base.rate),
         )
     if name == "joint":
         m = means[("threshold", "leak")]

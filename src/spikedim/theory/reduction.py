@@ -1,9 +1,10 @@
 """Closed-form factors of the spiking NTK's reduction factor R (claims R-PROPERTIES, R-PRODUCT).
 
 R = d_eff(spiking)/d_eff(continuous), published as R_threshold·R_reset·R_refractory. The threshold
-and refractory factors as printed contradict the properties stated for them, so both have a
-corrected form beside the published one. The participation ratio does not change when a kernel is
-scaled, so no product of scalars can be derived from one: these are models to be measured against.
+factor as printed contradicts the limits stated for it, so it has a corrected form beside the
+published one. T_ISI is read as what a spike train has: the mean time from spike to spike, dead
+time included. The participation ratio does not change when a kernel is scaled, so no product of
+scalars can be derived from one: these are models to be measured against.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from spikedim.errors import ConfigError
 def threshold_published(threshold: float, mean: float, deviation: float) -> float:
     """Published ``Φ(α)·exp(-α²/2)`` with ``α = (v_th - μ)/σ``.
 
-    As v_th → 0 it tends to ``Φ(-μ/σ)·exp(-μ²/2σ²)``, at most 0.61 and never 1 for μ >= 0, and it
-    is not monotone in v_th.
+    As v_th → 0 it tends to ``Φ(-μ/σ)·exp(-μ²/2σ²)``: at most 0.5 for μ >= 0, at most 0.6102 for
+    any μ (at μ = -0.506 σ), never 1. It is not monotone in v_th.
 
     Args:
         threshold: v_th >= 0, in units of potential.
@@ -65,11 +66,11 @@ def refractory_published(refractory: float, interval: float) -> float:
     return 1 - refractory / interval
 
 
-def refractory_corrected(refractory: float, probability: float) -> float:
-    """Corrected ``1/(1 + q·t_ref)``: the share of time a renewal neuron is ready to fire.
+def refractory_renewal(refractory: float, probability: float) -> float:
+    """Published factor of a renewal neuron, ``1/(1 + q·t_ref)``: the share of time it is ready.
 
-    A neuron that fires with probability q in every ready step has T_ISI = t_ref + 1/q, the form
-    of :func:`refractory_published` in which the interval cannot be shorter than its own dead time.
+    A neuron that fires with probability q in every ready step has T_ISI = t_ref + 1/q, with which
+    :func:`refractory_published` is this for any t_ref and q.
 
     Args:
         refractory: t_ref >= 0 in steps.
@@ -90,15 +91,19 @@ def reduction_published(
     refractory: float = 0.0,
     strength: float = 1.0,
 ) -> float:
-    """Published R: the product of the three published factors, with ``T_ISI = 1/Φ(-α)`` steps.
+    """Published R: the product of the three published factors.
 
-    Arguments as for the factors; ``refractory`` must stay below T_ISI.
+    The source gives no T_ISI in terms of μ and σ; assumed is ``T_ISI = t_ref + 1/Φ(-α)`` steps,
+    that of a neuron which fires with probability Φ(-α) in every step in which it is ready.
+
+    Args:
+        threshold, mean, deviation: as for :func:`threshold_published`.
+        v_reset: potential after a reset, same units.
+        refractory: t_ref >= 0 in steps.
+        strength: γ >= 0 of :func:`reset_published`.
     """
-    probability = float(ndtr(-_alpha(threshold, mean, deviation)))
-    interval = 1 / probability if probability > 0 else math.inf
-    dead_time = refractory_published(refractory, interval) if refractory else 1.0
-    reset = reset_published(v_reset, threshold, strength) if v_reset else 1.0
-    return threshold_published(threshold, mean, deviation) * reset * dead_time
+    others = _reset_and_refractory(threshold, mean, deviation, v_reset, refractory, strength)
+    return threshold_published(threshold, mean, deviation) * others
 
 
 def reduction_corrected(
@@ -109,11 +114,22 @@ def reduction_corrected(
     refractory: float = 0.0,
     strength: float = 1.0,
 ) -> float:
-    """Corrected R: corrected threshold and refractory factors, ``q = Φ(-α)``; else as published."""
+    """R with the corrected threshold factor; arguments and else as :func:`reduction_published`."""
+    others = _reset_and_refractory(threshold, mean, deviation, v_reset, refractory, strength)
+    return threshold_corrected(threshold, mean, deviation) * others
+
+
+def _reset_and_refractory(
+    threshold: float,
+    mean: float,
+    deviation: float,
+    v_reset: float,
+    refractory: float,
+    strength: float,
+) -> float:
     probability = float(ndtr(-_alpha(threshold, mean, deviation)))
-    dead_time = refractory_corrected(refractory, probability)
     reset = reset_published(v_reset, threshold, strength) if v_reset else 1.0
-    return threshold_corrected(threshold, mean, deviation) * reset * dead_time
+    return reset * refractory_renewal(refractory, probability)
 
 
 def _alpha(threshold: float, mean: float, deviation: float) -> float:
