@@ -568,6 +568,8 @@ def test_regimes_are_measured_at_their_rates(x):
     assert [r.name for r in found.regimes] == ["dense", "moderate", "sparse"]
     for regime, hertz in zip(found.regimes, (75, 30, 5.5), strict=True):
         assert regime.rate / found.dt == pytest.approx(hertz, rel=0.1)
+        assert 0 <= regime.layers[0] < regime.rate < regime.layers[1]
+    assert "layers that fire outside a regime's rates" in str(found)
     assert json.dumps(found.to_dict(), allow_nan=False)
     assert "dense" in str(found)
     assert found.plot().get_ylabel().startswith("reduction")
@@ -588,7 +590,7 @@ def test_regimes_are_measured_at_their_rates(x):
 def test_verdicts_follow_the_interval(low, high, verdict):
     middle = math.nan if low is None else (low + high) / 2
     estimate = Estimate(middle, low, high)
-    assert Regime("dense", (50, 100), (30, 50), 1.0, 0.3, estimate).verdict == verdict
+    assert Regime("dense", (50, 100), (30, 50), 1.0, 0.3, (0.2, 0.4), estimate).verdict == verdict
 
 
 def test_groups_are_disjoint_and_complete():

@@ -185,10 +185,15 @@ def membrane(model: SpikingModel, x: Tensor) -> tuple[Membrane, ...]:
 @torch.no_grad()
 def firing_rate(model: SpikingModel, x: Tensor) -> float:
     """Spikes per neuron and step, all neurons together."""
+    rates = firing_rates(model, x)
+    return sum(rate * size for rate, size in rates) / sum(size for _, size in rates)
+
+
+def firing_rates(model: SpikingModel, x: Tensor) -> list[tuple[float, int]]:
+    """Spikes per neuron and step of each layer, and how many neurons and steps these are."""
     with evaluating(model), record(model) as recording:
         model(x)
-    trains = recording.spikes.values()
-    return sum(float(s.double().sum()) for s in trains) / sum(s.numel() for s in trains)
+    return [(float(s.double().mean()), s.numel()) for s in recording.spikes.values()]
 
 
 def pooled(rows: Sequence[Membrane]) -> Membrane:

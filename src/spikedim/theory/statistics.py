@@ -43,7 +43,9 @@ def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> tup
     centre = p + z * z / (2 * n)
     spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    low = (centre - spread) / scale if successes > 0 else 0.0  # exactly, without rounding
+    high = (centre + spread) / scale if successes < n else 1.0
+    return max(0.0, low), min(1.0, high)
 
 
 def mean_interval(
