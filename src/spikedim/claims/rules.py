@@ -159,6 +159,7 @@ def scaling(setting: Setting) -> list[Measurement]:
                 low,
                 high,
                 form,
+                shown=True,
             )
         )
         squared = Estimate(float(fit.rvalue) ** 2)
