@@ -79,13 +79,13 @@ class Audit(Result):
             f"Seed {self.seed}; {versions}; checks took {self.seconds:.0f} s.",
             "",
             "A verdict is computed from the numbers: *holds* when every test of the claim as "
-            "stated agrees, *holds after correction* when one does not but every test of the "
-            "corrected form does, else *fails*. A test agrees when its interval meets the allowed "
+            "stated agrees; *not testable here* when none contradicts it but some are undecided; "
+            "where one contradicts it, *holds after correction* when every test of the corrected "
+            "form agrees, else *fails*. A test agrees when its interval meets the allowed "
             "range, or lies within it where the range says *all of it*; there, an interval that "
             "lies partly within is *undecided*, as is everywhere one without an upper end whose "
-            "value is outside. A claim that nothing contradicts but that is not "
-            "decided is *not testable here*. Rows of *context* decide nothing. Intervals are 95 % "
-            "unless said otherwise.",
+            "value is outside, and a measurement that found no number. Rows of *context* decide "
+            "nothing. Intervals are 95 % unless said otherwise.",
             "",
             *Table(
                 "",

@@ -44,7 +44,8 @@ class Measurement:
             demands that the two overlap, as a published number does that is itself uncertain; an
             interval without an upper end then agrees where its value does, and is undecided where
             only what was not measured above it would.
-        passes: whether that is so (computed); ``None`` for context and where it is undecided.
+        passes: whether that is so (computed); ``None`` for context and where it is undecided, as
+            it always is where no number was found (NaN).
     """
 
     name: str
@@ -60,8 +61,9 @@ class Measurement:
 
     def _passes(self) -> bool | None:
         value = self.measured.value
-        if math.isnan(value):
-            return False
+        ends = (value, self.measured.low, self.measured.high)
+        if any(end is not None and math.isnan(end) for end in ends):
+            return None
         bottom = value if self.measured.low is None else self.measured.low
         open_above = self.measured.low is not None and self.measured.high is None
         top = (
@@ -96,10 +98,12 @@ class Measurement:
 
 
 def judge(measurements: Sequence[Measurement]) -> Verdict:
-    """The verdict: every test of the stated form passes, or every one of the corrected form.
+    """The verdict on a claim.
 
-    Without either, a claim fails where a test contradicts it as stated, and is not testable here
-    where its tests are merely undecided.
+    It holds where every test of the stated form passes, and is not testable here where none
+    contradicts it but some are undecided: an interval too wide refutes nothing, so it calls for no
+    correction. Where one contradicts it, it holds after correction if every test of the corrected
+    form passes, else it fails.
 
     Raises:
         ConfigError: nothing tests the stated form, so there is nothing to judge.
@@ -110,15 +114,21 @@ def judge(measurements: Sequence[Measurement]) -> Verdict:
         raise ConfigError("no measurement tests the claim as stated; give at least one")
     if all(stated):
         return "holds"
-    if corrected and all(corrected):
-        return "holds after correction"
-    return "fails" if False in stated else "not testable here"
+    if False not in stated:
+        return "not testable here"
+    return "holds after correction" if corrected and all(corrected) else "fails"
 
 
 def undecided(measurements: Sequence[Measurement]) -> str:
-    """Why tests that nothing contradicts give no verdict: their intervals are too wide."""
-    names = [f"{m.name}: {m.measured}" for m in measurements if m.form == "stated" and not m.passes]
-    return f"undecided, the interval is too wide: {'; '.join(names)}"
+    """Why tests that contradict nothing give no verdict, and whether a corrected form passes."""
+    names = [
+        f"{m.name}: {m.measured} (allowed {m.allowed})"
+        for m in measurements
+        if m.form == "stated" and not m.passes
+    ]
+    corrected = [m.passes for m in measurements if m.form == "corrected"]
+    mended = "; the corrected form agrees" if corrected and all(corrected) else ""
+    return f"undecided, an interval too wide or no number: {'; '.join(names)}{mended}"
 
 
 class NotTestable(Exception):

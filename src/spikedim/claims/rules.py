@@ -144,10 +144,10 @@ def four_suffice(setting: Setting) -> list[Measurement]:
 def scaling(setting: Setting) -> list[Measurement]:
     """Error of a transformer's logits against their limit at large T."""
     steps = setting.pick((4, 8, 16, 32), (4, 8, 16, 32, 64, 128))
-    limit, samples = setting.pick((256, 16), (2048, 32))
+    limit, samples, draws = setting.pick((256, 16, 2), (2048, 32, 8))
     rows = []
     for (form, allowed), encoder in zip(setting.both(), ("direct", "bernoulli"), strict=True):
-        errors = _output_errors(setting, encoder, steps, limit, samples)
+        errors = _output_errors(setting, encoder, steps, limit, samples, draws)
         fit = stats.linregress(np.log(steps), np.log(errors))
         half = float(stats.t.ppf(0.975, len(steps) - 2) * fit.stderr)
         slope = float(fit.slope)
@@ -159,6 +159,7 @@ def scaling(setting: Setting) -> list[Measurement]:
                 low,
                 high,
                 form,
+                shown=True,
             )
         )
         squared = Estimate(float(fit.rvalue) ** 2)
@@ -261,9 +262,14 @@ def _needed(setting: Setting) -> list[tuple[str, Estimate, Estimate]]:
 
 @torch.no_grad()
 def _output_errors(
-    setting: Setting, encoder: str, steps: tuple[int, ...], limit: int, samples: int
+    setting: Setting,
+    encoder: str,
+    steps: tuple[int, ...],
+    limit: int,
+    samples: int,
+    draws: int,
 ) -> list[float]:
-    """Root mean square over samples and classes of logits(T) − logits(limit)."""
+    """Root mean square over samples, classes and draws of a code of logits(T) − logits(limit)."""
     data = networks.digits()
     model = networks.network(setting.effort == "full", seed=setting.seed)
     pixels = torch.from_numpy(data.features("test", samples, setting.seed))
@@ -281,7 +287,9 @@ def _output_errors(
         return out
 
     reference = logits(limit)
-    return [float((logits(T) - reference).pow(2).mean().sqrt()) for T in steps]
+    times = 1 if encoder == "direct" else draws
+    squares = [[(logits(T) - reference).pow(2).mean() for _ in range(times)] for T in steps]
+    return [float(torch.stack(square).mean().sqrt()) for square in squares]
 
 
 def _name(ablation: Ablation) -> str:

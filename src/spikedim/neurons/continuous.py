@@ -49,9 +49,10 @@ def rate_activation(x: Tensor, params: LIFParams) -> Tensor:
         1/r = t_ref + max(1, n),   n = ln((u∞ − r0)/(u∞ − v_th)) / ln(1/beta)   for u∞ > v_th
                                    n = (v_th − r0)/(g·x)                        for beta = 1
 
-    and r = 0 for weaker drive. The simulated neuron waits whole steps, ceil(n): its rate lies at
-    or below this one and above 1/(1/r + 1). Soft reset without leak loses nothing to rounding:
-    there the long-run rate is exactly clamp(g·x/v_th, 0, 1) for t_ref = 0.
+    and r = 0 for weaker drive. With ``delayed_reset=False`` the simulated neuron waits whole steps,
+    ceil(n): its rate lies at or below this one and above 1/(1/r + 1). Soft reset without leak loses
+    nothing to rounding: there the long-run rate is exactly clamp(g·x/v_th, 0, 1) for t_ref = 0.
+    With ``delayed_reset=True`` the rate can lie outside these bounds.
 
     Raises:
         ConfigError: ``reset="none"``, whose rate is a step, or a leak of 0 (beta = 0), likewise.

@@ -44,7 +44,11 @@ def spikes_input_dependent(
 
 
 def bits_published(tokens: int, channels: int, epsilon: float, lipschitz: float = 1.0) -> float:
-    """Published rate-distortion step ``R(D) = n·d·log2(L_f/ε)`` bits (claim BOUND-BITS)."""
+    """Published rate-distortion step ``R(D) = n·d·log2(L_f/ε)`` bits (claim BOUND-BITS).
+
+    Clamped at 0, where the printed formula turns negative (ε > L_f): a rate cannot.
+    Not a bound either way: above R(D) for few components, below it for 18 or more.
+    """
     _positive(tokens=tokens, channels=channels, epsilon=epsilon, lipschitz=lipschitz)
     return max(0.0, tokens * channels * math.log2(lipschitz / epsilon))
 
