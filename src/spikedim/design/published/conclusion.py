@@ -135,7 +135,8 @@ def _texts(found: Sequence[Measurement], sets: Sequence[SetSummary]) -> list[str
     low, high = target.value - target.half_width, target.value + target.half_width
     return [
         f"Text, published {number(low)}–{number(high)}: PCA-95 % gives {read}; {answer}. "
-        "A count cannot exceed the width of an embedding, so the width decides it."
+        "A count cannot exceed the width of an embedding, so the width decides it (claim DEFF-TEXT "
+        "is not testable here)."
     ]
 
 
