@@ -133,6 +133,23 @@ class TestNumpy:
             assert np.array_equal(getattr(data.train.inputs, key), column[:40])
             assert np.array_equal(getattr(data.test.inputs, key), column[40:])
 
+    @pytest.mark.parametrize("optional", [{}, {"labels": [0, 1, 0, 1]}, {"is_test": [0] * 4}])
+    def test_events_of_one_split(self, tmp_path, optional):
+        columns = dict.fromkeys("xyp", np.arange(8) % 2) | {"t": np.arange(8)}
+        np.savez(tmp_path / "e.npz", **columns, offsets=np.arange(5) * 2, **optional)
+        data = load_dataset(tmp_path / "e.npz")
+        assert (len(data.train), data.test, data.num_classes) == (
+            4,
+            None,
+            2 * ("labels" in optional),
+        )
+        assert np.array_equal(data.train.inputs.t, np.arange(8))
+
+    def test_events_without_training_recordings_are_refused(self, tmp_path):
+        for n, extra in ((4, {"is_test": [1, 1], "offsets": [0, 2, 4]}), (0, {"offsets": [0]})):
+            np.savez(tmp_path / "e.npz", **dict.fromkeys("xypt", np.zeros(n, int)), **extra)
+            refused(tmp_path / "e.npz", "e train: no samples")
+
     def test_faults(self, tmp_path):
         np.save(tmp_path / "x.npy", np.arange(4000.0).reshape(1000, 4))
         whole = (tmp_path / "x.npy").read_bytes()
