@@ -63,7 +63,7 @@ def own_neuron(network: nn.Module) -> str | None:
     """Name of the first class that may be a neuron of the user's own: a module without layers."""
     for module in network.modules():
         cls = type(module)
-        known = {"torch", "spikedim", *LIBRARIES}
+        known = {"torch", *LIBRARIES}
         extends = any(root(base) in known for base in cls.__mro__ if base is not nn.Module)
         if module is not network and not extends and weightless(module):
             return cls.__name__
