@@ -467,7 +467,7 @@ def test_the_kernel_and_the_spikes_of_neurons_of_ours_are_those_of_the_bare_netw
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
     with record(net) as recording:
         net(x)
-    spikes = sum(float(s.sum()) for s in recording.spikes.values())
+    spikes = sum(float(s.detach().sum()) for s in recording.spikes.values())
     assert profile(model, x, 3).spikes_per_sample.value * x.shape[1] == pytest.approx(spikes)
 
 

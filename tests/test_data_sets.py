@@ -264,6 +264,7 @@ class TestChecks:
             ((np.zeros((2, 2)), [0.0, 1.0]), "astype"),
             ((np.zeros((2, 2)), np.eye(2, dtype=int)), "argmax"),
             ((np.zeros((2, 2)), [3, 3]), "needs two classes"),
+            ((np.zeros((3, 2)), ["a", "b", ""]), "label of sample 2 is empty"),
         ],
     )
     def test_refused(self, train, message):

@@ -174,6 +174,11 @@ def _labels(raw: Any, n: int, what: str) -> np.ndarray | None:
             f"{what}: labels of type {labels.dtype}, first {labels[0]}; expected integers or "
             "class names, convert them with .astype('int64')"
         )
+    if labels.dtype.kind == "U" and (empty := labels == "").any():
+        raise DataError(
+            f"{what}: the label of sample {int(np.argmax(empty))} is empty; fill it in, or leave "
+            "out samples without one"
+        )
     return labels
 
 
