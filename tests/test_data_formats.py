@@ -509,6 +509,8 @@ class TestTables:
             ("label\tsentence\n1\ta\n0\n", "row 3 has 1 columns"),
             ("a\tb\tc\n", "expected a header"),
             ("1\ta\n1\tb\n", "needs two classes"),
+            ("label\tsentence\n1\ta\n0\tb\n \tc\n", "row 4 has no label"),
+            ("1\ta\n\tb\n0\tc\n", "row 2 has no label"),
         ],
     )
     def test_faults(self, tmp_path, content, message):

@@ -285,6 +285,16 @@ class TestChecks:
         with pytest.raises(DataError, match=r"index \[7, 1, 2, 3\]"):
             made((x, None))
 
+    def test_a_value_beyond_float32_is_refused_where_it_stands(self):
+        x = np.zeros((9, 5, 6))
+        x[7, 2, 3] = -1e39
+        with pytest.raises(
+            DataError, match=r"value -1e\+39 at index \[7, 2, 3\].*float32.*rescale"
+        ):
+            made((x, None))
+        x[7, 2, 3] = -3e38
+        assert np.isfinite(made((x, None)).features()).all()
+
     def test_label_outside_the_names(self):
         with pytest.raises(DataError, match="label 3 of sample 3"):
             made(class_names=["a", "b", "c"])

@@ -49,8 +49,8 @@ def make_dataset(
             floats and booleans.
 
     Raises:
-        DataError: empty, wrong dimensions, not numeric, NaN or infinite; label count, type or
-            range wrong; one class only; splits of different shape.
+        DataError: empty, wrong dimensions, not numeric, NaN, infinite or beyond float32; label
+            count, type or range wrong; one class only; splits of different shape.
 
     Example:
         >>> make_dataset("toy", (np.eye(4), [0, 1, 0, 1]))
@@ -126,7 +126,7 @@ def _inputs(raw: Any, what: str) -> tuple[Kind, Inputs]:
             f"{what}: inputs of shape {raw.shape}; expected features [N, d], images [N, H, W], "
             "[N, H, W, C] or [N, C, H, W], or events as frames [N, T, C, H, W]"
         )
-    arrays.check_finite(raw, what)  # in the order of axes that the index is given in
+    arrays.check_finite(raw, what, np.float32)  # in the order of axes that the index is given in
     if raw.ndim == 4:
         raw = _channels_last(raw, what)
     if raw.ndim == 5:
