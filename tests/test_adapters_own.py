@@ -403,6 +403,45 @@ def test_the_lines_to_register_name_what_decides():
     assert 'surrogate=spikedim.neurons.surrogate("atan", 2.0)' in str(caught.value)
 
 
+# -- straight-through spikes --------------------------------------------------------------------
+
+
+class StraightThrough(nn.Module):
+    """The derivative of a sigmoid by s + g - g: a spike is 1 but for rounding."""
+
+    def forward(self, u):
+        g = torch.sigmoid(4 * (u - 1))
+        return ((u >= 1).to(u).detach() + g) - g.detach()
+
+
+def test_a_straight_through_spike_is_a_spike():
+    class Seen(StraightThrough):
+        pass
+
+    class Chosen(StraightThrough):
+        pass
+
+    register_neuron(Seen)(lambda neuron: None)
+    register_neuron(Chosen)(
+        lambda neuron: LIFParams(beta=0.0, decay_input=False, surrogate=surrogate("sigmoid", 4.0))
+    )
+    with torch.no_grad():
+        assert not set(Seen()(5 * torch.rand(99)).tolist()) <= {0.0, 1.0}
+    x = events().float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SpikedimWarning)
+        chosen = wrap(network(Chosen()).float(), input_shape=SHAPE)
+    with pytest.warns(SpikedimWarning, match="Seen at '1' is kept as it is"):
+        kept = wrap(network(Seen()).float(), input_shape=SHAPE)
+    a, b = profile(kept, x, len(x)), profile(chosen, x, len(x))
+    assert [layer.output for layer in a.layers] == ["binary"]
+    assert not any(finding.gate == "non-binary" for finding in a.gates)
+    assert a.spikes_per_sample.value == b.spikes_per_sample.value > 0
+    assert [o.inputs for o in a.operations] == [o.inputs for o in b.operations]
+    with pytest.warns(SpikedimWarning, match="StraightThrough at '1' gives zeros and ones"):
+        wrap(network(StraightThrough(), LIF()).float(), input_shape=SHAPE)
+
+
 # -- our own neurons ----------------------------------------------------------------------------
 
 

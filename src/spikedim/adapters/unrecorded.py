@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spikedim.adapters.neurons import AdaptedLIF
 from spikedim.adapters.registry import LIBRARIES, root
 from spikedim.models.base import SpikingModel, evaluating
+from spikedim.neurons.rounding import snapped
 
 _T, _SCALES = 8, (10.0, 1.0, 0.1)
 
@@ -94,6 +95,7 @@ class _Seen:
         if out is None:
             self.binary = False
             return
+        out = snapped(out)
         fired = out == 1
         self.binary &= bool((fired | (out == 0)).all())
         self.fired |= bool(fired.any())
