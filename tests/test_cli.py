@@ -379,6 +379,7 @@ def test_zero_timesteps_where_one_number_is_asked(here, capsys):
 def test_unknown_model(here, capsys):
     line = fails(capsys, "design", "--model", "spikformer_nan", "--quiet")
     assert "spikformer_nano" in line
+    assert "(all of them: spikedim models" in line
 
 
 def test_unreadable_checkpoint(here, capsys):
@@ -440,7 +441,9 @@ def test_bad_config_file(here, capsys, text, words):
     ],
 )
 def test_usage_mistakes_are_one_line(here, capsys, words):
-    assert "--help" in fails(capsys, *words)
+    line = fails(capsys, *words)
+    verb = "" if words == ("nonsense",) else f" {words[0]}"
+    assert line.endswith(f"(see spikedim{verb} --help)")
 
 
 @pytest.mark.parametrize("words", [("--tolerance", "-1"), ("--epsilon", "0")])

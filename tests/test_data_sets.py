@@ -488,10 +488,15 @@ class TestNames:
         assert "spikedim data download mnist" in entries["mnist"].obtain
         assert "tinyshakespeare" in str(Catalog(tuple(entries.values())))
 
-    def test_sample_without_folder(self, monkeypatch):
+    def test_sample_without_folder(self, monkeypatch, tmp_path):
         monkeypatch.delenv("SPIKEDIM_DATA", raising=False)
-        with pytest.raises(DataError, match="set SPIKEDIM_DATA"):
+        with pytest.raises(DataError, match="none is given; name it by .*SPIKEDIM_DATA"):
             load_dataset("cifar10")
+        monkeypatch.setenv("SPIKEDIM_DATA", str(tmp_path))
+        with pytest.raises(
+            DataError, match=f"{tmp_path}/none is no folder; name it by --data-root"
+        ):
+            load_dataset("cifar10", tmp_path / "none")
 
     def test_incomplete_folder(self, tmp_path):
         with pytest.raises(DataError, match=r"lacks sst2.tsv.gz"):
