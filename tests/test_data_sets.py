@@ -490,7 +490,7 @@ class TestNames:
 
     def test_sample_without_folder(self, monkeypatch, tmp_path):
         monkeypatch.delenv("SPIKEDIM_DATA", raising=False)
-        with pytest.raises(DataError, match="none is given; name it by .*SPIKEDIM_DATA"):
+        with pytest.raises(DataError, match=r"none is given; name it by .*SPIKEDIM_DATA"):
             load_dataset("cifar10")
         monkeypatch.setenv("SPIKEDIM_DATA", str(tmp_path))
         with pytest.raises(
