@@ -112,6 +112,15 @@ def test_info_models_and_data_print_json(capsys):
     assert json.loads(capsys.readouterr().out)["classes"] == 10
 
 
+@pytest.mark.parametrize(("columns", "width"), [(None, 140), ("50", 50), ("170", 170)])
+def test_a_pipe_is_as_wide_as_columns_says(columns, width, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert run("data") == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) == width
+
+
 def test_measure_prints_estimates_with_intervals_and_draws(here, capsys):
     assert run("measure", "--data", "digits", "--plot", "s.png", "--json", "--quiet") == 0
     report = json.loads(capsys.readouterr().out)
