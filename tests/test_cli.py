@@ -391,6 +391,21 @@ def test_unknown_model(here, capsys):
     assert "(all of them: spikedim models" in line
 
 
+def test_a_network_for_features_is_not_to_be_had(here, capsys):
+    np.savez("f.npz", x=np.eye(40), y=np.arange(40) % 2)
+    line = fails(capsys, "train", "--data", "f.npz", "--quiet")
+    assert "f holds features; spikformer_tiny reads images or events" in line
+    assert line.endswith("spikedim measure")
+
+
+def test_a_folder_of_weights_names_its_file(here, capsys):
+    words = ["profile", "--model", "spikformer_nano", "--quiet", "--checkpoint", "run"]
+    Path("run").mkdir()
+    assert fails(capsys, *words).endswith("run is a folder; check the path")
+    Path("run/best.safetensors").touch()
+    assert fails(capsys, *words).endswith("run is a folder; name run/best.safetensors")
+
+
 def test_unreadable_checkpoint(here, capsys):
     Path("bad.pt").write_bytes(b"not a checkpoint")
     for name in ("bad.pt", "missing.pt"):
@@ -428,6 +443,7 @@ def test_no_disk_space(finished, capsys, monkeypatch):
         ("a: [", "cannot read"),
         ("seed: true", "seed: expected a value"),
         ("option: [true]", "option: expected a value"),
+        ("seed: many", "c.yaml: seed: 'many': "),
         ("quiet: 3", "quiet: expected yes or no, got 3"),
         ("center: true\nno-center: true", "no-center is given twice"),
         ("data-root: a\ndata_root: b", "data_root is given twice"),

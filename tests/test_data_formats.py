@@ -158,7 +158,7 @@ class TestNumpy:
         (tmp_path / "junk.npy").write_bytes(b"junk")
         refused(tmp_path / "junk.npy", "truncated, corrupt")
         np.save(tmp_path / "object.npy", np.array([{}, []], dtype=object))
-        refused(tmp_path / "object.npy", "Python objects")
+        refused(tmp_path / "object.npy", "Python objects, .*; save one array of numbers")
         packed = lzma.compress(whole)
         (tmp_path / "cut.npy.xz").write_bytes(packed[:-20])
         refused(tmp_path / "cut.npy.xz", "cut.npy.xz")
@@ -172,7 +172,7 @@ class TestNumpy:
         np.savez(tmp_path / "e.npz", x=[1], y=[1], p=[1], t=[1], offsets=[0, 1], labels=[0, 1])
         refused(tmp_path / "e.npz", "1 recordings but 2 values in labels")
         np.savez(tmp_path / "object.npz", x=np.array([{}], dtype=object))
-        refused(tmp_path / "object.npz", "npz archive")
+        refused(tmp_path / "object.npz", "npz archive: it holds Python objects, .*; save one array")
 
     def test_decompressed_file_is_refreshed_when_it_changes(self, tmp_path):
         path = tmp_path / "x.npy.xz"
@@ -507,7 +507,7 @@ class TestTables:
             ("", "no rows"),
             ("label\tsentence\n", "no samples"),
             ("label\tsentence\n1\ta\n0\n", "row 3 has 1 columns"),
-            ("a\tb\tc\n", "expected a header"),
+            ("a\tb\tc\n", r"expected a header .*; numbers go into a .npy or .npz file"),
             ("1\ta\n1\tb\n", "needs two classes"),
             ("label\tsentence\n1\ta\n0\tb\n \tc\n", "row 4 has no label"),
             ("1\ta\n\tb\n0\tc\n", "row 2 has no label"),

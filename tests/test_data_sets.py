@@ -255,6 +255,8 @@ class TestChecks:
         ("train", "message"),
         [
             ((np.empty((0, 4, 4), np.uint8), np.empty(0, int)), "no samples"),
+            ((None, None), "inputs are a NoneType; expected an array"),
+            (({"x": 1}, None), "inputs are a dict; expected an array"),
             ((np.zeros(5), None), r"shape \(5,\)"),
             ((np.array(3.0), None), "single number"),
             ((np.zeros((5, 2, 2, 2, 2, 2)), None), "expected features"),

@@ -107,6 +107,11 @@ def _pair(given: Any, what: str) -> Pair:
 def _inputs(raw: Any, what: str) -> tuple[Kind, Inputs]:
     if isinstance(raw, np.ndarray) and raw.ndim == 0:
         raise DataError(f"{what}: a single number; expected an array of samples")
+    if not (isinstance(raw, (list, Events, Frames)) or hasattr(raw, "dtype")):
+        raise DataError(
+            f"{what}: inputs are a {type(raw).__name__}; expected an array, a list of texts, or "
+            "recordings (Events, Frames)"
+        )
     if len(raw) == 0:
         raise DataError(f"{what}: no samples; expected at least one")
     if isinstance(raw, (Events, Frames)):

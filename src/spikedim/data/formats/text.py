@@ -145,7 +145,8 @@ def _rows(path: Path, labels_needed: bool = True) -> Rows:
     if text_at is None or label_at is None:
         raise DataError(
             f"{path}: columns {', '.join(table[0])[:80]}; expected a header with label and "
-            "sentence (or text), or two columns without a header"
+            "sentence (or text), or two columns without a header; numbers go into a .npy or .npz "
+            "file"
         )
     split_at = header.index("split") if body is not table and "split" in header else None
     splits: Rows = {}
