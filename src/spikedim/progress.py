@@ -141,7 +141,7 @@ def report_to(queue: Any) -> None:
         else:
             shown(message, category, *place)
 
-    warnings.showwarning = send
+    warnings.showwarning = send  # type: ignore[assignment]
 
 
 @contextmanager
