@@ -17,7 +17,9 @@ from library_stand_ins import (
 from spikedim.adapters import AdaptedLIF, register_neuron, wrap
 from spikedim.adapters.comparison import difference
 from spikedim.errors import ConfigError, ModelError, SpikedimWarning
-from spikedim.neurons import LIFParams, Surrogate, spike, surrogate
+from spikedim.neurons import LIF, PLIF, LIFParams, Surrogate, record, spike, streaming, surrogate
+from spikedim.ntk import gram
+from spikedim.profiling import profile
 
 # -- refusals -----------------------------------------------------------------------------------
 
@@ -399,3 +401,119 @@ def test_the_lines_to_register_name_what_decides():
     with pytest.raises(ModelError, match=r"decay_input=False is u = beta\*u \+ x") as caught:
         wrap(network(Beside()), input_shape=SHAPE)
     assert 'surrogate=spikedim.neurons.surrogate("atan", 2.0)' in str(caught.value)
+
+
+# -- straight-through spikes --------------------------------------------------------------------
+
+
+class StraightThrough(nn.Module):
+    """The derivative of a sigmoid by s + g - g: a spike is 1 but for rounding."""
+
+    def forward(self, u):
+        g = torch.sigmoid(4 * (u - 1))
+        return ((u >= 1).to(u).detach() + g) - g.detach()
+
+
+def test_a_straight_through_spike_is_a_spike():
+    class Seen(StraightThrough):
+        pass
+
+    class Chosen(StraightThrough):
+        pass
+
+    register_neuron(Seen)(lambda neuron: None)
+    register_neuron(Chosen)(
+        lambda neuron: LIFParams(beta=0.0, decay_input=False, surrogate=surrogate("sigmoid", 4.0))
+    )
+    with torch.no_grad():
+        assert not set(Seen()(5 * torch.rand(99)).tolist()) <= {0.0, 1.0}
+    x = events().float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SpikedimWarning)
+        chosen = wrap(network(Chosen()).float(), input_shape=SHAPE)
+    with pytest.warns(SpikedimWarning, match="Seen at '1' is kept as it is"):
+        kept = wrap(network(Seen()).float(), input_shape=SHAPE)
+    a, b = profile(kept, x, len(x)), profile(chosen, x, len(x))
+    assert [layer.output for layer in a.layers] == ["binary"]
+    assert not any(finding.gate == "non-binary" for finding in a.gates)
+    assert a.spikes_per_sample.value == b.spikes_per_sample.value > 0
+    assert [o.inputs for o in a.operations] == [o.inputs for o in b.operations]
+    with pytest.warns(SpikedimWarning, match="StraightThrough at '1' gives zeros and ones"):
+        wrap(network(StraightThrough(), LIF()).float(), input_shape=SHAPE)
+
+
+# -- our own neurons ----------------------------------------------------------------------------
+
+
+class Twice(nn.Module):
+    """Calls one neuron at two widths of current: every call is a sequence of its own."""
+
+    def __init__(self, neuron):
+        super().__init__()
+        self.neuron = neuron
+
+    def forward(self, x):
+        return self.neuron(x) + self.neuron(2 * x)
+
+
+def double_lif():
+    return network(LIF(LIFParams(beta=0.7)), LIF(LIFParams(threshold=0.5, reset="soft")))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [double_lif, lambda: network(PLIF()), lambda: network(Twice(LIF(LIFParams(beta=0.9))))],
+)
+def test_neurons_of_ours_are_known(make):
+    net, x = make().eval(), events()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SpikedimWarning)
+        model = wrap(net, input_shape=SHAPE).eval()
+    assert model.kept == ()
+    assert model.state_dict().keys() == net.state_dict().keys()
+    expected = net(x)
+    assert expected.std() > 0
+    assert torch.equal(model.steps(x), expected)
+    own, found = [], []
+    for into, each in ((own, net), (found, model)):
+        with record(each, what=("spikes", "potential")) as recording:
+            each(x) if each is net else each.steps(x)
+        into.extend(recording.items())
+    assert [key for key, _ in own] == [key for key, _ in found]
+    for (_, a), (_, b) in zip(own, found, strict=True):
+        assert torch.equal(a.spikes.flatten(2).sum(2), b.spikes.flatten(2).sum(2))
+        assert a.potential.shape.numel() == b.potential.shape.numel()
+    with streaming(model):
+        pieces = torch.cat([model.steps(x[:3]), model.steps(x[3:])])
+    if not any(isinstance(m, Twice) for m in net):
+        torch.testing.assert_close(pieces, expected)
+    assert not torch.equal(model.set_neurons(beta=0.1).steps(x), expected)
+
+
+def test_the_kernel_and_the_spikes_of_neurons_of_ours_are_those_of_the_bare_network():
+    net, x = double_lif().eval(), events(T=3)
+    model = wrap(net, input_shape=SHAPE).eval()
+    outputs = net(x).mean(0)
+    rows = [
+        torch.cat(
+            [g.flatten() for g in torch.autograd.grad(o, net.parameters(), retain_graph=True)]
+        )
+        for o in outputs.flatten()
+    ]
+    jacobian = torch.stack(rows).unflatten(0, outputs.shape)
+    expected = torch.einsum("iop,jop->ij", jacobian, jacobian)
+    found = torch.as_tensor(gram(model, x, T=3).values)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+    with record(net) as recording:
+        net(x)
+    spikes = sum(float(s.detach().sum()) for s in recording.spikes.values())
+    assert profile(model, x, 3).spikes_per_sample.value * x.shape[1] == pytest.approx(spikes)
+
+
+class Learned(LIF):
+    """May do anything."""
+
+
+def test_a_subclass_of_a_neuron_of_ours_is_asked_for():
+    with pytest.raises(ModelError, match="Learned at '1' extends a neuron of spikedim"):
+        wrap(network(Learned()), input_shape=SHAPE)

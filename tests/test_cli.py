@@ -112,6 +112,15 @@ def test_info_models_and_data_print_json(capsys):
     assert json.loads(capsys.readouterr().out)["classes"] == 10
 
 
+@pytest.mark.parametrize(("columns", "width"), [(None, 140), ("50", 50), ("170", 170)])
+def test_a_pipe_is_as_wide_as_columns_says(columns, width, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert run("data") == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) == width
+
+
 def test_measure_prints_estimates_with_intervals_and_draws(here, capsys):
     assert run("measure", "--data", "digits", "--plot", "s.png", "--json", "--quiet") == 0
     report = json.loads(capsys.readouterr().out)
@@ -379,6 +388,22 @@ def test_zero_timesteps_where_one_number_is_asked(here, capsys):
 def test_unknown_model(here, capsys):
     line = fails(capsys, "design", "--model", "spikformer_nan", "--quiet")
     assert "spikformer_nano" in line
+    assert "(all of them: spikedim models" in line
+
+
+def test_a_network_for_features_is_not_to_be_had(here, capsys):
+    np.savez("f.npz", x=np.eye(40), y=np.arange(40) % 2)
+    line = fails(capsys, "train", "--data", "f.npz", "--quiet")
+    assert "f holds features; spikformer_tiny reads images or events" in line
+    assert line.endswith("spikedim measure")
+
+
+def test_a_folder_of_weights_names_its_file(here, capsys):
+    words = ["profile", "--model", "spikformer_nano", "--quiet", "--checkpoint", "run"]
+    Path("run").mkdir()
+    assert fails(capsys, *words).endswith("run is a folder; check the path")
+    Path("run/best.safetensors").touch()
+    assert fails(capsys, *words).endswith("run is a folder; name run/best.safetensors")
 
 
 def test_unreadable_checkpoint(here, capsys):
@@ -418,6 +443,7 @@ def test_no_disk_space(finished, capsys, monkeypatch):
         ("a: [", "cannot read"),
         ("seed: true", "seed: expected a value"),
         ("option: [true]", "option: expected a value"),
+        ("seed: many", "c.yaml: seed: 'many': "),
         ("quiet: 3", "quiet: expected yes or no, got 3"),
         ("center: true\nno-center: true", "no-center is given twice"),
         ("data-root: a\ndata_root: b", "data_root is given twice"),
@@ -440,7 +466,9 @@ def test_bad_config_file(here, capsys, text, words):
     ],
 )
 def test_usage_mistakes_are_one_line(here, capsys, words):
-    assert "--help" in fails(capsys, *words)
+    line = fails(capsys, *words)
+    verb = "" if words == ("nonsense",) else f" {words[0]}"
+    assert line.endswith(f"(see spikedim{verb} --help)")
 
 
 @pytest.mark.parametrize("words", [("--tolerance", "-1"), ("--epsilon", "0")])

@@ -341,3 +341,22 @@ def test_raw_pixels_reach_a_network_and_are_remembered(here, capsys):
     assert json.loads(out)["state"].endswith("test samples of digits")
     with pytest.raises(ConfigError, match="raw is of images"):
         make_dataset("v", (np.zeros((20, 5)), None)).raw()
+
+
+# -- names --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verb", "network"),
+    [
+        ("profile", "own.py:bare"),
+        ("measure", "own.py:bare"),
+        ("profile", "spikformer_nano"),
+        ("rank", "spikformer_nano"),
+    ],
+)
+def test_a_network_is_called_what_it_was_asked_for(verb, network, here, capsys):
+    few = ["--samples" if verb == "profile" else "--limit", "12"]
+    assert network in run(capsys, verb, "--model", network, *few, "--quiet")[0]
+    found = json.loads(run(capsys, verb, "--model", network, *few, "--quiet", "--json")[0])
+    assert (found["profile"] if verb == "rank" else found)["model"] == network

@@ -133,6 +133,23 @@ class TestNumpy:
             assert np.array_equal(getattr(data.train.inputs, key), column[:40])
             assert np.array_equal(getattr(data.test.inputs, key), column[40:])
 
+    @pytest.mark.parametrize("optional", [{}, {"labels": [0, 1, 0, 1]}, {"is_test": [0] * 4}])
+    def test_events_of_one_split(self, tmp_path, optional):
+        columns = dict.fromkeys("xyp", np.arange(8) % 2) | {"t": np.arange(8)}
+        np.savez(tmp_path / "e.npz", **columns, offsets=np.arange(5) * 2, **optional)
+        data = load_dataset(tmp_path / "e.npz")
+        assert (len(data.train), data.test, data.num_classes) == (
+            4,
+            None,
+            2 * ("labels" in optional),
+        )
+        assert np.array_equal(data.train.inputs.t, np.arange(8))
+
+    def test_events_without_training_recordings_are_refused(self, tmp_path):
+        for n, extra in ((4, {"is_test": [1, 1], "offsets": [0, 2, 4]}), (0, {"offsets": [0]})):
+            np.savez(tmp_path / "e.npz", **dict.fromkeys("xypt", np.zeros(n, int)), **extra)
+            refused(tmp_path / "e.npz", "e train: no samples")
+
     def test_faults(self, tmp_path):
         np.save(tmp_path / "x.npy", np.arange(4000.0).reshape(1000, 4))
         whole = (tmp_path / "x.npy").read_bytes()
@@ -141,7 +158,7 @@ class TestNumpy:
         (tmp_path / "junk.npy").write_bytes(b"junk")
         refused(tmp_path / "junk.npy", "truncated, corrupt")
         np.save(tmp_path / "object.npy", np.array([{}, []], dtype=object))
-        refused(tmp_path / "object.npy", "Python objects")
+        refused(tmp_path / "object.npy", "Python objects, .*; save one array of numbers")
         packed = lzma.compress(whole)
         (tmp_path / "cut.npy.xz").write_bytes(packed[:-20])
         refused(tmp_path / "cut.npy.xz", "cut.npy.xz")
@@ -155,7 +172,7 @@ class TestNumpy:
         np.savez(tmp_path / "e.npz", x=[1], y=[1], p=[1], t=[1], offsets=[0, 1], labels=[0, 1])
         refused(tmp_path / "e.npz", "1 recordings but 2 values in labels")
         np.savez(tmp_path / "object.npz", x=np.array([{}], dtype=object))
-        refused(tmp_path / "object.npz", "npz archive")
+        refused(tmp_path / "object.npz", "npz archive: it holds Python objects, .*; save one array")
 
     def test_decompressed_file_is_refreshed_when_it_changes(self, tmp_path):
         path = tmp_path / "x.npy.xz"
@@ -490,8 +507,10 @@ class TestTables:
             ("", "no rows"),
             ("label\tsentence\n", "no samples"),
             ("label\tsentence\n1\ta\n0\n", "row 3 has 1 columns"),
-            ("a\tb\tc\n", "expected a header"),
+            ("a\tb\tc\n", r"expected a header .*; numbers go into a .npy or .npz file"),
             ("1\ta\n1\tb\n", "needs two classes"),
+            ("label\tsentence\n1\ta\n0\tb\n \tc\n", "row 4 has no label"),
+            ("1\ta\n\tb\n0\tc\n", "row 2 has no label"),
         ],
     )
     def test_faults(self, tmp_path, content, message):

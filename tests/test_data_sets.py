@@ -255,6 +255,8 @@ class TestChecks:
         ("train", "message"),
         [
             ((np.empty((0, 4, 4), np.uint8), np.empty(0, int)), "no samples"),
+            ((None, None), "inputs are a NoneType; expected an array"),
+            (({"x": 1}, None), "inputs are a dict; expected an array"),
             ((np.zeros(5), None), r"shape \(5,\)"),
             ((np.array(3.0), None), "single number"),
             ((np.zeros((5, 2, 2, 2, 2, 2)), None), "expected features"),
@@ -264,6 +266,7 @@ class TestChecks:
             ((np.zeros((2, 2)), [0.0, 1.0]), "astype"),
             ((np.zeros((2, 2)), np.eye(2, dtype=int)), "argmax"),
             ((np.zeros((2, 2)), [3, 3]), "needs two classes"),
+            ((np.zeros((3, 2)), ["a", "b", ""]), "label of sample 2 is empty"),
         ],
     )
     def test_refused(self, train, message):
@@ -283,6 +286,16 @@ class TestChecks:
         x[7, 1, 2, 3] = np.nan
         with pytest.raises(DataError, match=r"index \[7, 1, 2, 3\]"):
             made((x, None))
+
+    def test_a_value_beyond_float32_is_refused_where_it_stands(self):
+        x = np.zeros((9, 5, 6))
+        x[7, 2, 3] = -1e39
+        with pytest.raises(
+            DataError, match=r"value -1e\+39 at index \[7, 2, 3\].*float32.*rescale"
+        ):
+            made((x, None))
+        x[7, 2, 3] = -3e38
+        assert np.isfinite(made((x, None)).features()).all()
 
     def test_label_outside_the_names(self):
         with pytest.raises(DataError, match="label 3 of sample 3"):
@@ -477,10 +490,15 @@ class TestNames:
         assert "spikedim data download mnist" in entries["mnist"].obtain
         assert "tinyshakespeare" in str(Catalog(tuple(entries.values())))
 
-    def test_sample_without_folder(self, monkeypatch):
+    def test_sample_without_folder(self, monkeypatch, tmp_path):
         monkeypatch.delenv("SPIKEDIM_DATA", raising=False)
-        with pytest.raises(DataError, match="set SPIKEDIM_DATA"):
+        with pytest.raises(DataError, match=r"none is given; name it by .*SPIKEDIM_DATA"):
             load_dataset("cifar10")
+        monkeypatch.setenv("SPIKEDIM_DATA", str(tmp_path))
+        with pytest.raises(
+            DataError, match=f"{tmp_path}/none is no folder; name it by --data-root"
+        ):
+            load_dataset("cifar10", tmp_path / "none")
 
     def test_incomplete_folder(self, tmp_path):
         with pytest.raises(DataError, match=r"lacks sst2.tsv.gz"):

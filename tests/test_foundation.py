@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from hypothesis import strategies as st
 import spikedim
 from processes import PATIENCE_S
 from spikedim import storage
-from spikedim.errors import SpikedimError, StorageError
-from spikedim.progress import relay, showing, task, track
+from spikedim.errors import SpikedimError, SpikedimWarning, StorageError
+from spikedim.progress import relay, report_to, showing, task, track
 from spikedim.provenance import provenance
 from spikedim.results import Estimate, Result, Table, number, plain
 
@@ -334,6 +335,22 @@ def test_relay_outlives_a_worker_killed_while_it_reports():
     thread.start()
     thread.join(PATIENCE_S)
     assert ended == [-signal.SIGKILL]
+
+
+def _warn_in_a_worker(queue):
+    report_to(queue)
+    queue._joincancelled = False  # it ends at once here, and what it told is to be read
+    warnings.warn("weights are odd", SpikedimWarning, stacklevel=1)
+
+
+def test_a_warning_of_a_worker_is_given_here(capfd):
+    context = multiprocessing.get_context("fork")
+    with warnings.catch_warnings(record=True) as caught, relay(context) as queue:
+        process = context.Process(target=_warn_in_a_worker, args=(queue,))
+        process.start()
+        process.join()
+    assert [(w.category, str(w.message)) for w in caught] == [(SpikedimWarning, "weights are odd")]
+    assert capfd.readouterr().err == ""
 
 
 def test_errors_share_one_base():

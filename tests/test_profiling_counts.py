@@ -273,3 +273,14 @@ def test_weight_on_the_left_of_a_product():
     assert operation.operation == "linear"
     assert operation.inputs == ("binary",)
     assert operation.fanout[0] * 3 == found.sample_spikes.sum() * 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_whole_but_for_rounding_is_whole(dtype):
+    eps = torch.finfo(dtype).eps
+    spikes = torch.tensor([[0, 1, 1 + eps, 1 - eps]], dtype=dtype)
+    sums = torch.tensor([[0, 1 - eps, 3 + 2 * eps, -2]], dtype=dtype)
+    assert scan(spikes, lambda chunk: chunk.sum(1)) == (Kind.BINARY, 3, 3)
+    assert scan(sums, lambda chunk: chunk.sum(1)) == (Kind.INTEGER, 3, 6)
+    for real in ([0, 1, 1 + 10 * eps], [0, 1, 1e-9], [0, 1, 0.5]):
+        assert scan(torch.tensor([real], dtype=dtype), lambda chunk: chunk.sum(1))[0] is Kind.REAL

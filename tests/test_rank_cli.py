@@ -116,7 +116,7 @@ def test_command_prints_draws_and_writes_a_page(tmp_path, capsys):
     assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", html)
     assert run("rank", *words) == 0
     out = capsys.readouterr().out
-    assert "Rank of features through depth, Spikformer, T=2" in out
+    assert "Rank of features through depth, spikformer_nano, T=2" in out
     assert "Affine rank through time, spiking" in " ".join(out.split())
 
 

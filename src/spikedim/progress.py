@@ -6,10 +6,13 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from queue import Empty
 from typing import Any, ClassVar, TypeVar
+
+from spikedim.errors import SpikedimWarning
 
 Item = TypeVar("Item")
 _LOG_EVERY_S = 5.0
@@ -127,14 +130,23 @@ def task(label: str, total: int | None = None) -> Iterator[Task]:
 
 
 def report_to(queue: Any) -> None:
-    """Send the progress of this worker process to the process that opened the :func:`relay`."""
+    """Send progress and warnings of this process to the one that opened the :func:`relay`."""
     queue.cancel_join_thread()
     _State.queue = queue
+    shown = warnings.showwarning
+
+    def send(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if issubclass(category, SpikedimWarning):
+            queue.put(str(message))
+        else:
+            shown(message, category, *place)
+
+    warnings.showwarning = send  # type: ignore[assignment]
 
 
 @contextmanager
 def relay(context: Any) -> Iterator[Any]:
-    """Show the progress of worker processes: yields the queue they :func:`report_to`.
+    """Show progress and warnings of worker processes: yields the queue they :func:`report_to`.
 
     Nothing waits for a worker: one that is killed while it writes keeps the queue's lock for ever,
     so the end of the block is told to the listener past the queue.
@@ -149,11 +161,15 @@ def relay(context: Any) -> Iterator[Any]:
         tasks: dict[tuple[int, int], Task] = {}
         while True:
             try:
-                process, key, label, total, steps, detail = queue.get(timeout=_POLL_S)
+                told = queue.get(timeout=_POLL_S)
             except Empty:
                 if ended.is_set():
                     break
                 continue
+            if isinstance(told, str):
+                warnings.warn(told, SpikedimWarning, stacklevel=1)
+                continue
+            process, key, label, total, steps, detail = told
             if steps is None:
                 tasks.pop((process, key)).close()
             else:

@@ -1,4 +1,4 @@
-"""Networks built with SpikingJelly, snnTorch or Norse under our contract, and weights by name."""
+"""Networks of other libraries, or of the user's own, under our contract; weights by name."""
 
 from spikedim.adapters.network import AdaptedConfig, AdaptedModel, wrap
 from spikedim.adapters.neurons import AdaptedLIF

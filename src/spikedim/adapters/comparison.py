@@ -16,6 +16,7 @@ from spikedim.adapters.neurons import AdaptedLIF
 from spikedim.adapters.surrogates import identify
 from spikedim.errors import SpikedimError, SpikedimWarning
 from spikedim.neurons import RESETS, LIFParams, Surrogate
+from spikedim.neurons.rounding import snapped
 
 _T = 16
 _LEAST_GAIN = 1e-6
@@ -81,10 +82,10 @@ def _response(
     except Exception:  # of a neuron we know nothing of
         try:
             with torch.no_grad():
-                return _spikes(module, current, multistep), None
+                return snapped(_spikes(module, current, multistep)), None
         except Exception:
             return None
-    return spikes.detach(), slope[0]
+    return snapped(spikes.detach()), slope[0]
 
 
 def _spikes(module: nn.Module, x: Tensor, multistep: bool) -> Tensor:

@@ -39,9 +39,9 @@ def file_model(
     Args:
         name: ``path/to/file.py:function``. The function receives those of ``num_classes``,
             ``input_shape`` and ``options`` that it has arguments for, and returns a network of
-            SpikingJelly, snnTorch or Norse that takes [T, B, C, H, W], or what :func:`wrap` makes
-            of another one: with ``layout="step"`` of one that is called once per timestep, as
-            nearly every network of snnTorch is.
+            SpikingJelly, snnTorch, Norse or our neurons that takes [T, B, C, H, W], or what
+            :func:`wrap` makes of another one: with ``layout="step"`` of one that is called once
+            per timestep, as nearly every network of snnTorch is.
         num_classes, input_shape, neuron, seed: as for :func:`spikedim.models.create_model`.
 
     Raises:

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from spikedim.adapters.neurons import AdaptedLIF, Kept
 from spikedim.adapters.probe import probe
-from spikedim.adapters.registry import derived, how_to_register, registered, replacement, root
+from spikedim.adapters.registry import (
+    LIBRARIES,
+    derived,
+    how_to_register,
+    registered,
+    replacement,
+    root,
+)
 from spikedim.adapters.unrecorded import own_neuron, unrecorded
 from spikedim.errors import ConfigError, ModelError, SpikedimWarning
 from spikedim.models.base import Macs, SpikingModel, evaluating, override
@@ -228,7 +235,7 @@ def wrap(
     embed_dim: int | None = None,
     source: str | None = None,
 ) -> AdaptedModel:
-    """Bring a network built with SpikingJelly, snnTorch or Norse under our contract.
+    """Bring a network of SpikingJelly, snnTorch, Norse or our own neurons under our contract.
 
     Its neurons are replaced by ours with the same dynamics (spikes equal those of the original,
     float rounding at the threshold aside), because none of those libraries works under
@@ -245,7 +252,8 @@ def wrap(
         num_classes: length of the logits; ``None`` finds it by running the network.
         layout: what one call of the network takes and gives:
 
-            - ``"TB"``: [T, B, C, H, W] to [T, B, classes] (SpikingJelly ``"m"``, Norse sequences);
+            - ``"TB"``: [T, B, C, H, W] to [T, B, classes] (SpikingJelly ``"m"``, Norse sequences,
+              :class:`spikedim.LIF`);
             - ``"BT"``: [B, T, C, H, W] to [B, T, classes];
             - ``"step"``: one timestep, [B, C, H, W] to [B, classes] (snnTorch, Norse cells,
               SpikingJelly ``"s"``); an argument called ``state`` is handed from step to step;
@@ -369,7 +377,7 @@ def _convert(network: nn.Module, multistep: bool) -> list[AdaptedLIF]:
         names = ", ".join(sorted(cls.__name__ for cls in own - {type(network)})) or "none"
         found = (
             f"no spiking neuron found in {type(network).__name__} (its own module classes: "
-            f"{names}); known are those of spikingjelly, snntorch and norse. "
+            f"{names}); known are those of {', '.join(LIBRARIES)}. "
         )
         neuron = own_neuron(network)
         if neuron is None:

@@ -28,14 +28,16 @@ class AdaptedLIF(LIF):
     Args:
         params: the neuron.
         multistep: whether one call sees all timesteps, [T, B, ...], or one of them, [B, ...].
+        from_rest: whether every call is a sequence of its own, as with :class:`LIF`, or goes on
+            where the one before it in the same forward pass stopped.
 
     Attributes:
         stands_for: the neuron it was registered for, until they were compared; else nothing.
     """
 
-    def __init__(self, params: LIFParams, multistep: bool = True) -> None:
+    def __init__(self, params: LIFParams, multistep: bool = True, from_rest: bool = False) -> None:
         super().__init__(params)
-        self.multistep = multistep
+        self.multistep, self.from_rest = multistep, from_rest
         self.stands_for: tuple[nn.Module, ...] = ()
         self._carried: LIFState | None = None
         self._seen: list[tuple[Tensor, Tensor | None]] = []
@@ -54,7 +56,7 @@ class AdaptedLIF(LIF):
         if self._streaming and self._carried is not None:
             self._keep(self._carried)
         self._carried, seen, self._seen = None, self._seen, []
-        for calls in _sequences(seen):
+        for calls in [[call] for call in seen] if self.from_rest else _sequences(seen):
             spikes = _channels_last(torch.cat([s for s, _ in calls]))
             potentials = [u for _, u in calls if u is not None]
             potential = _channels_last(torch.cat(potentials)) if potentials else None
@@ -72,7 +74,7 @@ class AdaptedLIF(LIF):
         if self.activation is not None:
             spikes, potential = self._smooth(sequence, params)
         else:
-            start = self._carried
+            start = None if self.from_rest and not self._streaming else self._carried
             if start is not None and start.u.shape != sequence.shape[1:]:
                 start = None  # as the libraries do where one layer meets two shapes
             wanted = any(self._observers.values())
@@ -97,8 +99,10 @@ class AdaptedLIF(LIF):
 class AdaptedPLIF(AdaptedLIF):
     """One learned leak per layer: beta = 1 − sigmoid(w); ``w`` is the other library's parameter."""
 
-    def __init__(self, params: LIFParams, w: nn.Parameter, multistep: bool) -> None:
-        super().__init__(params, multistep)
+    def __init__(
+        self, params: LIFParams, w: nn.Parameter, multistep: bool, from_rest: bool = False
+    ) -> None:
+        super().__init__(params, multistep, from_rest)
         self.w = w
 
     def dynamics(self) -> LIFParams:

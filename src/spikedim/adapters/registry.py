@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from spikedim.adapters import norse, snntorch, spikingjelly
+from spikedim.adapters import norse, own, snntorch, spikingjelly
 from spikedim.adapters.neurons import AdaptedLIF, Kept
 from spikedim.errors import ConfigError
 from spikedim.neurons import LIFParams
@@ -14,7 +14,7 @@ from spikedim.neurons import LIFParams
 Converter = Callable[[nn.Module], "LIFParams | AdaptedLIF | None"]
 
 # Each module says which of its library's classes are neurons and what stands for them.
-LIBRARIES = {module.LIBRARY: module for module in (spikingjelly, snntorch, norse)}
+LIBRARIES = {module.LIBRARY: module for module in (spikingjelly, snntorch, norse, own)}
 _CUSTOM: dict[type[nn.Module], tuple[Converter, bool | None]] = {}
 
 

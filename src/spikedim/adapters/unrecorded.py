@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spikedim.adapters.neurons import AdaptedLIF
 from spikedim.adapters.registry import LIBRARIES, root
 from spikedim.models.base import SpikingModel, evaluating
+from spikedim.neurons.rounding import snapped
 
 _T, _SCALES = 8, (10.0, 1.0, 0.1)
 
@@ -63,7 +64,7 @@ def own_neuron(network: nn.Module) -> str | None:
     """Name of the first class that may be a neuron of the user's own: a module without layers."""
     for module in network.modules():
         cls = type(module)
-        known = {"torch", "spikedim", *LIBRARIES}
+        known = {"torch", *LIBRARIES}
         extends = any(root(base) in known for base in cls.__mro__ if base is not nn.Module)
         if module is not network and not extends and weightless(module):
             return cls.__name__
@@ -94,6 +95,7 @@ class _Seen:
         if out is None:
             self.binary = False
             return
+        out = snapped(out)
         fired = out == 1
         self.binary &= bool((fired | (out == 0)).all())
         self.fired |= bool(fired.any())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import typer
 
@@ -99,7 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _verb(words: list[str]) -> str:
-    return f"{words[0]} " if words and not words[0].startswith("-") else ""
+    known = cast(typer.core.TyperGroup, typer.main.get_command(app)).commands
+    return f"{words[0]} " if words and words[0] in known else ""
 
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:

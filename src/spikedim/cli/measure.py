@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -265,20 +265,23 @@ def _of_network(
     common: dict[str, Any] = {"layers": network.layers, "tokens": axes.tokens, "time": axes.time}
     if how.whole:
         keys = how.keys or [how.pca if key == "pca95" else key for key in ESTIMATORS]
-        return layer_dimensions(model, x, T, what, keys, center=how.center, seed=how.seed, **common)
+        found = layer_dimensions(
+            model, x, T, what, keys, center=how.center, seed=how.seed, **common
+        )
+        return replace(found, model=network.name)
     if "samples" in (axes.tokens, axes.time) or axes.time == "each":
         verb = "growth" if how.growth else f"per {how.per}"
         raise ConfigError(
             f"--{verb} needs one vector per sample; use --tokens flatten or mean and --time mean "
             "or flatten"
         )
-    found = representations(model, x, T, what, **common)
-    if len(found) != 1:
+    seen = representations(model, x, T, what, **common)
+    if len(seen) != 1:
         raise ConfigError(
             f"--{'growth' if how.growth else 'per ' + how.per} measures one layer, --layers "
-            f"chooses {len(found)}; name one, e.g. --layers {next(iter(found))}"
+            f"chooses {len(seen)}; name one, e.g. --layers {next(iter(seen))}"
         )
-    return _finer(next(iter(found.values())), _names(dataset, classes, how), how)
+    return _finer(next(iter(seen.values())), _names(dataset, classes, how), how)
 
 
 def _finer(x: Any, labels: Any, how: How) -> Result:

@@ -36,8 +36,12 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
             raise ConfigError(f"config {path}: {key} is given twice")
         try:
             found = _suited(parameter, value)
-        except ValueError as error:
+            if found is not None:
+                parameter.process_value(context, found)  # else refused later, without the file
+        except (ValueError, ConfigError) as error:
             raise ConfigError(f"config {path}: {key}: {error}") from error
+        except typer.BadParameter as error:
+            raise ConfigError(f"config {path}: {key}: {value!r}: {error.message}") from error
         opposite = f"--{spelling}" in parameter.secondary_opts
         defaults[parameter.name] = not found if opposite else found
     context.default_map = {**(context.default_map or {}), **defaults}

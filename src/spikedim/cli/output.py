@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -26,8 +27,10 @@ def emit(result: Result, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
         return
-    # A pipe has no width of its own: leave tables whole instead of folding them at 80.
-    Console(width=None if sys.stdout.isatty() else 140).print(result)
+    # A pipe has no width of its own: leave tables whole instead of folding them at 80. rich itself
+    # reads COLUMNS.
+    whole = not (sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal())
+    Console(width=140 if whole else None).print(result)
 
 
 @contextmanager

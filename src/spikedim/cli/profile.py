@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -97,6 +98,7 @@ def profile(
             labels=None if ready.trained is False else y,
             state=f"{ready.state}; {split} samples of {dataset.name}",
         )
+        result = replace(result, model=model)
     emit(result, as_json)
     if plot is None and html is None:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -126,7 +127,7 @@ def _diagnosed(
     inputs = network_inputs(model, dataset, split, limit, T, seed)
     x, _, steps = unpadded(inputs, dataset.name)
     ready = ready_network(model, dataset, T, checkpoint, seed, CALIBRATION, **chosen)
-    return diagnose(
+    found = diagnose(
         ready.network,
         x,
         steps,
@@ -140,6 +141,7 @@ def _diagnosed(
         split=split,
         state=ready.state,
     )
+    return replace(found, profile=replace(found.profile, model=model))
 
 
 def _compared(

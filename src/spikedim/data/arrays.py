@@ -55,23 +55,32 @@ def new_digest() -> Any:
     return hashlib.sha256()
 
 
-def check_finite(array: np.ndarray, what: str) -> None:
+def check_finite(array: np.ndarray, what: str, dtype: type[np.floating] | None = None) -> None:
     """Refuse NaN and infinity (arrays over 1 GiB: in the sampled blocks).
+
+    Args:
+        array: the values.
+        what: what messages call it.
+        dtype: type they will be read in; ``None`` for their own. What is too large for it is
+            refused too.
 
     Raises:
         DataError: names the index of the first bad value.
     """
     if array.dtype.kind != "f":
         return
+    read = np.dtype(dtype or array.dtype)
     for start, rows in blocks(array):
-        bad = ~np.isfinite(rows)
+        with np.errstate(over="ignore"):
+            bad = ~np.isfinite(rows.astype(read, copy=False))
         if bad.any():
             index = np.unravel_index(int(np.argmax(bad)), bad.shape)
             place = ", ".join(str(int(i)) for i in (start + index[0], *index[1:]))
-            raise DataError(
-                f"{what}: value {rows[index]} at index [{place}]; "
-                "replace or drop NaN and infinite values before loading"
-            )
+            mend = "replace or drop NaN and infinite values before loading"
+            if np.isfinite(rows[index]):
+                most = np.finfo(read).max
+                mend = f"values are read as {read}, up to {most:.3g}: correct or rescale it"
+            raise DataError(f"{what}: value {rows[index]} at index [{place}]; {mend}")
 
 
 def moments(array: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:

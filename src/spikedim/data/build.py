@@ -49,8 +49,8 @@ def make_dataset(
             floats and booleans.
 
     Raises:
-        DataError: empty, wrong dimensions, not numeric, NaN or infinite; label count, type or
-            range wrong; one class only; splits of different shape.
+        DataError: empty, wrong dimensions, not numeric, NaN, infinite or beyond float32; label
+            count, type or range wrong; one class only; splits of different shape.
 
     Example:
         >>> make_dataset("toy", (np.eye(4), [0, 1, 0, 1]))
@@ -107,6 +107,11 @@ def _pair(given: Any, what: str) -> Pair:
 def _inputs(raw: Any, what: str) -> tuple[Kind, Inputs]:
     if isinstance(raw, np.ndarray) and raw.ndim == 0:
         raise DataError(f"{what}: a single number; expected an array of samples")
+    if not (isinstance(raw, (list, Events, Frames)) or hasattr(raw, "dtype")):
+        raise DataError(
+            f"{what}: inputs are a {type(raw).__name__}; expected an array, a list of texts, or "
+            "recordings (Events, Frames)"
+        )
     if len(raw) == 0:
         raise DataError(f"{what}: no samples; expected at least one")
     if isinstance(raw, (Events, Frames)):
@@ -126,7 +131,7 @@ def _inputs(raw: Any, what: str) -> tuple[Kind, Inputs]:
             f"{what}: inputs of shape {raw.shape}; expected features [N, d], images [N, H, W], "
             "[N, H, W, C] or [N, C, H, W], or events as frames [N, T, C, H, W]"
         )
-    arrays.check_finite(raw, what)  # in the order of axes that the index is given in
+    arrays.check_finite(raw, what, np.float32)  # in the order of axes that the index is given in
     if raw.ndim == 4:
         raw = _channels_last(raw, what)
     if raw.ndim == 5:
@@ -173,6 +178,11 @@ def _labels(raw: Any, n: int, what: str) -> np.ndarray | None:
         raise DataError(
             f"{what}: labels of type {labels.dtype}, first {labels[0]}; expected integers or "
             "class names, convert them with .astype('int64')"
+        )
+    if labels.dtype.kind == "U" and (empty := labels == "").any():
+        raise DataError(
+            f"{what}: the label of sample {int(np.argmax(empty))} is empty; fill it in, or leave "
+            "out samples without one"
         )
     return labels
 

@@ -428,7 +428,10 @@ class Dataset:
 
     def _pixels(self, split: Split) -> np.ndarray:
         if self.kind != "image" or not isinstance(split.inputs, np.ndarray):
-            raise DataError(f"data set {self.name} holds {self.kind}; this needs images")
+            raise DataError(
+                f"data set {self.name} holds {self.kind}; this needs images [N, H, W], "
+                "[N, H, W, C] or [N, C, H, W]"
+            )
         return split.inputs if split.inputs.ndim == 4 else split.inputs[..., None]
 
     def _vectors(self, chosen: Split, split: str) -> np.ndarray:

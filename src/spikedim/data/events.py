@@ -14,7 +14,7 @@ _CELLS = 1 << 22  # counted at once: integers of 32 MiB
 
 @dataclass(frozen=True, eq=False)
 class Events:
-    """Recordings of an event camera, concatenated.
+    """Recordings of an event camera, concatenated; there may be none.
 
     Recording i is the slice ``offsets[i]:offsets[i + 1]`` of every array.
 
@@ -49,7 +49,7 @@ class Events:
                     f"one integer per event, {total} as in x"
                 )
         steps = np.diff(self.offsets)
-        if len(self.offsets) < 2 or self.offsets[0] != 0 or self.offsets[-1] != total:
+        if not len(self.offsets) or self.offsets[0] != 0 or self.offsets[-1] != total:
             raise DataError(
                 f"events offsets: expected recordings + 1 values from 0 to {total} events; "
                 "the file is truncated or its arrays do not belong together"

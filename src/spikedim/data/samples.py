@@ -18,6 +18,7 @@ from spikedim.data.sampling import split_indices
 from spikedim.errors import DataError
 
 ENVIRONMENT = "SPIKEDIM_DATA"
+_BY = f"--data-root (in Python root) or {ENVIRONMENT}"
 _CIFAR = "Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images"
 _IMAGENET = "Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge"
 _NO_LICENCE = "no licence stated; cite the authors"
@@ -42,12 +43,16 @@ def folder(root: Path | None = None) -> Path | None:
 
     ``None`` where neither is given or there is no such folder.
     """
-    named = root if root is not None else os.environ.get(ENVIRONMENT)
+    named = _named(root)
     if not named:
         return None
     path = Path(named)
     inner = path / "data"
     return inner if inner.is_dir() else path if path.is_dir() else None
+
+
+def _named(root: Path | None) -> str | Path | None:
+    return root if root is not None else os.environ.get(ENVIRONMENT)
 
 
 def missing_files(sample: Sample, root: Path | None = None) -> list[str]:
@@ -64,14 +69,16 @@ def load_sample(sample: Sample, root: Path | None = None) -> Dataset:
     """
     place, missing = folder(root), missing_files(sample, root)
     if place is None:
+        named = _named(root)
+        found = f"{named} is no folder" if named else "none is given"
         raise DataError(
-            f"the sample {sample.name} needs the reference data folder; set {ENVIRONMENT} to it or "
-            "pass root, or use the built-in data set 'digits'"
+            f"the sample {sample.name} needs the reference data folder, but {found}; name it by "
+            f"{_BY}, or use the built-in data set 'digits'"
         )
     if missing:
         raise DataError(
-            f"{place} lacks {', '.join(missing)} of the sample {sample.name}; point "
-            f"{ENVIRONMENT} or root at the complete reference data folder"
+            f"{place} lacks {', '.join(missing)} of the sample {sample.name}; name the complete "
+            f"reference data folder by {_BY}"
         )
     return sample.read(place, sample)
 

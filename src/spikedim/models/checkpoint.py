@@ -225,7 +225,9 @@ def _foreign(path: Path) -> list[str]:
 def _existing(path: Path) -> Path:
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
-        raise CheckpointError(f"weights file {path} {kind}; check the path")
+        inside = sorted(path.glob("*.safetensors"))
+        mend = f"name {inside[0]}" if inside else "check the path"
+        raise CheckpointError(f"weights file {path} {kind}; {mend}")
     return path
 
 

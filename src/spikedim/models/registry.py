@@ -163,7 +163,8 @@ def model_entry(name: str) -> ModelEntry:
         )
     near = get_close_matches(str(name), _ENTRIES, n=3, cutoff=0.4) or list_models()[:3]
     raise ModelError(
-        f"unknown model {name!r}; nearest: {', '.join(near)} (list_models() has them all)"
+        f"unknown model {name!r}; nearest: {', '.join(near)} (all of them: spikedim models, in "
+        "Python list_models())"
     )
 
 

@@ -16,6 +16,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from spikedim.neurons.rounding import snapped
+
 # Elements examined at once: bounds the temporary copies and keeps them in the processor's cache.
 _CHUNK = 1 << 18
 
@@ -90,6 +92,8 @@ class Count:
 def scan(x: Tensor, reduce: Callable[[Tensor], Tensor]) -> tuple[Kind, Tensor, Tensor]:
     """Classify ``x`` and reduce its events chunk by chunk along the first axis.
 
+    Whole numbers but for rounding are whole (:func:`spikedim.neurons.rounding.snapped`).
+
     Args:
         x: any real tensor; one on the meta device has no values and counts as real zeros.
         reduce: sums a chunk [n, ...] of nonnegative weights to [n, ...].
@@ -108,8 +112,11 @@ def scan(x: Tensor, reduce: Callable[[Tensor], Tensor]) -> tuple[Kind, Tensor, T
     nonzero, units = [], []
     rows = max(1, _CHUNK * x.shape[0] // max(1, x.numel()))
     for chunk in x.split(rows):
-        chunk = chunk.to(work)
+        given, chunk = chunk, chunk.to(work)
         here = _kind(chunk)
+        if here is Kind.REAL:
+            chunk = snapped(given).to(work)
+            here = _kind(chunk)
         kind = max(kind, here)
         mask = chunk if here is Kind.BINARY else (chunk != 0).to(work)
         events = reduce(mask).to(torch.float64)

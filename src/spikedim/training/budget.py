@@ -21,7 +21,7 @@ from spikedim.errors import BudgetError
 from spikedim.models import SpikingModel
 from spikedim.training.batches import Batches, samples
 from spikedim.training.config import Augment, TrainConfig, check_timesteps, resolve_device
-from spikedim.training.network import network_for
+from spikedim.training.network import check_reads, network_for
 from spikedim.training.threads import SMALL_PARAMETERS, math_threads, parameter_count, threads_for
 
 #: Forward multiply-accumulates of a default CPU sweep: under ten minutes on two idle cores.
@@ -55,9 +55,11 @@ def default_config(
 
     Raises:
         ModelError: unknown model.
+        DataError: the network reads another kind of data.
         DeviceError: the device does not exist here.
     """
     parameters = parameter_count(model_name)
+    check_reads(model_name, dataset)
     augment = _augment(dataset)
     if parameters < SMALL_PARAMETERS:
         lr = min(1e-2, round(1e-2 * math.sqrt(_NANO_PARAMETERS / parameters), 4))

@@ -80,7 +80,9 @@ def check_reads(model_name: str, dataset: Dataset) -> None:
     if dataset.kind not in (("text",) if text else ("image", "events")):
         wanted = "texts, e.g. --data sst2" if text else "images or events, e.g. --data digits"
         other = "spikformer_tiny" if text else "spikingbert_nano"
-        mend = "" if dataset.kind == "features" else f", or take --model {other}"
+        mend = f", or take --model {other}"
+        if dataset.kind == "features":
+            mend = "; features without a network are for spikedim measure"
         raise DataError(
             f"data set {dataset.name} holds {dataset.kind}; {model_name} reads {wanted}{mend}"
         )

@@ -27,6 +27,7 @@ _FAULTS = (
     zipfile.BadZipFile,
     MemoryError,
 )
+_OBJECTS = ("Object arrays", "Python objects")  # what NumPy says of them
 
 
 @contextmanager
@@ -40,6 +41,11 @@ def reading(path: Path, expected: str) -> Iterator[None]:
         raise DataError(f"{path} does not exist; expected {expected}") from error
     except _FAULTS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if any(words in reason for words in _OBJECTS):
+            raise DataError(
+                f"cannot read {path} as {expected}: it holds Python objects, as samples of "
+                "different shapes are; save one array of numbers, its samples of one shape"
+            ) from error
         raise DataError(
             f"cannot read {path} as {expected}: {reason}; the file is truncated, corrupt or of "
             "another kind, fetch or write it again"

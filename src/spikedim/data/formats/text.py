@@ -51,7 +51,8 @@ def read_table(
     first, or second where only the second is all integers.
 
     Raises:
-        DataError: a row has another number of columns, no label or sentence column, no rows.
+        DataError: a row has another number of columns or an empty label; no label or sentence
+            column; no rows.
     """
     splits = _rows(path)
     train = splits.pop("train", ([], []))
@@ -144,11 +145,16 @@ def _rows(path: Path, labels_needed: bool = True) -> Rows:
     if text_at is None or label_at is None:
         raise DataError(
             f"{path}: columns {', '.join(table[0])[:80]}; expected a header with label and "
-            "sentence (or text), or two columns without a header"
+            "sentence (or text), or two columns without a header; numbers go into a .npy or .npz "
+            "file"
         )
     split_at = header.index("split") if body is not table and "split" in header else None
     splits: Rows = {}
-    for row in body:
+    for number, row in enumerate(body, start=1 + len(table) - len(body)):
+        if not row[label_at].strip():
+            raise DataError(
+                f"{path}: row {number} has no label; fill it in, or leave out rows without one"
+            )
         key = "train" if split_at is None else row[split_at].strip().lower()
         labels, texts = splits.setdefault(key, ([], []))
         labels.append(row[label_at].strip())
