@@ -7,12 +7,12 @@ import pytest
 from spikedim.adapters.files import fingerprint
 from spikedim.cli import main
 from spikedim.data import load_dataset
-from spikedim.design import NeuronTarget, design, planner, verdict
+from spikedim.design import NeuronTarget, design, planner
 from spikedim.errors import ConfigError, ModelError
 from spikedim.models import create_model, model_entry
 from spikedim.report import render
 from spikedim.storage import Run
-from spikedim.training import TrainConfig, sweep_neurons
+from spikedim.training import TimestepSweep, TrainConfig, sweep_neurons
 
 pytestmark = pytest.mark.filterwarnings("ignore:Odd at .* is kept as it is")
 
@@ -174,11 +174,11 @@ def test_nothing_changes_before_a_kept_neuron_refuses(file):
 def test_an_answer_with_other_neurons_does_not_borrow_the_plateau_of_the_networks_own(
     file, monkeypatch
 ):
-    def other(neurons, tolerance):
-        return next(p for p in neurons.of("threshold") if not p.base)
+    def other(points, tolerance):
+        return next(p for p in points if p.parameter == "threshold" and not p.base)
 
     monkeypatch.setattr(planner, "_cheapest", other)
-    monkeypatch.setattr(verdict, "learned", lambda sweep, majority: True)
+    monkeypatch.setattr(TimestepSweep, "learned", True)
     with Run(file.parent / "r", {}) as run:
         plan = planned(
             "mine.py:plain",

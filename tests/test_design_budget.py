@@ -5,13 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikedim.data import load_dataset
-from spikedim.design import design
+from spikedim.design import NeuronTarget, design, planner
 from spikedim.design.budget import Budget, invert, parse_energy
 from spikedim.errors import ConfigError
 from spikedim.models import calibrate_batchnorm, create_model
 from spikedim.profiling import profile
 from spikedim.report import render
 from spikedim.results import Estimate
+from spikedim.storage import Run
+from spikedim.training import TrainConfig
 
 
 def point(T, spikes, energy):
@@ -95,6 +97,78 @@ def test_a_budget_inverts_a_design():
     assert none.budget.timesteps is None
     assert none.verdict[0].startswith("Infeasible")
     assert none.recommendation.basis == "predicted"
+
+
+@pytest.fixture(scope="module")
+def budgeted(tmp_path_factory):
+    """Verified plans of one run folder; of neuron settings, the one with most spikes is chosen."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(planner, "NEURON_GRID", {"threshold": (0.5, 1.5), "beta": (), "refractory": ()})
+    patch.setattr(planner, "_cheapest", lambda points, tolerance: max(points, key=_spikes))
+    asked = []
+    patch.setattr(planner, "find_neuron", lambda *given, **options: asked.append(given))
+    data, folder = load_dataset("digits").limited(200, 100), tmp_path_factory.mktemp("r")
+
+    def plan(budget):
+        with Run(folder, {}) as run:
+            found = design(
+                data,
+                "spikformer_nano",
+                verify=True,
+                timesteps=(1, 2),
+                config=TrainConfig(epochs=2, validation=0.2),
+                budget=budget,
+                neuron=NeuronTarget(d_eff=2.0),
+                profile_samples=32,
+                run=run,
+            )
+        return found, asked[-1]
+
+    yield plan
+    patch.undo()
+
+
+def _spikes(point):
+    return point.spikes_per_sample.value
+
+
+def test_a_budget_counts_for_neuron_settings_too(budgeted):
+    free, _ = budgeted(None)
+    assert free.recommended.setting == "threshold = 0.5"
+    own = next(p for p in free.operating if p.timesteps == free.recommended.timesteps)
+    limit = 1.001 * own.profile.spikes_per_sample.value
+    assert free.recommended.profile.spikes_per_sample.value > limit
+    tight, _ = budgeted(Budget(spikes=limit))
+    assert tight.recommended.timesteps == own.timesteps
+    assert tight.recommended.profile.spikes_per_sample.value <= limit
+    ample, _ = budgeted(Budget(spikes=1e9))
+    advice = ample.recommendation
+    assert advice.basis == "budget"
+    assert advice.timesteps.value == ample.recommended.timesteps
+    chosen = ample.recommended.setting == "threshold = 0.5"
+    assert chosen is (ample.recommended.timesteps == ample.neurons.T)
+    assert advice.threshold == (0.5 if chosen else 1.0)
+
+
+def test_a_neuron_is_found_in_the_network_of_the_recommended_timestep(budgeted):
+    free, _ = budgeted(None)
+    least = free.operating[0].profile.spikes_per_sample.value
+    plan, given = budgeted(Budget(spikes=1.001 * least))
+    assert plan.recommended.timesteps == given[3] == 1
+    assert given[4] == plan.sweep.at(1).checkpoint
+    plan, given = budgeted(Budget(spikes=1e9))
+    assert given[4] == plan.sweep.at(given[3]).checkpoint
+
+
+def test_any_energy_convention_can_be_asked_for():
+    data, budget = load_dataset("digits"), Budget(energy=1.0, convention="loihi")
+    plan = design(data, "spikformer_nano", profile_samples=8, budget=budget)
+    named = [energy.convention for energy in plan.recommended.profile.energy]
+    assert named == ["paper-sop", "exact-fanout", "loihi"]
+    assert "(loihi)" in plan.budget.text
+    assert "loihi" in render(plan)
+    with pytest.raises(ConfigError, match="nonsense"):
+        Budget(energy=1.0, convention="nonsense")
 
 
 def test_every_timestep_is_profiled_as_the_profile_of_that_timestep():

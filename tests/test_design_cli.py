@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from spikedim.cli import main
+from spikedim.design import store
+from spikedim.errors import StorageError
 from spikedim.training.study_table import OutputRow, StudyRow, read_study, write_study
 from study_cases import row, rows
 
@@ -137,7 +139,7 @@ def test_a_pilot_adds_predictions_from_one_training(images, here, capsys):
     assert all(point["expected"]["unit"] == "%" for point in plan["operating"])
 
 
-def test_verified_designs_are_remembered_and_recalibrate(images, here, capsys):
+def test_verified_designs_are_remembered_and_recalibrate(images, here, capsys, monkeypatch):
     assert run("calibrate", "--quiet") == 2
     assert "--verify" in capsys.readouterr().err
     np.savez("bars.npz", **images)
@@ -150,4 +152,55 @@ def test_verified_designs_are_remembered_and_recalibrate(images, here, capsys):
     assert run("calibrate", "--quiet", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["own"], found["new"]) == (1, 1)
+    folders = list(Path("runs").iterdir())
+    trained = {path: path.stat().st_mtime_ns for path in folders[0].glob("steps/*")}
+    assert run(*words) == 0
+    assert "Training" not in capsys.readouterr().out
+    monkeypatch.setattr(store, "append", _full)
+    assert run(*words, "--budget-spikes", "1e9") == 0
+    said = capsys.readouterr()
+    assert "T = 2 has the largest accuracy" in said.out or "T = 1 has the largest" in said.out
+    assert "Not remembered: the disk is full." in said.err
+    assert list(Path("runs").iterdir()) == folders
+    assert {path: path.stat().st_mtime_ns for path in folders[0].glob("steps/*")} == trained
     assert run("calibrate", "--reset", "--quiet") == 0
+
+
+def _full(*given):
+    raise StorageError("the disk is full")
+
+
+def test_a_store_that_cannot_be_used_is_refused_before_training(here, capsys):
+    words = ["design", "--data", "digits", "--model", "spikformer_nano", "--quiet"]
+    assert run(*words, "--verify", "--store", here) == 2
+    assert "--store" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_a_network_at_chance_is_not_remembered_and_the_reason_is_said(images, here, capsys):
+    np.savez("bars.npz", **images)
+    words = ["design", "--data", "bars.npz", "--model", "spikformer_nano", "--verify", "--quiet"]
+    words += ["--no-neurons", "-T", "1", "--epochs", "1", "--train-samples", "9"]
+    assert run(*words, "--workers", "1") == 0
+    said = capsys.readouterr()
+    assert "No answer" in said.out
+    assert "Not remembered: the network has not learned" in said.err
+    assert not Path("store.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epochs", "7"], "--epochs is of trainings"),
+        (["-T", "1,2"], "--timesteps is of trainings"),
+        (["--workers", "3"], "--workers is of trainings"),
+        (["--pilot", "--no-neurons"], "--neurons is of --verify"),
+        (["--forget"], "--remember is of --verify"),
+        (["--budget-spikes", "9", "--energy-convention", "loihi"], "is of --budget-energy"),
+        (["--budget-energy", "1", "--energy-convention", "nonsense"], "nonsense"),
+    ],
+)
+def test_design_refuses_options_without_an_effect(words, message, here, capsys):
+    assert run("design", "--data", "digits", "--model", "spikformer_nano", "--quiet", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("runs").exists()

@@ -106,6 +106,42 @@ def test_refit_adopts_the_store_and_says_what_changed(said, tmp_path):
     assert len(store.read(path)) == 12
 
 
+def test_a_case_of_the_users_own_does_not_predict_itself():
+    mine, other = case("mine", "net", t=8), case("other", "net", t=8)
+    given = [*reference_cases(), other, mine]
+    said = forecast(mine, given, own=2)
+    assert said.ranked == forecast(mine, given[:-1], own=1).ranked
+    assert (said.own, said.cases) == (1, len(given) - 1)
+    assert any("1 of your own cases" in note for note in said.notes)
+    assert forecast(case("new", "net"), given, own=2).own == 2
+
+
+def test_a_refit_brings_every_case_to_one_tolerance(said, tmp_path):
+    loose = {False: tmp_path / "loose.jsonl", True: tmp_path / "strict.jsonl"}
+    for seed in range(6):
+        found = case("mine", "net", seed, t=8)
+        for strict, path in loose.items():
+            store.append(said, found if strict else found.within(5.0), path)
+    fits = [store.recalibrate(path) for path in loose.values()]
+    assert fits[0].tolerance == fits[1].tolerance == 1.0
+    for a, b in zip(fits[0].changes, fits[1].changes, strict=True):
+        assert (a.after, a.fitted_after) == (b.after, b.fitted_after)
+    assert "within 1 point" in str(fits[0])
+
+
+def test_a_store_is_checked_before_work(tmp_path, monkeypatch):
+    store.check_store(tmp_path / "new" / "folder" / "c.jsonl")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(StorageError, match="--store"):
+        store.check_store(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"file is not a folder; .*--store"):
+        store.check_store(tmp_path / "file" / "c.jsonl")
+    monkeypatch.setattr(store.os, "access", lambda place, mode: False)
+    with pytest.raises(StorageError, match="not writable"):
+        store.check_store(tmp_path / "c.jsonl")
+
+
 def test_a_place_that_cannot_be_written_is_one_clear_error(said, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="--store"):

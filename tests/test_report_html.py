@@ -186,6 +186,15 @@ def test_same_plan_same_page(plan, pages):
     assert render(plan) == pages["plan"] == render_dict(plan.to_dict())
 
 
+def test_a_sweep_at_chance_is_an_alarm_whatever_the_recommended_point_reached(verified, pages):
+    alarm = "not distinguishable from always answering the most frequent class"
+    assert alarm not in pages["verified"]
+    sweep = verified.sweep
+    last = dataclasses.replace(sweep.points[-1], accuracy=percent(7))
+    guessing = dataclasses.replace(sweep, points=(*sweep.points[:-1], last))
+    assert alarm in render(dataclasses.replace(verified, sweep=guessing))
+
+
 def test_page_is_accessible(source):
     page = Page(source)
     assert page.open == []

@@ -27,6 +27,7 @@ from spikedim.errors import (
 )
 from spikedim.models import create_model, load_model, model_entry
 from spikedim.neurons import LIFParams
+from spikedim.results import Estimate
 from spikedim.storage import Run
 from spikedim.training import (
     TrainConfig,
@@ -91,11 +92,11 @@ def test_points_hold_what_was_measured(swept):
 
 
 @pytest.mark.parametrize(("low", "said"), [(40.0, True), (50.0, True), (50.1, False)])
-def test_a_plateau_at_chance_is_said(swept, low, said):
+def test_an_accuracy_at_chance_is_said(swept, low, said):
     result, _ = swept
     assert result.chance == 50.0
-    plateau = replace(result.plateau, value=60.0, low=low, high=70.0)
-    result = replace(result, plateau=plateau)
+    last = replace(result.points[-1], accuracy=Estimate(60.0, low, 70.0))
+    result = replace(result, points=(*result.points[:-1], last))
     (table,) = result.tables()
     assert result.learned is not said
     assert any(note.startswith("At chance: ") for note in table.notes) is said

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
 from spikedim.errors import ConfigError, DataError
-from spikedim.training.timestep import accuracy_estimate, isotonic, t_star
+from spikedim.training.timestep import above_chance, accuracy_estimate, isotonic, t_star
 
 accuracies = st.lists(st.integers(0, 40), min_size=1, max_size=6)
 
@@ -145,6 +145,25 @@ def test_wilson_accuracy_in_percent():
     assert estimate.value == 75
     assert 0 < estimate.low < 75 < estimate.high < 100
     assert estimate.n == 4
+
+
+@pytest.mark.parametrize(("n", "chance"), [(10, 0.5), (60, 0.5), (360, 0.1)])
+def test_guesses_are_seldom_taken_for_learned(n, chance):
+    rng = np.random.default_rng(0)
+    passed = 0
+    for _ in range(400):
+        guesses = {T: (rng.random(n) < chance).astype(int) for T in (1, 2, 4, 8)}
+        found = t_star(guesses, resamples=100)
+        passed += above_chance(found.accuracy[-1], 100 * chance)
+    assert passed / 400 <= 0.05  # 2.5 % nominal; by the plateau it would be 8 to 13 %
+
+
+@pytest.mark.parametrize(("hits", "value"), [((2, 2), 100), ((2, 0), 50), ((0, 0), 0)])
+def test_the_plateau_of_answers_that_are_all_alike_is_not_certain(hits, value):
+    plateau = t_star(answers(*hits, n=2)).plateau
+    assert (plateau.value, plateau.method) == (value, "Wilson")
+    assert plateau.low <= value <= plateau.high
+    assert plateau.high - plateau.low > 50
 
 
 def test_prints_and_exports():

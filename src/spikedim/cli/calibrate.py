@@ -32,8 +32,8 @@ def calibrate(
 ) -> None:
     """Refit the predictors of T* with your verified designs, and show what changed.
 
-    Every spikedim design --verify of images appends what it predicted and what it measured to the
-    store; this command adopts them, and later designs use them.
+    Every spikedim design --verify of images that the network has learned appends what it predicted
+    and what it measured to the store; this command adopts them, and later designs use them.
 
     Example: spikedim calibrate
     """

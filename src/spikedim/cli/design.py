@@ -9,13 +9,19 @@ import typer
 from spikedim.cli import options
 from spikedim.cli.calibrate import Store
 from spikedim.cli.output import emit, say, working
-from spikedim.errors import ConfigError
+from spikedim.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from spikedim.models import SpikingModel
 
 
+#: Parameters of trainings, and of trainings at every T.
+_TRAINED = ("timesteps", "epochs", "workers")
+_VERIFIED = ("neurons", "remember")
+
+
 def design(
+    context: typer.Context,
     data: options.Data = "digits",
     model: options.Model = "spikformer_tiny",
     verify: Annotated[
@@ -35,15 +41,15 @@ def design(
         float | None, typer.Option(help="Most spikes of one inference; T is found within it.")
     ] = None,
     energy_convention: Annotated[
-        str, typer.Option(help="Energy convention of --budget-energy.")
+        str, typer.Option(help="Energy convention of --budget-energy: a name, or a YAML file.")
     ] = "paper-sop",
     store: Store = None,
     remember: Annotated[
         bool,
         typer.Option(
             "--remember/--forget",
-            help="With --verify, of images: add prediction and measurement to the calibration "
-            "store.",
+            help="With --verify, of images that the network has learned: add prediction and "
+            "measurement to the calibration store.",
         ),
     ] = True,
     epsilon: Annotated[
@@ -102,14 +108,21 @@ def design(
     from spikedim.design import NeuronTarget, Target
     from spikedim.design import design as plan_for
     from spikedim.design.budget import Budget, parse_energy
-    from spikedim.design.plan import WORDS, predictable
     from spikedim.design.planner import check_designable
-    from spikedim.design.store import known_cases, remember_plan, store_path
+    from spikedim.design.store import (
+        check_store,
+        known_cases,
+        remember_plan,
+        store_path,
+        why_forgotten,
+    )
     from spikedim.report import write_report
-    from spikedim.results import plain
-    from spikedim.storage import digest
     from spikedim.training.network import read_like
 
+    if not verify:
+        options.refuse_given(context, _VERIFIED, "is of --verify; add it")
+    if budget_energy is None:
+        options.refuse_given(context, ("energy_convention",), "is of --budget-energy; add it")
     with working(quiet):
         target = Target(epsilon, tolerance)
         wanted = None
@@ -123,6 +136,8 @@ def design(
             budget = Budget(energy, budget_spikes, energy_convention)
         place = store_path(store)
         known = known_cases(place)
+        if verify and remember:
+            check_store(place)
         trained = timesteps[-1:] if pilot else timesteps
         dataset = load(data, data_root, seed)
         if checkpoint is not None:
@@ -130,19 +145,18 @@ def design(
         if not (verify or pilot):
             tell_pixels(model, dataset, checkpoint)
         check_designable(dataset, verify)
+        if not (verify or pilot):
+            options.refuse_given(context, _TRAINED, "is of trainings; add --verify or --pilot")
         job = fitted(dataset, model, trained, epochs, train_samples, test_samples, seed, device)
+        # What changes no training and no T*, as a budget, is asked of one run folder anew.
         settings = {
             "target": asdict(target),
             "verify": verify,
             "pilot": pilot,
-            "budget": asdict(budget) if budget else None,
             "timesteps": timesteps if verify or pilot else None,
             "neurons": neurons and verify,
             "checkpoint": str(checkpoint) if checkpoint else None,
-            "calibration": digest([plain(case) for case in known[0]]),
         }
-        if wanted is not None:
-            settings["neuron target"] = asdict(wanted)
         workers = workers or job.workers
         if verify:
             job.announce(timesteps, workers, _afterwards(job.network()) if neurons else "")
@@ -168,14 +182,19 @@ def design(
                 neuron=wanted,
             )
             page = write_report(plan, run.file("report.html"))
-            stored = verify and remember and remember_plan(plan, place)
     emit(plan, as_json)
     say(f"Report: {page}   Numbers: {run.file('results.json')}")
-    if verify and remember and not predictable(plan.data.kind):
-        words = WORDS[plan.data.kind]
-        say(f"Not remembered: the predictors are fitted on static images, not on {words}.")
-    if stored:
-        say(f"Remembered in {place}; spikedim calibrate refits the predictors with it.")
+    if verify and remember:
+        why = why_forgotten(plan)
+        try:
+            with working(quiet):
+                remember_plan(plan, place)
+        except StorageError as error:  # the answer stands without it
+            why = str(error)
+        if why is None:
+            say(f"Remembered in {place}; spikedim calibrate refits the predictors with it.")
+        else:
+            say(f"Not remembered: {why}.")
     if plan.inversion is not None:
         plan.inversion.require()
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spikedim.errors import ConfigError
+from spikedim.profiling.conventions import convention
 from spikedim.results import Estimate, number
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ class Budget:
     Attributes:
         energy: mJ per sample under ``convention``; ``None`` does not limit.
         spikes: spikes per sample; ``None`` does not limit.
-        convention: energy convention.
+        convention: energy convention: a name, or the path of a YAML file.
 
     Raises:
-        ConfigError: neither is given, or one is not positive.
+        ConfigError: neither is given, one is not positive, or the convention is unknown.
     """
 
     energy: float | None = None
@@ -41,6 +42,15 @@ class Budget:
         for name, value in (("energy", self.energy), ("spikes", self.spikes)):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"budget of {name}={value} must be above 0")
+        convention(self.convention)
+
+    def fits(self, point: Operating) -> bool:
+        """Whether the mean spikes and energy of an operating point are within the limits."""
+        energy = _energy(point, self.convention).value
+        spikes = point.profile.spikes_per_sample.value
+        return (self.energy is None or energy <= self.energy) and (
+            self.spikes is None or spikes <= self.spikes
+        )
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ def invert(
     """The T of the largest quality whose mean spikes and energy are within the budget.
 
     Args:
-        operating: points by T, each with its profile.
+        operating: points by T with the network's own neurons, each with its profile.
         budget: the limits.
         quality: accuracy of each point, up to a constant; of equal ones the smallest T is taken.
 
@@ -94,17 +104,13 @@ def invert(
     """
     energies = [_energy(point, budget.convention) for point in operating]
     spikes = [point.profile.spikes_per_sample.value for point in operating]
-    fits = [
-        i
-        for i in range(len(operating))
-        if (budget.energy is None or energies[i].value <= budget.energy)
-        and (budget.spikes is None or spikes[i] <= budget.spikes)
-    ]
+    fits = [i for i, point in enumerate(operating) if budget.fits(point)]
     asked = _asked(budget)
     first, last = operating[0].timesteps, operating[-1].timesteps
     reach = (
-        f"T = {first} to {last} reach {number(min(spikes), 3)} to {number(max(spikes), 3)} spikes "
-        f"and {min(energies, key=lambda e: e.value)} to {max(energies, key=lambda e: e.value)} "
+        f"with the network's own neurons, T = {first} to {last} reach "
+        f"{number(min(spikes), 3)} to {number(max(spikes), 3)} spikes and "
+        f"{min(energies, key=lambda e: e.value)} to {max(energies, key=lambda e: e.value)} "
         f"({budget.convention})"
     )
     T = None
@@ -127,9 +133,10 @@ def _asked(budget: Budget) -> str:
     return " and ".join(parts)
 
 
-def _energy(point: Operating, convention: str) -> Estimate:
+def _energy(point: Operating, name: str) -> Estimate:
+    wanted = convention(name).name
     for energy in point.profile.energy:
-        if energy.convention == convention:
+        if energy.convention == wanted:
             return energy.total
     known = ", ".join(energy.convention for energy in point.profile.energy)
-    raise ConfigError(f"energy convention {convention!r} was not counted; choose one of {known}")
+    raise ConfigError(f"energy convention {wanted!r} was not counted; choose one of {known}")

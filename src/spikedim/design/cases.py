@@ -22,7 +22,7 @@ from spikedim.errors import DataError, SpikedimError
 from spikedim.results import plain
 from spikedim.theory import accuracy_from_margins
 from spikedim.training.study_table import OutputRow, StudyRow
-from spikedim.training.timestep import TStar, t_star
+from spikedim.training.timestep import SLACK, TStar, t_star
 
 REFERENCE = "reference.jsonl"
 DIMENSION = "dimension.jsonl"
@@ -148,7 +148,9 @@ class Case:
         if tolerance == truth.tolerance:
             return self
         enough = [
-            T for T, lost in zip(truth.steps, truth.losses, strict=True) if lost <= tolerance + 1e-9
+            T
+            for T, lost in zip(truth.steps, truth.losses, strict=True)
+            if lost <= tolerance + SLACK
         ]
         found = replace(truth, t_star=enough[0], low=1, high=None, tolerance=tolerance)
         return replace(self, outcome=found)

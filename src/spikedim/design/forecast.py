@@ -125,19 +125,27 @@ def forecast(
         cases: earlier cases with outcomes; those that ship with spikedim by default.
         steps: T at which accuracy is predicted, ascending.
         tolerance: accepted loss against the plateau, percentage points.
-        own: how many of ``cases`` are the user's.
+        own: how many of ``cases``, the last ones, are the user's. Those of the same data set and
+            network are left out: a prediction that was fitted on its outcome would be none.
 
     Raises:
         DataError: there are no earlier cases.
     """
     check_tolerance(tolerance)
     given = reference_cases() if cases is None else cases
-    known = [item.within(tolerance) for item in given]
+    shipped, users = given[: len(given) - own], given[len(given) - own :]
+    others = [item for item in users if item.place != case.place]
+    known = [item.within(tolerance) for item in (*shipped, *others)]
     able = [item for item in ready(known) if item.predictor.answers(case)]
     best = select(able)
     order = sorted(able, key=lambda item: (item is not best, item.error))
     ranked = tuple(Ranked(item.predict(case, steps), item.error) for item in order)
-    return Forecast(ranked, len(known), own, tuple(_notes(case, known)))
+    notes = _notes(case, known)
+    if left := len(users) - len(others):
+        notes.append(
+            f"Left out of the fit: {left} of your own cases, of this data set and network."
+        )
+    return Forecast(ranked, len(known), len(others), tuple(notes))
 
 
 def _notes(case: Case, known: Sequence[Case]) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -40,10 +41,11 @@ from spikedim.models.calibration import weights_in_words
 from spikedim.models.features import batch_axis, layer_shapes
 from spikedim.neurons import LIFParams
 from spikedim.ntk.variants import as_networks
-from spikedim.profiling import Profile, profile
+from spikedim.profiling import Profile, convention, profile
+from spikedim.profiling.profile import DEFAULT_CONVENTIONS
 from spikedim.provenance import provenance
-from spikedim.results import Estimate, number, points_of
-from spikedim.storage import Run, write_json
+from spikedim.results import Estimate, number, plain, points_of
+from spikedim.storage import Run, digest, write_json
 from spikedim.theory import timestep_rule
 from spikedim.training import (
     NeuronPoint,
@@ -56,6 +58,7 @@ from spikedim.training import (
 )
 from spikedim.training.network import network_for
 from spikedim.training.sweep import majority
+from spikedim.training.timestep import SLACK
 
 #: Timesteps that are trained and tested unless the user names others.
 DEFAULT_TIMESTEPS = (1, 2, 4, 8)
@@ -77,6 +80,9 @@ _UNKNOWN = {
     "text": "The predictors were fitted on static images and the effective dimension of their "
     "pixels; that of texts is of TF-IDF weights, about which they know nothing.",
 }
+
+#: Counts what a network does on inputs at T.
+Count = Callable[[SpikingModel, Tensor, int], Profile]
 
 
 def design(
@@ -120,7 +126,7 @@ def design(
         verify: measure T* by training at every T.
         pilot: train once, at the largest T.
         budget: most spikes or energy of one inference: T is then the one of the largest accuracy
-            within it.
+            within it, and of the neuron settings tried at that T only those within it count.
         timesteps: T values to train at.
         neurons: also sweep neuron settings at T* (with ``verify``).
         config: training settings; default by model and data.
@@ -140,9 +146,9 @@ def design(
     Raises:
         ConfigError: ``verify`` or ``pilot`` without ``run`` or together with ``checkpoint``, or
             both; recordings or texts without ``verify``, or a T that the frames of recordings
-            cannot be brought to; an energy convention of the budget that is not counted.
-        DataError: the data set holds feature vectors, or no labels; the network reads another
-            kind of data.
+            cannot be brought to.
+        DataError: the data set holds feature vectors, no labels, or samples that are all the same;
+            the network reads another kind of data.
         ModelError: ``neuron`` for a network of which neurons are kept as they are.
     """
     target = target or Target()
@@ -162,6 +168,11 @@ def design(
     most = _TEXTS if dataset.kind == "text" else None
     dimension = measure(represent(population, limit=most, seed=seed), seed=seed)
     d_eff = dimension.estimates["pca95"]
+    if d_eff.value <= 0:
+        raise DataError(
+            f"{population.name}: the training samples that were read are all the same, so that "
+            "there is nothing to tell apart; check the file"
+        )
     predictions = (
         timestep_rule(d_eff, target.epsilon, "percent"),
         timestep_rule(d_eff, target.epsilon / 100, "fraction"),
@@ -197,6 +208,10 @@ def design(
 
     case = case_of(dataset, model, network, d_eff.value, seed, sweep, run)
     cases, own = known or (reference_cases(), 0)
+    # The user's own convention replaces a shipped one of its name.
+    asked = (*DEFAULT_CONVENTIONS, *([budget.convention] if budget else []))
+    rules = {rule.name: rule for rule in map(convention, asked)}
+    count = partial(profile, conventions=tuple(rules.values()))
     steps = tuple(sorted({*STEPS, *(timesteps if trains else ())}))
     said = forecast(case, cases, steps, target.tolerance, own)
     if not predictable(dataset.kind):
@@ -213,21 +228,24 @@ def design(
         if checkpoint is None and not pilot and batchnorm == "fresh":
             images, _ = dataset.tensors("train", _CALIBRATION_SAMPLES, seed)
         operating = tuple(
-            _predicted(said, T, _profiled(network, inputs(T), T, images)) for T in wanted
+            _predicted(said, T, _profiled(network, inputs(T), T, images, count)) for T in wanted
         )
         recommended = next(p for p in operating if p.timesteps == int(said.best.timesteps.value))
     else:
-        operating = _operating(network, sweep, inputs)
-        choice = None if neuron_sweep is None else _cheapest(neuron_sweep, target.tolerance)
+        operating = _operating(network, sweep, inputs, count)
         recommended = next(p for p in operating if p.timesteps == sweep.t_star.value)
-        if choice is not None and not choice.base:
-            recommended = _chosen(network, choice, recommended.timesteps, inputs)
-    answer = None
-    if budget is not None:
-        answer = invert(operating, budget, _quality(operating, sweep))
-        if answer.timesteps is not None and answer.timesteps != recommended.timesteps:
-            recommended = next(p for p in operating if p.timesteps == answer.timesteps)
-            choice = None  # neurons were compared at T* only
+    answer = None if budget is None else invert(operating, budget, _quality(operating, sweep))
+    if answer is not None and answer.timesteps is not None:
+        recommended = next(p for p in operating if p.timesteps == answer.timesteps)
+    # Neurons were compared at T* only.
+    if neuron_sweep is not None and recommended.timesteps == neuron_sweep.T:
+        at = partial(_chosen, network, T=neuron_sweep.T, inputs=inputs, count=count)
+        tried = neuron_sweep.points
+        if budget is not None and answer is not None and answer.timesteps is not None:
+            tried = tuple(point for point in tried if point.base or budget.fits(at(point)))
+        choice = _cheapest(tried, target.tolerance)
+        if not choice.base:
+            recommended = at(choice)
     advice = _recommend(network, sweep, neuron_sweep, choice, said, answer, target)
     summary = ModelSummary(
         model,
@@ -236,7 +254,7 @@ def design(
         state,
     )
     data = _data_summary(dataset)
-    agreed = agreement(predictions[0], sweep, data.majority)
+    agreed = agreement(predictions[0], sweep)
     plan = Plan(
         verdict=verdict(
             advice, predictions[0], said, answer, agreed, sweep, recommended, target, model, data
@@ -264,7 +282,10 @@ def design(
         neurons=neuron_sweep,
         provenance=provenance(
             seed=seed,
-            config=run.config if run else {"model": model, "verify": verify},
+            config={
+                **(run.config if run else {"model": model, "verify": verify}),
+                "calibration": digest([plain(case) for case in cases]),
+            },
             data_fingerprint=dataset.fingerprint,
             device=config.device if config else "cpu",
             notes=() if sweep is None else (f"trained: {sweep.provenance.created}",),
@@ -279,7 +300,7 @@ def design(
             dataset,
             neuron,
             recommended.timesteps,
-            _weights(sweep, checkpoint),
+            checkpoint if sweep is None else sweep.at(recommended.timesteps).checkpoint,
             seed,
             trained=batchnorm == "own",
         ),
@@ -346,11 +367,13 @@ def _tokens(network: SpikingModel, x: Tensor) -> tuple[int, int]:
     )
 
 
-def _profiled(network: SpikingModel, x: Tensor, T: int, images: Tensor | None) -> Profile:
+def _profiled(
+    network: SpikingModel, x: Tensor, T: int, images: Tensor | None, count: Count
+) -> Profile:
     """Profile at T; an untrained network takes its batch-norm statistics from ``images`` at T."""
     if images is not None:
         calibrate_batchnorm(network, images.split(64), T)
-    return profile(network, x, T)
+    return count(network, x, T)
 
 
 def _around(T: int, everything: bool) -> tuple[int, ...]:
@@ -379,35 +402,32 @@ def _quality(operating: Sequence[Operating], sweep: TimestepSweep | None) -> lis
 
 
 def _operating(
-    network: SpikingModel, sweep: TimestepSweep, inputs: Callable[[int], Tensor]
+    network: SpikingModel, sweep: TimestepSweep, inputs: Callable[[int], Tensor], count: Count
 ) -> tuple[Operating, ...]:
     """Profile the trained network of every T."""
     points = []
     for point in sweep.points:
         load_checkpoint(network, point.checkpoint)
-        measured = profile(network, inputs(point.T), point.T)
+        measured = count(network, inputs(point.T), point.T)
         points.append(Operating(point.T, point.accuracy, measured))
     return tuple(points)
 
 
-def _weights(sweep: TimestepSweep | None, checkpoint: str | Path | None) -> str | Path | None:
-    """Weights of the network at the recommended T; ``None`` where it is untrained."""
-    if sweep is None:
-        return checkpoint
-    return next(point.checkpoint for point in sweep.points if sweep.t_star.value == point.T)
-
-
 def _chosen(
-    network: SpikingModel, choice: NeuronPoint, T: int, inputs: Callable[[int], Tensor]
+    network: SpikingModel,
+    choice: NeuronPoint,
+    T: int,
+    inputs: Callable[[int], Tensor],
+    count: Count,
 ) -> Operating:
-    """Profile the network trained with the chosen neuron setting."""
+    """Profile the network trained with a neuron setting."""
     own = network.config.neuron
     network.set_neurons(**{choice.parameter: _typed(own, choice)})
     load_checkpoint(network, choice.checkpoint)
     point = Operating(
         T,
         choice.accuracy,
-        profile(network, inputs(T), T),
+        count(network, inputs(T), T),
         f"{choice.parameter} = {number(choice.value)}",
     )
     network.set_neurons(**{choice.parameter: getattr(own, choice.parameter)})
@@ -430,45 +450,42 @@ def _recommend(
 ) -> Recommendation:
     own: LIFParams | None = network.config.neuron
     settings: dict[str, Any] = {name: getattr(own, name, None) for name in NEURON_GRID}
-    neuron = _own_neurons(network)
+    basis: Literal["measured", "predicted", "budget"]
     if answer is not None and answer.timesteps is not None:
-        return Recommendation(
-            Estimate(answer.timesteps, unit="timesteps"),
-            **settings,
-            basis="budget",
-            reasons=(
-                f"T: {answer.text}",
-                f"v_th, β and t_ref: {neuron}.",
-            ),
-        )
-    if sweep is None:
-        return Recommendation(
-            said.best.timesteps,
-            **settings,
-            basis="predicted",
-            reasons=(
-                f"T: {said.best.name}: {said.best.text} Not checked on this network.",
-                f"v_th, β and t_ref: {neuron}"
-                f"{'' if network.kept else '; verify to compare others'}.",
-            ),
-        )
-    reasons = [
-        f"T: smallest T within {points_of(target.tolerance)} of the plateau {sweep.plateau}"
-        f"{'' if sweep.learned else ', which is at chance: it says nothing'}.",
-    ]
-    if neurons is None or choice is None:
-        reasons.append(f"v_th, β and t_ref: {neuron}; no others were tried.")
+        T, basis = Estimate(answer.timesteps, unit="timesteps"), "budget"
+        why = answer.text
+    elif sweep is None:
+        T, basis = said.best.timesteps, "predicted"
+        why = f"{said.best.name}: {said.best.text} Not checked on this network."
     else:
+        T, basis = sweep.t_star, "measured"
+        why = (
+            f"smallest T within {points_of(target.tolerance)} of the plateau {sweep.plateau}"
+            f"{'' if sweep.learned else ', where the network is at chance: it says nothing'}."
+        )
+    if neurons is not None and choice is not None:
         assert own is not None
         settings[choice.parameter] = _typed(own, choice)
         tried = sum(not point.base for point in neurons.points) + 1
-        reasons.append(
-            f"v_th, β and t_ref: of {tried} settings trained at T = {neurons.T}, the one with the "
-            f"fewest spikes ({choice.spikes_per_sample} per sample) among those within "
+        neuron = (
+            f"of {tried} settings trained at T = {neurons.T}, the one with the "
+            f"fewest spikes ({choice.spikes_per_sample} per sample) among those "
+            f"{'that keep the budget and lie ' if basis == 'budget' else ''}within "
             f"{points_of(target.tolerance)} of the best accuracy on held-out training samples; "
             f"it reaches {choice.accuracy} on the test set."
         )
-    return Recommendation(sweep.t_star, **settings, basis="measured", reasons=tuple(reasons))
+    else:
+        neuron = _own_neurons(network)
+        if neurons is not None:
+            neuron += f"; others were tried at T = {neurons.T} only"
+        elif sweep is not None:
+            neuron += "; no others were tried"
+        elif not network.kept:
+            neuron += "; verify to compare others"
+        neuron += "."
+    return Recommendation(
+        T, **settings, basis=basis, reasons=(f"T: {why}", f"v_th, β and t_ref: {neuron}")
+    )
 
 
 def _own_neurons(network: SpikingModel) -> str:
@@ -481,7 +498,7 @@ def _own_neurons(network: SpikingModel) -> str:
     return f"the network's own where they are known ({kept})"
 
 
-def _cheapest(neurons: NeuronSweep, tolerance: float) -> NeuronPoint:
+def _cheapest(points: Sequence[NeuronPoint], tolerance: float) -> NeuronPoint:
     """The setting with the fewest spikes within ``tolerance`` points of the best one.
 
     Accuracies are those on held-out training samples, so that the test accuracy of the chosen
@@ -491,8 +508,8 @@ def _cheapest(neurons: NeuronSweep, tolerance: float) -> NeuronPoint:
     def score(point: NeuronPoint) -> float:
         return (point.held_out or point.accuracy).value
 
-    best = max(score(point) for point in neurons.points)
-    good = [point for point in neurons.points if score(point) >= best - tolerance]
+    best = max(map(score, points))
+    good = [point for point in points if score(point) >= best - tolerance - SLACK]
     return min(good, key=lambda point: point.spikes_per_sample.value)
 
 

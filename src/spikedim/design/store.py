@@ -22,12 +22,11 @@ from filelock import FileLock
 
 from spikedim.design.cases import Case, reference_cases
 from spikedim.design.forecast import Forecast, ready
-from spikedim.design.plan import predictable
+from spikedim.design.plan import WORDS, Target, predictable
 from spikedim.design.predictors import Calibrated
 from spikedim.design.validation import select
-from spikedim.design.verdict import learned
 from spikedim.errors import DataError, SpikedimWarning, StorageError
-from spikedim.results import Result, Table, number, plain
+from spikedim.results import Result, Table, number, plain, points_of
 from spikedim.storage import digest, read_json, write_json
 
 if TYPE_CHECKING:
@@ -70,6 +69,22 @@ def store_path(path: str | Path | None = None) -> Path:
     return root / "spikedim" / _FILE
 
 
+def check_store(path: Path) -> None:
+    """Check that the store can be read and written, before any work.
+
+    Raises:
+        StorageError: it cannot.
+    """
+    read(path)
+    place = next(part for part in (path, *path.absolute().parents) if part.exists())
+    if (place != path and not place.is_dir()) or not os.access(place, os.W_OK):
+        raise StorageError(
+            f"cannot write the calibration store {path}: {place} is "
+            f"{'not writable' if place == path or place.is_dir() else 'not a folder'}; choose "
+            f"another with --store or {VARIABLE}"
+        )
+
+
 def append(forecast: Forecast, case: Case, path: Path) -> Entry:
     """Store a verified design; one that is there already is not stored again.
 
@@ -109,23 +124,28 @@ def append(forecast: Forecast, case: Case, path: Path) -> Entry:
     return entry
 
 
-def remember_plan(plan: Plan, path: Path) -> Entry | None:
-    """Store a verified plan whose network has learned; ``None`` for any other.
+def why_forgotten(plan: Plan) -> str | None:
+    """Why a plan is no case to fit predictors on, in words; ``None`` where it is one.
 
-    Plans for event recordings and texts are none of them: the predictors are of images, and of
-    the effective dimension of pixels.
+    Event recordings and texts are none: the predictors are of images, and of the effective
+    dimension of pixels.
+    """
+    if plan.sweep is None or plan.case.outcome is None:
+        return "T* was not measured"
+    if not predictable(plan.data.kind):
+        return f"the predictors are fitted on static images, not on {WORDS[plan.data.kind]}"
+    if not plan.sweep.learned:
+        return "the network has not learned, so its T* says nothing"
+    return None
+
+
+def remember_plan(plan: Plan, path: Path) -> Entry | None:
+    """Store a plan, unless :func:`why_forgotten` says why not.
 
     Raises:
         StorageError: as :func:`append`.
     """
-    if (
-        plan.sweep is None
-        or not predictable(plan.data.kind)
-        or plan.case.outcome is None
-        or not learned(plan.sweep, plan.data.majority)
-    ):
-        return None
-    return append(plan.forecast, plan.case, path)
+    return append(plan.forecast, plan.case, path) if why_forgotten(plan) is None else None
 
 
 def read(path: Path) -> list[Entry]:
@@ -139,7 +159,10 @@ def read(path: Path) -> list[Entry]:
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+        raise StorageError(
+            f"cannot read {path}: {error.strerror or error}; name another file with --store or "
+            f"{VARIABLE}"
+        ) from error
     entries = []
     for place, text in enumerate(lines, 1):
         if not text.strip():
@@ -200,6 +223,7 @@ class Recalibration(Result):
         own: stored designs, all adopted now.
         new: those that were not adopted before.
         cases: all cases now.
+        tolerance: accepted loss of every T* behind the fits and errors, percentage points.
         changes: one per predictor.
         best_before, best_after: the recommended predictor without a pilot training.
         pilot_before, pilot_after: the recommended predictor with one.
@@ -209,6 +233,7 @@ class Recalibration(Result):
     own: int
     new: int
     cases: int
+    tolerance: float
     changes: tuple[Change, ...]
     best_before: str
     best_after: str
@@ -226,8 +251,9 @@ class Recalibration(Result):
             "fitted after",
         )  # fmt: skip
         notes = (
-            "Errors are mean abs log2(T̂/T*) with the case's data set left out; on your designs, of "
-            "what was said before they were measured.",
+            "Errors are mean abs log2(T̂/T*) with the case's data set left out, T* of every case "
+            f"within {points_of(self.tolerance)} of its plateau; on your designs, of what was said "
+            "before they were measured, within the tolerance that each was made with.",
             f"Recommended without training: {_arrow(self.best_before, self.best_after)}; with one "
             f"training: {_arrow(self.pilot_before, self.pilot_after)}.",
         )
@@ -238,8 +264,13 @@ class Recalibration(Result):
         return [Table(title, columns, rows, notes)]
 
 
-def recalibrate(path: Path) -> Recalibration:
+def recalibrate(path: Path, tolerance: float = Target.tolerance) -> Recalibration:
     """Refit every predictor with all stored designs, adopt them, and say what changed.
+
+    Args:
+        path: the store.
+        tolerance: accepted loss in percentage points that T* of all cases is brought to, as a
+            design brings them to its own.
 
     Raises:
         DataError: the store is empty.
@@ -254,7 +285,7 @@ def recalibrate(path: Path) -> Recalibration:
     old, _ = known_cases(path)
     adopted = set(_adopted(path))
     new = [*reference_cases(), *(entry.case for entry in entries.values())]
-    before, after = ready(old), ready(new)
+    before, after = (ready([case.within(tolerance) for case in cases]) for cases in (old, new))
     changes = tuple(
         _change(b, a, list(entries.values())) for b, a in zip(before, after, strict=True)
     )
@@ -265,6 +296,7 @@ def recalibrate(path: Path) -> Recalibration:
         len(entries),
         len(set(entries) - adopted),
         len(new),
+        tolerance,
         changes,
         *(_best(items, pilot) for pilot in (False, True) for items in (before, after)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from spikedim.design.budget import BudgetAnswer
@@ -17,26 +18,18 @@ from spikedim.design.plan import (
 from spikedim.results import Estimate, number, points_of
 from spikedim.theory import TimestepPrediction
 from spikedim.training import TimestepSweep
-from spikedim.training.timestep import above_chance
 
 
-def learned(sweep: TimestepSweep, majority: float) -> bool:
-    """Whether the plateau lies above what always answering the most frequent class reaches."""
-    return above_chance(sweep.plateau, 100 * majority)
-
-
-def agreement(
-    prediction: TimestepPrediction, sweep: TimestepSweep | None, majority: float
-) -> Agreement:
+def agreement(prediction: TimestepPrediction, sweep: TimestepSweep | None) -> Agreement:
     """Compare the published prediction's interval with the interval of the measured T*.
 
     Overlapping intervals agree. A network that has not learned decides nothing, nor does a T*
     whose interval spans the whole tested grid, or is open-ended while the prediction is not below
-    it. ``majority`` is the accuracy of a constant answer, as a fraction.
+    it.
     """
     if sweep is None:
         return "not measured"
-    if not learned(sweep, majority):
+    if not sweep.learned:
         return "not learned"
     tested = [point.T for point in sweep.points]
     low, high = sweep.t_star.low, sweep.t_star.high
@@ -119,14 +112,21 @@ def _expectation(said: Forecast, point: Operating) -> list[str]:
 
 
 def _score(said: Forecast, sweep: TimestepSweep) -> str:
-    """How the prediction did against the measurement."""
-    best, measured = said.best, sweep.t_star.value
-    low, high = best.timesteps.low or 1, best.timesteps.high or measured
-    inside = "holds" if low <= measured <= high else "misses"
-    return (
-        f"Prediction ({best.name}): T = {_span(best.timesteps)}; its 90 % interval {inside} the "
-        f"measured T* = {number(measured)}."
-    )
+    """How the prediction did against the measurement.
+
+    Of a T* with no upper end only the lower one is known, which can contradict but not confirm.
+    """
+    best, measured = said.best, sweep.t_star
+    low, high = best.timesteps.low or 1, best.timesteps.high or math.inf
+    text = f"Prediction ({best.name}): T = {_span(best.timesteps)}; "
+    if measured.high is None and high >= (measured.low or 1):
+        return (
+            f"{text}the measured T* = {_span(measured)} is open-ended and does not decide whether "
+            "its 90 % interval holds."
+        )
+    inside = "holds" if low <= measured.value <= high else "misses"
+    shown = number(measured.value) if measured.high is not None else _span(measured)
+    return f"{text}its 90 % interval {inside} the measured T* = {shown}."
 
 
 def _headline(
@@ -139,6 +139,7 @@ def _headline(
     data: DataSummary,
 ) -> str:
     t = recommendation.timesteps
+    setting = f" with {point.setting}" if point.setting else ""
     if sweep is None or point.accuracy is None:
         if recommendation.basis == "budget":
             t = said.best.timesteps
@@ -148,10 +149,11 @@ def _headline(
             f"factor of {number(error, 3)} on average on data sets it had not seen). Not yet "
             "checked by training at this T."
         )
-    if not learned(sweep, data.majority):
+    if not sweep.learned:
+        last = sweep.points[-1]
         return (
-            f"No answer: {model} has not learned {data.name} (plateau {sweep.plateau}; always the "
-            f"most frequent class: {number(100 * data.majority)} %). Train longer, on more "
+            f"No answer: {model} has not learned {data.name} (at T = {last.T}: {last.accuracy}; "
+            f"always the most frequent class: {number(sweep.chance)} %). Train longer, on more "
             "samples, or a larger network."
         )
     if recommendation.basis == "budget":
@@ -159,18 +161,18 @@ def _headline(
         return (
             f"Without the budget: T = {_span(t)}, the smallest T within "
             f"{points_of(target.tolerance)} of the plateau {sweep.plateau}; at T = "
-            f"{point.timesteps}, {model} reaches {point.accuracy} accuracy on {data.name}."
+            f"{point.timesteps}{setting}, {model} reaches {point.accuracy} accuracy on {data.name}."
         )
     reaches = (
         f"{model} reaches {point.accuracy} accuracy on {number(point.accuracy.n or 0)} test "
         f"samples of {data.name}"
     )
     within = f"the smallest T within {points_of(target.tolerance)} of the plateau {sweep.plateau}"
-    if not point.setting:
+    if not setting:
         return f"Use T = {_span(t)}: {reaches}; T* is {within}."
     return (
-        f"Use T = {point.timesteps} with {point.setting}: {reaches}. T* = {_span(t)}, {within}, "
-        f"was measured with the network's own neurons; with {point.setting} only T = "
+        f"Use T = {point.timesteps}{setting}: {reaches}. T* = {_span(t)}, {within}, "
+        f"was measured with the network's own neurons;{setting} only T = "
         f"{point.timesteps} was trained."
     )
 

@@ -9,7 +9,8 @@ from typing import Any
 from spikedim.report import figures, tables
 from spikedim.report.plot import Figure
 from spikedim.report.wording import Number, coverage, ending, or_nan, timesteps
-from spikedim.results import number, points_of, readable_unit
+from spikedim.results import Estimate, number, points_of, readable_unit
+from spikedim.training.timestep import above_chance
 
 Data = Mapping[str, Any]
 
@@ -426,8 +427,11 @@ def _scope(energy: Data) -> Scope:
 def _alarm(plan: Data, point: Data) -> str:
     """Warning that belongs beside the headline; empty where nothing makes it doubtful."""
     said = []
-    chance, accuracy = 100 * plan["data"]["majority"], point["accuracy"]
-    if accuracy is not None and (accuracy["low"] or 0.0) <= chance:
+    chance = 100 * plan["data"]["majority"]
+    tested = [point["accuracy"]] if point["accuracy"] else []
+    if plan["sweep"]:
+        tested.append(plan["sweep"]["points"][-1]["accuracy"])
+    if not all(above_chance(Estimate(**accuracy), chance) for accuracy in tested):
         said.append(
             "Accuracy is not distinguishable from always answering the most frequent class "
             f"({number(chance, 3)} %): the network has "

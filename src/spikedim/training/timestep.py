@@ -34,7 +34,8 @@ from spikedim.results import Estimate, Result, Table, number, points_of
 from spikedim.theory.statistics import wilson_interval
 
 _CHUNK = 1 << 24
-_SLACK = 1e-9
+#: Points by which rounding alone may part two accuracies that are equal.
+SLACK = 1e-9
 _FALL = 5.0  # points that a fall of the accuracy is told from
 
 
@@ -46,7 +47,8 @@ class TStar(Result):
         estimate: T* in timesteps; ``high`` is ``None`` where the grid ends before the plateau is
             established (right-censored). ``low`` reaches down into the gap below the first
             sufficient T of the grid, because the values in between were not tried.
-        plateau: fitted accuracy at the largest T, in percent, with its bootstrap interval.
+        plateau: fitted accuracy at the largest T, in percent, with its bootstrap interval; that of
+            Wilson where every resample is alike.
         tolerance: accepted loss against the plateau, in percentage points.
         timesteps: the grid of T, ascending.
         accuracy: accuracy at each T in percent, Wilson intervals.
@@ -123,7 +125,13 @@ def t_star(
     censored = high_index == last
     low = 1 if low_index == 0 else steps[low_index - 1] + 1
     method = f"paired bootstrap, {resamples} resamples"
-    bottom, top = map(float, np.quantile(replicates[:, -1], (tail, 1 - tail)))
+    plateau_method = method
+    if np.ptp(replicates[:, -1]) > 0:
+        bottom, top = map(float, np.quantile(replicates[:, -1], (tail, 1 - tail)))
+    else:  # resampling answers that are all alike shows no spread, however few there are
+        plateau_method = "Wilson"
+        hits = round(n * fitted[-1] / 100)
+        bottom, top = (100 * bound for bound in wilson_interval(hits, n, confidence))
     return TStar(
         estimate=Estimate(
             float(steps[first]),
@@ -134,7 +142,7 @@ def t_star(
             confidence,
             method,
         ),
-        plateau=Estimate(float(fitted[-1]), bottom, top, n, "%", confidence, method),
+        plateau=Estimate(float(fitted[-1]), bottom, top, n, "%", confidence, plateau_method),
         tolerance=float(tolerance),
         timesteps=steps,
         accuracy=tuple(accuracy_estimate(row, confidence) for row in table),
@@ -148,9 +156,13 @@ def t_star(
     )
 
 
-def above_chance(plateau: Estimate, chance: float) -> bool:
-    """Whether the interval of the plateau lies above ``chance``, both in percent."""
-    return (plateau.value if plateau.low is None else plateau.low) > chance
+def above_chance(accuracy: Estimate, chance: float) -> bool:
+    """Whether the Wilson interval of an accuracy lies above ``chance``, both in percent.
+
+    Of a sweep, the accuracy is that at the largest T, which is unbiased. The plateau is not: of
+    several T that are all at chance, its fit follows the luckiest.
+    """
+    return (accuracy.value if accuracy.low is None else accuracy.low) > chance
 
 
 def accuracy_estimate(correct: np.ndarray, confidence: float = 0.95) -> Estimate:
@@ -232,7 +244,7 @@ def _bootstrap(table: np.ndarray, resamples: int, rng: np.random.Generator) -> n
 
 
 def _first_sufficient(fitted: np.ndarray, tolerance: float) -> np.ndarray:
-    sufficient = fitted >= fitted[:, [-1]] - tolerance - _SLACK
+    sufficient = fitted >= fitted[:, [-1]] - tolerance - SLACK
     return np.argmax(sufficient, axis=1)
 
 
