@@ -76,6 +76,8 @@ def test_a_chosen_setting_at_chance_is_said_to_be(searched):
     for chance, said in ((0.0, False), (100.0, True)):
         (table,) = replace(result, found=(replace(found, chance=chance),)).tables()
         assert table.notes[0].startswith(f"At chance: {MODEL} on toy, T={found.best.T}, ") is said
+    best = result.to_dict()["found"][0]["best"]
+    assert best["test_accuracy"]["low"] == found.best.test_accuracy.low
     (table,) = replace(result, found=(replace(found, best=None),)).tables()
     assert table.rows[0][2:7] == (None,) * 5
 

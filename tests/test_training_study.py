@@ -1,5 +1,6 @@
 """Studies: one tidy table of many trainings, the same however often it was interrupted."""
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -239,6 +240,21 @@ def test_accuracies_stand_beside_chance_sample_sizes_and_what_varied(studied):
             assert (shown.low, shown.high) == pytest.approx((row.accuracy_low, row.accuracy_high))
         assert chance == result.chance[table.rows[0][0]] > 0
         assert (seeds, tested) == (1, row.test_samples)
+
+
+def test_plain_data_hold_the_accuracy_of_every_setting(studied):
+    _, result, _ = studied
+    found = json.loads(json.dumps(result.to_dict()))["accuracies"]
+    assert len(found) == 4
+    for setting in found:
+        v_th, T = setting["neuron"]["v_th"], setting["T"]
+        (row,) = result.table.where(v_th=v_th, train_T=T, eval_T=T)
+        assert (setting["dataset"], setting["model"], setting["seeds"]) == ("toy", MODEL, 1)
+        assert setting["neuron"]["beta"] == row.beta
+        assert setting["chance"] == 50
+        shown = setting["accuracy"]
+        assert (shown["value"], shown["n"]) == (row.accuracy, row.test_samples)
+        assert shown["low"] == pytest.approx(row.accuracy_low)
 
 
 def test_settings_at_chance_are_named(studied):

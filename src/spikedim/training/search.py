@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from spikedim.errors import ConfigError, StorageError
-from spikedim.results import Estimate, Result, Table
+from spikedim.results import Estimate, Result, Table, points_of
 from spikedim.storage import Run, digest
 from spikedim.training.engines import Engine
 from spikedim.training.study import (
@@ -149,10 +149,10 @@ class SearchResult(Result):
             "chance, %", "test samples", "trials", "trainings",
         )  # fmt: skip
         what = "smallest T" if self.settings.objective == "timesteps" else "fewest spikes"
-        note = f"Chosen: the {what} within {self.settings.tolerance:g} points of the best held-out "
-        note += "accuracy, which this choice makes look better than it is. Test accuracy with 95 % "
-        note += "intervals over test samples, and seeds where there are several; chance: always "
-        note += "answering the most frequent class."
+        note = f"Chosen: the {what} within {points_of(self.settings.tolerance)} of the best "
+        note += "held-out accuracy, which this choice makes look better than it is. Test accuracy "
+        note += "with 95 % intervals over test samples, and seeds where there are several; chance: "
+        note += "always answering the most frequent class."
         chosen = [
             (setting_label(f.model, f.dataset, f.best.T, f.best.neuron), f.best.test_accuracy,
              f.chance)

@@ -295,6 +295,10 @@ class StudyResult(Result):
             for (dataset, components, model, neuron, T), rows in groups.items()
         )  # fmt: skip
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, with :attr:`accuracies`."""
+        return {**super().to_dict(), "accuracies": plain(self.accuracies)}
+
     def tables(self) -> list[Table]:
         """Test accuracy by data set, network, neurons and trained T, over the seeds."""
         settings = self.accuracies
