@@ -56,6 +56,11 @@ def test_estimators_on_known_spectra():
     assert pca_count(flat) == 19
     assert pca_count(flat, 0.951) == 20
     assert_allclose(pca_quantile(flat, 0.33), 6.6)
+    for d in (20, 80, 300, 2000, 100_000):  # the sum over 0.95·d of them is q but for rounding
+        assert pca_count(of(np.ones(d))) == 0.95 * d
+        assert pca_count(of(np.ones(d)), 0.95 + 1e-3 / d) == 0.95 * d + 1
+    alike = np.concatenate([np.eye(80), -np.eye(80)])
+    assert measure(alike, ["pca95"], interval="none")["pca95"].value == 76
     assert get_estimator("pca99.5").function(flat) == 20
     assert_allclose(ridge_dimension(of([3.0, 1.0]), 1.0), 0.75 + 0.5)
     assert_allclose(ridge_dimension(flat, 0.0), 20)

@@ -66,6 +66,22 @@ def test_a_search_trains_every_setting_once(searched):
     assert "smallest T" in str(result)
 
 
+def test_a_chosen_setting_at_chance_is_said_to_be(searched):
+    result, _ = searched
+    (found,) = result.found
+    assert found.chance == 50
+    (table,) = result.tables()
+    shown = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (shown["chance, %"], shown["test samples"]) == (50, 24)
+    for chance, said in ((0.0, False), (100.0, True)):
+        (table,) = replace(result, found=(replace(found, chance=chance),)).tables()
+        assert table.notes[0].startswith(f"At chance: {MODEL} on toy, T={found.best.T}, ") is said
+    best = result.to_dict()["found"][0]["best"]
+    assert best["test_accuracy"]["low"] == found.best.test_accuracy.low
+    (table,) = replace(result, found=(replace(found, best=None),)).tables()
+    assert table.rows[0][2:7] == (None,) * 5
+
+
 def test_a_search_in_two_sessions_is_the_search_in_one(searched, tmp_path, monkeypatch):
     result, _ = searched
     with Run(tmp_path, {}) as run:

@@ -1,5 +1,6 @@
 """Studies: one tidy table of many trainings, the same however often it was interrupted."""
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -17,12 +18,14 @@ from spikedim.data.reduce import downsampled, first_classes, repooled
 from spikedim.dimension import spectrum
 from spikedim.errors import ConfigError, DataError, ModelError, SpikedimError
 from spikedim.models import create_model, load_checkpoint
+from spikedim.results import Estimate
 from spikedim.storage import Run
 from spikedim.training import evaluate, samples
 from spikedim.training.engines import Engine
 from spikedim.training.study import (
     Cell,
     Study,
+    at_chance,
     mean_accuracy,
     merge_studies,
     neuron_grid,
@@ -237,6 +240,39 @@ def test_accuracies_stand_beside_chance_sample_sizes_and_what_varied(studied):
             assert (shown.low, shown.high) == pytest.approx((row.accuracy_low, row.accuracy_high))
         assert chance == result.chance[table.rows[0][0]] > 0
         assert (seeds, tested) == (1, row.test_samples)
+
+
+def test_plain_data_hold_the_accuracy_of_every_setting(studied):
+    _, result, _ = studied
+    found = json.loads(json.dumps(result.to_dict()))["accuracies"]
+    assert len(found) == 4
+    for setting in found:
+        v_th, T = setting["neuron"]["v_th"], setting["T"]
+        (row,) = result.table.where(v_th=v_th, train_T=T, eval_T=T)
+        assert (setting["dataset"], setting["model"], setting["seeds"]) == ("toy", MODEL, 1)
+        assert setting["neuron"]["beta"] == row.beta
+        assert setting["chance"] == 50
+        shown = setting["accuracy"]
+        assert (shown["value"], shown["n"]) == (row.accuracy, row.test_samples)
+        assert shown["low"] == pytest.approx(row.accuracy_low)
+
+
+def test_settings_at_chance_are_named(studied):
+    _, result, _ = studied
+    (data,) = result.chance
+    (table,) = replace(result, chance={data: 0.0}).tables()
+    assert len(table.notes) == 1
+    (table,) = replace(result, chance={data: 100.0}).tables()
+    assert table.notes[0].startswith(f"At chance: {MODEL} on {data}, T=1, v_th=0.5, ")
+    assert "against 100 %" in table.notes[0]
+    found = [(f"N{i}", Estimate(50.0, low, 60.0, 20, "%"), 45.0) for i, low in enumerate((46, 44))]
+    (note,) = at_chance(found)
+    assert "N1, 50 [44, 60] %, against 45 %" in note
+    assert "N0" not in note
+    (note,) = at_chance(found[1:] * 7)
+    assert note.count("N1") == 4
+    assert "; 3 more." in note
+    assert at_chance(found[:1]) == ()
 
 
 def test_the_mean_of_seeds_covers_the_truth_as_often_as_it_says():

@@ -20,6 +20,7 @@ from spikedim.errors import ConfigError, DataError
 Function = Callable[..., float]
 DEFAULT = ("pca95", "pr", "pr_corrected", "stable_rank", "entropy_rank", "ridge", "two_nn", "mle")
 RIDGE_SHARE = 0.01
+_ROUNDING = 1e-10
 
 
 @dataclass(frozen=True)
@@ -117,14 +118,16 @@ def list_estimators() -> list[Estimator]:
 def pca_count(spectrum: Spectrum, q: float = 0.95) -> float:
     """Smallest k with Σ_{i≤k} λ_i ≥ q·Σλ (published definition of d_eff with q = 0.95).
 
-    Source: claims DEFF-CIFAR10 and following. Units: components.
+    Sums that rounding alone parts from q, by 1e-10 of it, have reached it. Units: components.
+    Source: claims DEFF-CIFAR10 and following.
     """
     if spectrum.total_variance == 0:
         return 0.0
     cumulative = np.cumsum(spectrum.shares)
-    if spectrum.partial and cumulative[-1] < q:
+    enough = q * (1 - _ROUNDING)
+    if spectrum.partial and cumulative[-1] < enough:
         return float("nan")
-    return float(min(int(np.searchsorted(cumulative, q)) + 1, len(cumulative)))
+    return float(min(int(np.searchsorted(cumulative, enough)) + 1, len(cumulative)))
 
 
 def pca_quantile(spectrum: Spectrum, q: float = 0.95) -> float:

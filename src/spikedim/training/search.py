@@ -21,12 +21,20 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from spikedim.errors import ConfigError, StorageError
-from spikedim.results import Estimate, Result, Table
+from spikedim.results import Estimate, Result, Table, points_of
 from spikedim.storage import Run, digest
 from spikedim.training.engines import Engine
-from spikedim.training.study import Study, finish, mean_accuracy, measure_trials
+from spikedim.training.study import (
+    Study,
+    at_chance,
+    finish,
+    mean_accuracy,
+    measure_trials,
+    setting_label,
+)
 from spikedim.training.study_table import StudyRow, StudyTable
 from spikedim.training.study_trial import Measurement, StudyTrial, rows_of
+from spikedim.training.sweep import majority
 from spikedim.training.timestep import check_tolerance
 
 Objective = Literal["timesteps", "spikes"]
@@ -95,6 +103,7 @@ class Found:
         tried: distinct settings, in the order they were first suggested.
         suggestions: trials of Optuna, repetitions included.
         trainings: networks trained, ``len(seeds)`` for each distinct setting.
+        chance: percent of the test samples that a constant answer gets right.
     """
 
     dataset: str
@@ -103,6 +112,7 @@ class Found:
     tried: tuple[Tried, ...]
     suggestions: int
     trainings: int
+    chance: float
 
 
 @dataclass(frozen=True)
@@ -123,29 +133,33 @@ class SearchResult(Result):
 
     def tables(self) -> list[Table]:
         """The chosen settings."""
-        rows = [
-            (
-                f.dataset,
-                f.model,
-                f.best.T if f.best else None,
-                " ".join(f"{k}={v}" for k, v in f.best.neuron.items()) if f.best else None,
-                f.best.accuracy if f.best else None,
-                f.best.test_accuracy if f.best else None,
-                f.best.spikes if f.best else None,
-                f.suggestions,
-                f.trainings,
-            )
-            for f in self.found
-        ]
+        rows = []
+        for f in self.found:
+            best: tuple[Any, ...] = (None,) * 5
+            if f.best:
+                neuron = " ".join(f"{k}={v}" for k, v in f.best.neuron.items())
+                test = f.best.test_accuracy
+                best = (f.best.T, neuron, f.best.accuracy, test, f.best.spikes)
+            tested = best[3].n if best[3] else None
+            rows.append(
+                (f.dataset, f.model, *best, f.chance, tested, f.suggestions, f.trainings)
+            )  # fmt: skip
         columns = (
-            "data", "network", "T", "neuron", "held-out, %", "test",
-            "spikes per sample", "trials", "trainings",
+            "data", "network", "T", "neuron", "held-out, %", "test", "spikes per sample",
+            "chance, %", "test samples", "trials", "trainings",
         )  # fmt: skip
         what = "smallest T" if self.settings.objective == "timesteps" else "fewest spikes"
-        note = f"Chosen: the {what} within {self.settings.tolerance:g} points of the best held-out "
-        note += "accuracy, which this choice makes look better than it is. Test accuracy with 95 % "
-        note += "intervals over test samples, and seeds where there are several."
-        return [Table(f"Search {self.name}", columns, rows, (note, f"Database: {self.storage}"))]
+        note = f"Chosen: the {what} within {points_of(self.settings.tolerance)} of the best "
+        note += "held-out accuracy, which this choice makes look better than it is. Test accuracy "
+        note += "with 95 % intervals over test samples, and seeds where there are several; chance: "
+        note += "always answering the most frequent class."
+        chosen = [
+            (setting_label(f.model, f.dataset, f.best.T, f.best.neuron), f.best.test_accuracy,
+             f.chance)
+            for f in self.found if f.best and f.best.test_accuracy
+        ]  # fmt: skip
+        notes = (*at_chance(chosen), note, f"Database: {self.storage}")
+        return [Table(f"Search {self.name}", columns, rows, notes)]
 
 
 def cheapest(tried: Sequence[Tried], tolerance: float, objective: Objective) -> Tried | None:
@@ -253,6 +267,7 @@ class _Search:
             known,
             len(self._trials()),
             len(self.measured),
+            100 * majority(where.dataset),
         )
 
     def _trials(self) -> list[Any]:

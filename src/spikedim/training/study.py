@@ -26,7 +26,7 @@ from spikedim.models import model_entry
 from spikedim.models.registry import is_file
 from spikedim.neurons import LIFParams
 from spikedim.provenance import provenance
-from spikedim.results import Estimate, Result, Table, plain
+from spikedim.results import Estimate, Result, Table, number, plain
 from spikedim.storage import Run
 from spikedim.theory.statistics import mean_interval, wilson_interval
 from spikedim.training.batches import check_trainable, why_no_prefix
@@ -52,10 +52,12 @@ from spikedim.training.study_trial import (
 )
 from spikedim.training.sweep import majority
 from spikedim.training.threads import parameter_count, threads_for
+from spikedim.training.timestep import above_chance
 
 #: Neuron parameters a study varies, by the name of their column, and their field of LIFParams.
 NEURON = {"beta": "beta", "v_th": "threshold", "t_ref": "refractory", "reset": "reset"}
 TABLE, OUTPUTS = "study.parquet", "outputs.parquet"
+_NAMED = 4  # settings at chance that a note names
 
 
 @dataclass(frozen=True)
@@ -206,12 +208,49 @@ def _named(dataset: str, components: int | None) -> str:
     return dataset if components is None else f"{dataset} (k = {components})"
 
 
+def setting_label(model: str, data: str, T: int, neuron: Mapping[str, Any]) -> str:
+    """A setting in words."""
+    return ", ".join([f"{model} on {data}", f"T={T}", *(f"{k}={v}" for k, v in neuron.items())])
+
+
 def neuron_grid(grid: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Any], ...]:
     """Every combination of neuron parameters, e.g. ``{"beta": [0.5, 0.8], "t_ref": [0, 1]}``."""
     names = list(grid)
     return tuple(
         dict(zip(names, values, strict=True)) for values in itertools.product(*grid.values())
     )
+
+
+@dataclass(frozen=True)
+class StudySetting:
+    """How a network does that was trained and tested at ``T``, over the seeds.
+
+    Attributes:
+        dataset, components, model, T: as in :class:`~spikedim.training.study_table.StudyRow`.
+        neuron: parameters of every neuron by the name of their column; ``None`` where neurons are
+            kept as they are.
+        accuracy: :func:`mean_accuracy` of the test samples.
+        seeds: trainings that did not fail.
+        chance: percent that a constant answer reaches.
+    """
+
+    dataset: str
+    components: int | None
+    model: str
+    neuron: dict[str, Any]
+    T: int
+    accuracy: Estimate
+    seeds: int
+    chance: float
+
+    @property
+    def data(self) -> str:
+        """The data set, with the dimension it was made with."""
+        return _named(self.dataset, self.components)
+
+    def label(self, varied: Sequence[str] = ()) -> str:
+        """Network, data set and T in words, with the neuron parameters named."""
+        return setting_label(self.model, self.data, self.T, {k: self.neuron[k] for k in varied})
 
 
 @dataclass(frozen=True)
@@ -239,33 +278,47 @@ class StudyResult(Result):
         """The rows of :func:`~spikedim.training.study_table.read_study`."""
         return self._table
 
+    @property
+    def accuracies(self) -> tuple[StudySetting, ...]:
+        """Test accuracy of every setting of which a training was finished."""
+        groups: dict[tuple[Any, ...], list[StudyRow]] = {}
+        for row in self._table:
+            if row.eval_T == row.train_T and row.status == "done":
+                neuron = tuple(getattr(row, name) for name in NEURON)
+                place = (row.dataset, row.components, row.model, neuron, row.train_T)
+                groups.setdefault(place, []).append(row)
+        return tuple(
+            StudySetting(
+                dataset, components, model, dict(zip(NEURON, neuron, strict=True)), T,
+                mean_accuracy(rows), len(rows), self.chance[_named(dataset, components)],
+            )
+            for (dataset, components, model, neuron, T), rows in groups.items()
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, with :attr:`accuracies`."""
+        return {**super().to_dict(), "accuracies": plain(self.accuracies)}
+
     def tables(self) -> list[Table]:
         """Test accuracy by data set, network, neurons and trained T, over the seeds."""
-        own = [row for row in self._table if row.eval_T == row.train_T and row.status == "done"]
-        steps = sorted({row.train_T for row in own})
-        pairs = {(row.dataset, row.components, row.model) for row in own}
+        settings = self.accuracies
+        steps = sorted({s.T for s in settings})
+        pairs = {(s.data, s.model) for s in settings}
         varied = [
             name
             for name in NEURON
-            if len({(r.dataset, r.components, r.model, getattr(r, name)) for r in own}) > len(pairs)
+            if len({(s.data, s.model, s.neuron[name]) for s in settings}) > len(pairs)
         ]
-        groups: dict[tuple[Any, ...], dict[int, list[StudyRow]]] = {}
-        for row in own:
-            setting = (row.dataset, row.components, row.model)
-            setting += tuple(getattr(row, name) for name in varied)
-            groups.setdefault(setting, {}).setdefault(row.train_T, []).append(row)
+        groups: dict[tuple[Any, ...], dict[int, StudySetting]] = {}
+        for s in settings:
+            place = (s.data, s.model, *(s.neuron[name] for name in varied))
+            groups.setdefault(place, {})[s.T] = s
         rows = []
-        for (dataset, components, model, *neuron), by in groups.items():
-            found = [by[T][0] for T in by]
-            data = _named(dataset, components)
-            rows.append(
-                (
-                    data, model, *neuron,
-                    *(mean_accuracy(by[T]) if T in by else None for T in steps),
-                    self.chance[data], max(len(seeds) for seeds in by.values()),
-                    found[0].test_samples,
-                )
-            )  # fmt: skip
+        for place, by in groups.items():
+            first = next(iter(by.values()))
+            accuracies = (by[T].accuracy if T in by else None for T in steps)
+            seeds = max(s.seeds for s in by.values())
+            rows.append((*place, *accuracies, first.chance, seeds, first.accuracy.n))
         columns = (
             "data", "network", *varied, *(f"T={T}" for T in steps), "chance, %", "seeds",
             "test samples",
@@ -273,7 +326,28 @@ class StudyResult(Result):
         note = f"{self.trials} trainings, {self.failed} failed. Test accuracy at the trained T, "
         note += "mean over the seeds; chance: always answering the most frequent class. 95 % "
         note += "intervals: of one seed over test samples, of more over seeds and test samples."
-        return [Table(f"Study {self.name}", columns, rows, (note,))]
+        found = [(s.label(varied), s.accuracy, s.chance) for s in settings]
+        return [Table(f"Study {self.name}", columns, rows, (*at_chance(found), note))]
+
+
+def at_chance(found: Iterable[tuple[str, Estimate, float]]) -> tuple[str, ...]:
+    """A note that names what is not above chance, if anything is not.
+
+    Args:
+        found: name, test accuracy and what a constant answer reaches, in percent.
+    """
+    none = [
+        f"{name}, {accuracy}, against {number(chance)} %"
+        for name, accuracy, chance in found
+        if not above_chance(accuracy, chance)
+    ]
+    if not none:
+        return ()
+    more = [f"{len(none) - _NAMED} more"] if len(none) > _NAMED else []
+    return (
+        f"At chance: {'; '.join(none[:_NAMED] + more)}. This is not above always answering the "
+        "most frequent class: nothing was learned; train longer, or on more samples.",
+    )
 
 
 def mean_accuracy(rows: Sequence[StudyRow]) -> Estimate:
