@@ -187,11 +187,29 @@ def test_every_interval_holds_its_own_value(kind, interval, center):
         if e.low is not None:
             assert np.isfinite(e.low), key
             assert e.low <= e.value, key
+            assert e.low >= min(get_estimator(key).least, e.value), key
+        if report.spectrum.total_variance > 0 and not np.isnan(e.value):
+            assert e.value >= get_estimator(key).least * (1 - 1e-9), key
         if e.high is not None:
             assert e.low is not None, key
             assert e.value <= e.high <= max(d, e.value) or key in ("two_nn", "mle"), key
         if e.low is not None and e.high is None:
             assert any(w.startswith(f"{key} is limited by n") for w in report.warnings), key
+
+
+def test_no_interval_reaches_below_the_least_dimension_there_is():
+    x = draw(np.arange(1, 7.0) ** -6, 10, np.random.default_rng(0))
+    keys = ("pr", "pr_corrected", "stable_rank", "entropy_rank", "ridge", "pca95")
+    least = {key: get_estimator(key).least for key in keys}
+    assert least == {**dict.fromkeys(keys, 1.0), "ridge": 1 / 1.01}
+    for interval in PLANS:
+        found = measure(x, keys, interval=interval).estimates.items()
+        lows = {key: e.low for key, e in found if e.low is not None}
+        assert len(lows) >= 5
+        assert all(low >= least[key] for key, low in lows.items()), interval
+    single = of([7.0, 0, 0])
+    for key in keys[2:]:
+        assert get_estimator(key).function(single) == pytest.approx(least[key])
 
 
 @pytest.mark.parametrize("shape", ["isotropic", "power-law", "spiked"])

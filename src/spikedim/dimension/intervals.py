@@ -154,9 +154,13 @@ def _within(
     confidence: float,
     method: str,
 ) -> Estimate:
-    """An estimate with whole ends for a count, up to d; one-sided if d is reached for want of n."""
+    """An estimate with whole ends for a count, from the least value that can be up to d.
+
+    One-sided if d is reached for want of n.
+    """
     if item.counts:
         low, high = _ceil(low), _ceil(high)
+    low = max(low, item.least)
     top = max(float(spec.d), value)
     if limited and high >= top:
         return Estimate(value, min(low, value), None, n, "", confidence, method)
@@ -279,7 +283,7 @@ def interval_for_samples(
     spread = float(np.std(draws, ddof=1)) / math.sqrt(m) * (abs(value / mean) if mean else 1.0)
     reach = float(stats.t.ppf(0.5 + confidence / 2, m - 1)) * spread
     method = f"{m} disjoint parts, {SPREAD}"
-    found = around(value, max(value - reach, 0.0), value + reach, n, confidence, method)
+    found = around(value, max(value - reach, item.least), value + reach, n, confidence, method)
     # the difference of two estimates of one variance, at most
     if abs(value - mean) <= max(LIMIT * abs(value), math.sqrt(2) * reach):
         return found, []
