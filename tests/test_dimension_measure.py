@@ -163,6 +163,20 @@ def test_counts_warn_when_samples_are_too_few_and_not_otherwise():
     assert any("see pr_corrected" in w for w in naive.warnings)
 
 
+def test_a_count_is_limited_where_whole_components_are_missing():
+    x = draw(true_eigenvalues("steep", 20), 600, np.random.default_rng(0))
+    report = measure(x, ["pca95", "pca95_real"])
+    assert [w.split(" ", 1)[0] for w in report.warnings] == ["pca95_real"]
+    assert report["pca95"].value == 8
+    few = draw(true_eigenvalues("power-law", 40), 400, np.random.default_rng(0))
+    for interval in ("auto", "halves", "subsample", "bootstrap"):
+        report = measure(few, ["pca95"], interval=interval)
+        (note,) = report.warnings
+        words = note.partition("about ")[2].split(" to ")
+        assert all(word == f"{int(word)}" for word in words), interval
+        assert int(words[-1]) > report["pca95"].value, interval
+
+
 samples_of_any_kind = st.tuples(
     st.integers(4, 60), st.integers(1, 40), st.integers(0, 10_000), st.sampled_from([0, 1, 3]),
     st.sampled_from([np.float64, np.float32, np.int64, bool]),
