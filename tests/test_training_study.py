@@ -21,11 +21,11 @@ from spikedim.models import create_model, load_checkpoint
 from spikedim.results import Estimate
 from spikedim.storage import Run
 from spikedim.training import evaluate, samples
+from spikedim.training.chance import at_chance
 from spikedim.training.engines import Engine
 from spikedim.training.study import (
     Cell,
     Study,
-    at_chance,
     mean_accuracy,
     merge_studies,
     neuron_grid,
