@@ -412,6 +412,10 @@ def test_command_runs_a_study(tmp_path, capsys):
     [
         (["--data", "digits,cifar10"], "--study NAME"),
         (["--engine", "ray"], "--engine applies to studies"),
+        (["--trials", "3"], "--trials applies to studies"),
+        (["--study", "s", "--trials", "3"], "--trials applies to searches; add --search"),
+        (["--study", "s", "--storage", "sqlite:///a"], "--storage applies to searches"),
+        (["--study", "s", "--tolerance", "2"], "--tolerance applies to searches"),
         (["--grid", "beta=0.5"], "--grid applies to studies"),
         (["--study", "s", "--grid", "colour=1"], "colour"),
         (["--study", "s", "--grid", "beta=x"], "'x' is not a float"),
