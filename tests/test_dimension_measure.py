@@ -163,6 +163,20 @@ def test_counts_warn_when_samples_are_too_few_and_not_otherwise():
     assert any("see pr_corrected" in w for w in naive.warnings)
 
 
+def test_a_count_is_limited_where_whole_components_are_missing():
+    x = draw(true_eigenvalues("steep", 20), 600, np.random.default_rng(0))
+    report = measure(x, ["pca95", "pca95_real"])
+    assert [w.split(" ", 1)[0] for w in report.warnings] == ["pca95_real"]
+    assert report["pca95"].value == 8
+    few = draw(true_eigenvalues("power-law", 40), 400, np.random.default_rng(0))
+    for interval in ("auto", "halves", "subsample", "bootstrap"):
+        report = measure(few, ["pca95"], interval=interval)
+        (note,) = report.warnings
+        words = note.partition("about ")[2].split(" to ")
+        assert all(word == f"{int(word)}" for word in words), interval
+        assert int(words[-1]) > report["pca95"].value, interval
+
+
 samples_of_any_kind = st.tuples(
     st.integers(4, 60), st.integers(1, 40), st.integers(0, 10_000), st.sampled_from([0, 1, 3]),
     st.sampled_from([np.float64, np.float32, np.int64, bool]),
@@ -187,11 +201,29 @@ def test_every_interval_holds_its_own_value(kind, interval, center):
         if e.low is not None:
             assert np.isfinite(e.low), key
             assert e.low <= e.value, key
+            assert e.low >= min(get_estimator(key).least, e.value), key
+        if report.spectrum.total_variance > 0 and not np.isnan(e.value):
+            assert e.value >= get_estimator(key).least * (1 - 1e-9), key
         if e.high is not None:
             assert e.low is not None, key
             assert e.value <= e.high <= max(d, e.value) or key in ("two_nn", "mle"), key
         if e.low is not None and e.high is None:
             assert any(w.startswith(f"{key} is limited by n") for w in report.warnings), key
+
+
+def test_no_interval_reaches_below_the_least_dimension_there_is():
+    x = draw(np.arange(1, 7.0) ** -6, 10, np.random.default_rng(0))
+    keys = ("pr", "pr_corrected", "stable_rank", "entropy_rank", "ridge", "pca95")
+    least = {key: get_estimator(key).least for key in keys}
+    assert least == {**dict.fromkeys(keys, 1.0), "ridge": 1 / 1.01}
+    for interval in PLANS:
+        found = measure(x, keys, interval=interval).estimates.items()
+        lows = {key: e.low for key, e in found if e.low is not None}
+        assert len(lows) >= 5
+        assert all(low >= least[key] for key, low in lows.items()), interval
+    single = of([7.0, 0, 0])
+    for key in keys[2:]:
+        assert get_estimator(key).function(single) == pytest.approx(least[key])
 
 
 @pytest.mark.parametrize("shape", ["isotropic", "power-law", "spiked"])

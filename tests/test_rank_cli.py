@@ -4,9 +4,11 @@ import json
 import re
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 
 from spikedim.cli import main
 from spikedim.errors import ConfigError, ModelError, StorageError
@@ -23,6 +25,8 @@ from spikedim.rank import (
 )
 from spikedim.report.rank import render_rank
 from spikedim.training import TrainConfig
+
+matplotlib.use("Agg")
 
 
 def run(*words):
@@ -78,6 +82,16 @@ def test_a_collapsed_network_is_said_to_be(network):
     profile = rank_profile(silent, torch.zeros_like(x), 2, twin="none")
     assert all(row.collapsed == 1.0 for row in profile.layers)
     assert "all tokens equal in 100 %" in profile.verdict
+    axes = profile.plot()
+    axes.get_figure().canvas.draw()
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    heights = axes.transAxes.inverted().transform(axes.transData.transform([(0, 0), (0, 32)]))
+    assert set(lines["stable rank"].get_ydata()) == {0}
+    assert 0 < heights[0, 1] < heights[1, 1] < 1  # zeros and the largest rank are inside
+    bar = axes.get_figure().axes[-1]
+    assert bar.get_ylabel() == "affine rank"
+    assert list(bar.get_yticks()) == [1, 2]
+    plt.close("all")
 
 
 def test_profile_refuses_what_has_no_tokens(network):

@@ -101,8 +101,27 @@ def test_learns_and_reports(finished):
     assert result.accuracy.n == result.history[0].val_samples == 4
     assert not model.training
     assert equal(weights(result.weights), dict(model.state_dict()))
-    assert "held-out accuracy" in str(result)
     assert result.to_dict()["config"]["lr"] == 1e-2
+
+
+def test_an_accuracy_stands_with_its_samples_and_chance(finished, tmp_path):
+    result, _ = finished
+    data = toy()
+    data.train.labels[:30] = 0
+    uneven = fit(network(), data, replace(CONFIG, epochs=1, validation=0.4), 1, tmp_path / "a")
+    _, out = held_out(torch.from_numpy(data.train.labels), 0.4, CONFIG.seed)
+    share = (data.train.labels[out.numpy()] == 0).mean()
+    assert share > 0.5
+    assert uneven.chance == pytest.approx(100 * share)
+    assert result.chance == 50
+    for chance, named in ((0.0, False), (100.0, True)):
+        training = replace(result, chance=chance).tables()[0]
+        assert ("chance on its samples", f"{chance:g} %") in training.rows
+        assert training.notes[0].startswith("At chance: held-out accuracy, ") is named
+        assert "of 4 training samples" in training.notes[-1]
+    whole = fit(network(), toy(), replace(CONFIG, epochs=1, validation=0.0), 1, tmp_path / "b")
+    assert (whole.accuracy, whole.chance) == (None, None)
+    assert whole.tables()[0].notes == ("No samples were held out.",)
 
 
 def test_same_arguments_read_the_finished_training_back(finished, monkeypatch):

@@ -21,11 +21,11 @@ from spikedim.models import create_model, load_checkpoint
 from spikedim.results import Estimate
 from spikedim.storage import Run
 from spikedim.training import evaluate, samples
+from spikedim.training.chance import at_chance
 from spikedim.training.engines import Engine
 from spikedim.training.study import (
     Cell,
     Study,
-    at_chance,
     mean_accuracy,
     merge_studies,
     neuron_grid,
@@ -412,6 +412,10 @@ def test_command_runs_a_study(tmp_path, capsys):
     [
         (["--data", "digits,cifar10"], "--study NAME"),
         (["--engine", "ray"], "--engine applies to studies"),
+        (["--trials", "3"], "--trials applies to studies"),
+        (["--study", "s", "--trials", "3"], "--trials applies to searches; add --search"),
+        (["--study", "s", "--storage", "sqlite:///a"], "--storage applies to searches"),
+        (["--study", "s", "--tolerance", "2"], "--tolerance applies to searches"),
         (["--grid", "beta=0.5"], "--grid applies to studies"),
         (["--study", "s", "--grid", "colour=1"], "colour"),
         (["--study", "s", "--grid", "beta=x"], "'x' is not a float"),

@@ -12,6 +12,7 @@ from spikedim.cli.output import emit, say, working
 from spikedim.errors import ConfigError
 
 _TRIALS, _OUTPUT_SAMPLES = 20, 500
+_OF_SEARCH = ("trials", "storage")
 
 
 def sweep(
@@ -143,6 +144,9 @@ def sweep(
 
     if mode != "train":
         raise ConfigError("--mode inference applies without --study; a study takes --eval-T")
+    if search is None:
+        unused = (*_OF_SEARCH, "tolerance")  # a study has no T*
+        options.refuse_given(context, unused, "applies to searches; add --search timesteps")
     result: Any
     with working(quiet):
         where = engine_of(engine, workers, address, cpus_per_trial, gpus_per_trial, retries, device)
@@ -169,7 +173,7 @@ def _refuse_study_options(context: typer.Context) -> None:
     """Options that only a study knows must not be ignored in silence."""
     names = (
         "seeds", "grid", "eval_t", "outputs_t", "output_samples", "image_size", "classes",
-        "repool", "training", "search", "trials", "storage", "engine", "address",
+        "repool", "training", "search", *_OF_SEARCH, "engine", "address",
         "cpus_per_trial", "gpus_per_trial", "retries",
     )  # fmt: skip
     options.refuse_given(context, names, "applies to studies; add --study NAME")

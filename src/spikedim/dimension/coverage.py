@@ -146,12 +146,13 @@ _HEAVY = (
 
 _READING = (
     "An interval is for the population value and holds the value of the samples. `n` is "
-    "sufficient where `limited by n` (the bias left at n may exceed 3 % of the value) is raised "
-    "in less than half of the repetitions; there the intervals of `pca95_real`, `pr` and "
-    "`pr_corrected` are to cover 90 to 99 %, and `note` says why one does not. A share of 95 % "
-    "in 500 repetitions is known to ±1.9 points, one of 99 % to ±0.9. `no upper end`: the samples "
-    "do not bound the value from above, and only the lower end is given. The tables after `ridge` "
-    "are of fewer data sets, and say what their intervals are for.",
+    "sufficient where `limited by n` (the bias left at n may exceed 3 % of the value and, of a "
+    "count, add a whole component) is raised in less than half of the repetitions; there the "
+    "intervals of `pca95_real`, `pr` and `pr_corrected` are to cover 90 to 99 %, and `note` says "
+    "why one does not. A share of 95 % in 500 repetitions is known to ±1.9 points, one of 99 % to "
+    "±0.9. `no upper end`: the samples do not bound the value from above, and only the lower end "
+    "is given. The tables after `ridge` are of fewer data sets, and say what their intervals are "
+    "for.",
     "",
     "- **whole components**: `pca95_real` is the real-valued count that reaches 95 %, linear in "
     "the variance between components, and `pca95` is that count rounded up, its interval with "

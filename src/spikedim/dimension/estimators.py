@@ -34,6 +34,7 @@ class Estimator:
         needs: ``"spectrum"`` or ``"samples"``.
         counts: the value is a count of components, so it is checked against n.
         summary: what it is, in one line.
+        least: smallest value that samples with any variance can have; no interval goes below it.
     """
 
     key: str
@@ -41,15 +42,18 @@ class Estimator:
     needs: str = "spectrum"
     counts: bool = False
     summary: str = ""
+    least: float = 0.0
 
 
 _REGISTRY: dict[str, Estimator] = {}
 
 
 def estimator(
-    key: str, *, needs: str = "spectrum", counts: bool = False
+    key: str, *, needs: str = "spectrum", counts: bool = False, least: float = 0.0
 ) -> Callable[[Function], Function]:
     """Register a dimension estimator under ``key``; the decorated function is unchanged.
+
+    The other arguments are fields of :class:`Estimator`.
 
     Example:
         >>> from spikedim.dimension import estimator, measure
@@ -74,7 +78,7 @@ def estimator(
         if known and not (same and known.function.__module__ == function.__module__):
             raise ConfigError(f"estimator {key!r} is registered already; choose another key")
         summary = (function.__doc__ or "").strip().split("\n")[0]
-        _REGISTRY[key] = Estimator(key, function, needs, counts, summary)
+        _REGISTRY[key] = Estimator(key, function, needs, counts, summary, least)
         return function
 
     return register
@@ -103,7 +107,7 @@ def get_estimator(key: str) -> Estimator:
         if key.endswith("_real"):
             summary += ", real-valued"
             return Estimator(key, lambda s: pca_quantile(s, q), summary=summary)
-        return Estimator(key, lambda s: pca_count(s, q), counts=True, summary=summary)
+        return Estimator(key, lambda s: pca_count(s, q), counts=True, summary=summary, least=1.0)
     if key not in _REGISTRY:
         known = ", ".join(["pcaQQ (pca95)", *sorted(_REGISTRY)])
         raise ConfigError(f"unknown estimator {key!r}; known: {known}")
@@ -138,7 +142,7 @@ def pca_quantile(spectrum: Spectrum, q: float = 0.95) -> float:
     return float(np.interp(q, cumulative, np.arange(len(cumulative))))
 
 
-@estimator("pr")
+@estimator("pr", least=1.0)
 def participation_ratio_of(spectrum: Spectrum) -> float:
     """Participation ratio (Σλ)²/Σλ², between 1 and the rank."""
     if spectrum.partial:
@@ -147,7 +151,7 @@ def participation_ratio_of(spectrum: Spectrum) -> float:
     return spectrum.total_variance**2 / square if square > 0 else 0.0
 
 
-@estimator("pr_corrected")
+@estimator("pr_corrected", least=1.0)
 def corrected_ratio_of(spectrum: Spectrum) -> float:
     """Participation ratio from unbiased estimates of (tr C)² and tr C², free of 1/n bias."""
     if spectrum.fourth is None:
@@ -205,14 +209,14 @@ def corrected_ratio(
     return max(first / second, 1.0)
 
 
-@estimator("stable_rank")
+@estimator("stable_rank", least=1.0)
 def stable_rank(spectrum: Spectrum) -> float:
     """Stable rank Σλ/λ₁."""
     top = float(spectrum.eigenvalues[0])
     return spectrum.total_variance / top if top > 0 else 0.0
 
 
-@estimator("entropy_rank")
+@estimator("entropy_rank", least=1.0)
 def entropy_rank(spectrum: Spectrum) -> float:
     """Entropy rank exp(H(λ/Σλ)), natural logarithm (Roy and Vetterli 2007)."""
     if spectrum.partial:
@@ -222,7 +226,7 @@ def entropy_rank(spectrum: Spectrum) -> float:
     return float(np.exp(-(p * np.log(p)).sum())) if len(p) else 0.0
 
 
-@estimator("ridge")
+@estimator("ridge", least=1 / (1 + RIDGE_SHARE))
 def ridge(spectrum: Spectrum) -> float:
     """Ridge degrees of freedom Σλ/(λ+μ), μ = 1 % of the largest eigenvalue (Zhang 2005).
 

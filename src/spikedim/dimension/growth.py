@@ -192,10 +192,9 @@ def growth_curve(
     ends = _limits(numbers, values)
     lows, highs = ends - reach, ends + reach
     spread = np.array([np.std(row, ddof=1) if len(row) > 1 else np.nan for row in draws])
-    found = around(
-        asymptote, max(float(lows[:2].min()), 0.0), min(float(highs[:2].max()), float(samples.d)),
-        n, confidence, f"fit over {len(sizes)} sizes, {splits} splits into halves",
-    )  # fmt: skip
+    low, high = max(float(lows[:2].min()), item.least), min(float(highs[:2].max()), samples.d)
+    method = f"fit over {len(sizes)} sizes, {splits} splits into halves"
+    found = around(asymptote, low, high, n, confidence, method)
     limited = bool(abs(asymptote - values[-1]) > LIMIT * max(values[-1], 1.0))
     curve = GrowthCurve(
         item.key, numbers, values, spread, found, asymptote, slope, curvature, limited
@@ -203,7 +202,7 @@ def growth_curve(
     if curve.seen:
         return curve
     least = around(
-        float(values[-1]), max(float(lows.min()), 0.0), np.inf, n, confidence,
+        float(values[-1]), max(float(lows.min()), item.least), np.inf, n, confidence,
         f"lower end alone, {splits} splits into halves",
     )  # fmt: skip
     return replace(curve, limit=replace(least, high=None), limited=True)

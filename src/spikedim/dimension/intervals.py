@@ -35,7 +35,7 @@ from spikedim.dimension.moments import Moments
 from spikedim.dimension.resampling import PLANS, Curve, Resampled, Resampler, quantile, reciprocal
 from spikedim.dimension.spectrum import Spectrum
 from spikedim.dimension.variance import corrected_interval
-from spikedim.results import Estimate
+from spikedim.results import Estimate, number
 
 INTERVALS = ("auto", "halves", "subsample", "bootstrap", "jackknife", "none")
 LIMIT = 0.03
@@ -126,14 +126,16 @@ def _quantiles(
         near, far = crossing(held.middle, q), crossing(held.outside, q)
         biased = not 2 * (far - near) < high - low
         limited = far > (1 + LIMIT) * crossing(held.inside, q)
+        near, far = _whole(item, near), _whole(item, far)
+        limited = limited and far > values[key]
         method = f"{held.splits} splits, variance held out, {_kind(biased, confidence)}"
         found[key] = _within(
             item, values[key], low, high, limited, spec, held.n, confidence, method
         )
         if limited:
-            about = f"about {near:.3g} to {far:.3g}" if far < np.inf else "no upper end"
+            about = _span(near, far) if far < np.inf else "no upper end"
             notes.append(
-                f"{key} is limited by n: {held.n:,} samples give {values[key]:.4g}, "
+                f"{key} is limited by n: {held.n:,} samples give {number(values[key])}, "
                 f"held-out samples {about}"
             )
     return found, notes
@@ -154,9 +156,11 @@ def _within(
     confidence: float,
     method: str,
 ) -> Estimate:
-    """An estimate with whole ends for a count, up to d; one-sided if d is reached for want of n."""
-    if item.counts:
-        low, high = _ceil(low), _ceil(high)
+    """An estimate with whole ends for a count, from the least value that can be up to d.
+
+    One-sided if d is reached for want of n.
+    """
+    low, high = max(_whole(item, low), item.least), _whole(item, high)
     top = max(float(spec.d), value)
     if limited and high >= top:
         return Estimate(value, min(low, value), None, n, "", confidence, method)
@@ -204,13 +208,15 @@ def bracket(
             continue
         method = f"{changes.method}, {_kind(bool(biased[place]), confidence)}"
         top = max(float(spec.d), value)
-        least, largest = float(likely[0, place]), float(likely[-1, place])
-        limited = largest * float(changes.at_n[place]) > 1 + LIMIT
+        limited = float(likely[-1, place] * changes.at_n[place]) > 1 + LIMIT
+        least, largest = (_whole(item, float(likely[end, place])) for end in (0, -1))
+        limited = limited and largest > value
         found[key] = _within(item, value, low, high, limited, spec, n, confidence, method)
         if limited:
-            about = f"about {least:.3g} to {largest:.3g}" if largest < top else "no upper end"
+            about = _span(least, largest) if largest < top else "no upper end"
             notes.append(
-                f"{key} is limited by n: {n:,} {unit} give {value:.4g}, extrapolation in n {about}"
+                f"{key} is limited by n: {n:,} {unit} give {number(value)}, "
+                f"extrapolation in n {about}"
             )
     return found, notes
 
@@ -224,8 +230,14 @@ def around(
     return Estimate(value, min(low, value), max(high, value), n, "", confidence, method)
 
 
-def _ceil(value: float) -> float:
-    return float(np.ceil(value - 1e-9))
+def _whole(item: Estimator, value: float) -> float:
+    """A count rounded up; a bias that adds no whole component does not limit it."""
+    return float(np.ceil(value - 1e-9)) if item.counts else value
+
+
+def _span(low: float, high: float) -> str:
+    ends = dict.fromkeys(number(end, 3) for end in (low, high))
+    return f"about {' to '.join(ends)}"
 
 
 def _corrected(
@@ -279,7 +291,7 @@ def interval_for_samples(
     spread = float(np.std(draws, ddof=1)) / math.sqrt(m) * (abs(value / mean) if mean else 1.0)
     reach = float(stats.t.ppf(0.5 + confidence / 2, m - 1)) * spread
     method = f"{m} disjoint parts, {SPREAD}"
-    found = around(value, max(value - reach, 0.0), value + reach, n, confidence, method)
+    found = around(value, max(value - reach, item.least), value + reach, n, confidence, method)
     # the difference of two estimates of one variance, at most
     if abs(value - mean) <= max(LIMIT * abs(value), math.sqrt(2) * reach):
         return found, []

@@ -188,7 +188,8 @@ def per_neighbourhood(
         error = _jackknife(values, groups[index], changes, groups[index[some]])
         reach = float(stats.t.ppf(0.5 + confidence / 2, _GROUPS - 1)) * error
         method = f"mean over samples, jackknife over {_GROUPS} groups of samples"
-        mean = around(middle, middle - reach, middle + reach, count, confidence, method)
+        low = max(middle - reach, min(item.least, float(values.min())))
+        mean = around(middle, low, middle + reach, count, confidence, method)
     return LocalDimensions(index, values, mean, neighbours, estimator)
 
 

@@ -144,6 +144,7 @@ class RankProfile(Result):
         second = None
         if ax is None:
             import matplotlib.pyplot as plt
+            from matplotlib.ticker import MaxNLocator
 
             wide = max(5.5, 0.3 * len(self.of(SPIKING)) + 2)
             if self.T > 1:
@@ -170,7 +171,9 @@ class RankProfile(Result):
             label="largest affine rank",
         )
         ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-        ax.set_yscale("log", base=2)
+        # linear below 1, so that the zeros of a silent network are drawn
+        ax.set_yscale("symlog", base=2, linthresh=1)
+        ax.set_ylim(-0.1, 1.15 * ax.dataLim.y1)
         ax.yaxis.set_major_formatter("{x:g}")
         ax.set_ylabel("per token matrix")
         dashed = "; dashed: continuous" if self.of(CONTINUOUS) else ""
@@ -178,12 +181,14 @@ class RankProfile(Result):
         ax.legend(fontsize=7, frameon=False, ncols=2)
         if second is not None:
             grid = np.array([layer.steps["affine"] for layer in self.of(SPIKING)])
-            image = second.imshow(grid, aspect="auto", cmap="viridis", vmin=1)
+            top = max(float(grid.max()), 2.0)
+            image = second.imshow(grid, aspect="auto", cmap="viridis", vmin=1, vmax=top)
             second.set_yticks(range(len(grid)), [r.layer for r in self.of(SPIKING)], fontsize=7)
             second.set_xticks(range(self.T), range(1, self.T + 1), fontsize=7)
             second.set_xlabel("timestep")
             second.set_title("affine rank through time, spiking", loc="left", fontsize=9)
-            ax.get_figure().colorbar(image, ax=second)
+            whole = MaxNLocator(integer=True, min_n_ticks=1)
+            ax.get_figure().colorbar(image, ax=second, label="affine rank", ticks=whole)
         return ax
 
 

@@ -16,10 +16,11 @@ from spikedim.errors import CheckpointError, ConfigError, DataError, StorageErro
 from spikedim.models import SpikingModel, load_checkpoint, save_checkpoint
 from spikedim.neurons import LIF
 from spikedim.provenance import Provenance, provenance, versions
-from spikedim.results import Estimate, Result, Table, plain
+from spikedim.results import Estimate, Result, Table, number, plain
 from spikedim.storage import digest, read_json, write_json
 from spikedim.theory.statistics import wilson_interval
 from spikedim.training.batches import Batches, forward_batch, held_out, samples
+from spikedim.training.chance import at_chance
 from spikedim.training.config import TrainConfig, check_timesteps
 from spikedim.training.network import reading_of
 from spikedim.training.threads import math_threads, threads_for
@@ -48,6 +49,7 @@ class FitResult(Result):
         best_epoch: epoch (from 1) whose weights were kept.
         accuracy: held-out accuracy of the kept weights in percent, Wilson interval; ``None``
             without held-out samples. Optimistic, since it chose the epoch: test separately.
+        chance: percent of the held-out samples that a constant answer gets right.
         train_seconds: time spent in epochs, earlier interrupted processes included.
         stopped_early: whether patience ran out before the last epoch.
         weights: the kept weights (safetensors).
@@ -60,6 +62,7 @@ class FitResult(Result):
     history: tuple[EpochRecord, ...]
     best_epoch: int
     accuracy: Estimate | None
+    chance: float | None
     train_seconds: float
     stopped_early: bool
     weights: Path
@@ -72,6 +75,7 @@ class FitResult(Result):
             ("epochs", len(self.history)),
             ("kept epoch", self.best_epoch),
             ("held-out accuracy", self.accuracy),
+            ("chance on its samples", None if self.chance is None else f"{number(self.chance)} %"),
             ("training time (s)", self.train_seconds),
             ("weights", str(self.weights)),
         ]
@@ -80,7 +84,16 @@ class FitResult(Result):
             for r in self.history
         ]
         columns = ("epoch", "loss", "accuracy %", "held-out loss", "held-out accuracy %", "s")
-        return [Table("Training", ("what", "value"), summary), Table("Epochs", columns, rows)]
+        notes: tuple[str, ...] = ("No samples were held out.",)
+        if self.accuracy is not None and self.chance is not None:
+            notes = (
+                *at_chance([("held-out accuracy", self.accuracy, self.chance)]),
+                f"Held-out accuracy is of {self.accuracy.n:,} training samples, with Wilson's 95 % "
+                "interval over them. They chose the epoch, so it looks better than it is; the test "
+                "split was not used. Chance: always answering their most frequent class.",
+            )
+        training = Table("Training", ("what", "value"), summary, notes)
+        return [training, Table("Epochs", columns, rows)]
 
 
 def fit(
@@ -128,11 +141,11 @@ def fit(
     stored = read_json(record) if record.exists() else None
     _check_same(directory, stored, identity)
 
+    kept, out = held_out(y, config.validation, config.seed)
     best = directory / "best.safetensors"
     if stored is None or not _loaded(model, best):
         from spikedim.training import lightning_run
 
-        kept, out = held_out(y, config.validation, config.seed)
         train = Batches(
             x[kept], y[kept], config.batch_size, T, encoder, config.seed,
             shuffle=True, augment=config.augment,
@@ -170,7 +183,8 @@ def fit(
     else:
         progress.note(f"{directory}: this training is finished already; its weights are read back")
     model.eval()
-    return _result(stored, T, encoder, config, best)
+    chance = 100 * float(y[out].bincount().max()) / len(out) if len(out) else None
+    return _result(stored, T, encoder, config, best, chance)
 
 
 def _loaded(model: SpikingModel, weights: Path) -> bool:
@@ -188,6 +202,7 @@ def _result(
     encoder: str,
     config: TrainConfig,
     weights: Path,
+    chance: float | None,
 ) -> FitResult:
     history = tuple(EpochRecord(**row) for row in stored["history"])
     best = history[stored["best_epoch"] - 1]
@@ -203,6 +218,7 @@ def _result(
         history=history,
         best_epoch=best.epoch,
         accuracy=accuracy,
+        chance=chance,
         train_seconds=sum(row.seconds for row in history),
         stopped_early=len(history) < config.epochs,
         weights=weights,

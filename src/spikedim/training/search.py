@@ -23,10 +23,10 @@ from typing import Any, Literal, get_args
 from spikedim.errors import ConfigError, StorageError
 from spikedim.results import Estimate, Result, Table, points_of
 from spikedim.storage import Run, digest
+from spikedim.training.chance import at_chance
 from spikedim.training.engines import Engine
 from spikedim.training.study import (
     Study,
-    at_chance,
     finish,
     mean_accuracy,
     measure_trials,

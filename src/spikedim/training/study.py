@@ -26,10 +26,11 @@ from spikedim.models import model_entry
 from spikedim.models.registry import is_file
 from spikedim.neurons import LIFParams
 from spikedim.provenance import provenance
-from spikedim.results import Estimate, Result, Table, number, plain
+from spikedim.results import Estimate, Result, Table, plain
 from spikedim.storage import Run
 from spikedim.theory.statistics import mean_interval, wilson_interval
 from spikedim.training.batches import check_trainable, why_no_prefix
+from spikedim.training.chance import at_chance
 from spikedim.training.config import TrainConfig, check_timesteps
 from spikedim.training.engines import Engine, results
 from spikedim.training.network import check_neuron, network_for
@@ -52,12 +53,10 @@ from spikedim.training.study_trial import (
 )
 from spikedim.training.sweep import majority
 from spikedim.training.threads import parameter_count, threads_for
-from spikedim.training.timestep import above_chance
 
 #: Neuron parameters a study varies, by the name of their column, and their field of LIFParams.
 NEURON = {"beta": "beta", "v_th": "threshold", "t_ref": "refractory", "reset": "reset"}
 TABLE, OUTPUTS = "study.parquet", "outputs.parquet"
-_NAMED = 4  # settings at chance that a note names
 
 
 @dataclass(frozen=True)
@@ -328,26 +327,6 @@ class StudyResult(Result):
         note += "intervals: of one seed over test samples, of more over seeds and test samples."
         found = [(s.label(varied), s.accuracy, s.chance) for s in settings]
         return [Table(f"Study {self.name}", columns, rows, (*at_chance(found), note))]
-
-
-def at_chance(found: Iterable[tuple[str, Estimate, float]]) -> tuple[str, ...]:
-    """A note that names what is not above chance, if anything is not.
-
-    Args:
-        found: name, test accuracy and what a constant answer reaches, in percent.
-    """
-    none = [
-        f"{name}, {accuracy}, against {number(chance)} %"
-        for name, accuracy, chance in found
-        if not above_chance(accuracy, chance)
-    ]
-    if not none:
-        return ()
-    more = [f"{len(none) - _NAMED} more"] if len(none) > _NAMED else []
-    return (
-        f"At chance: {'; '.join(none[:_NAMED] + more)}. This is not above always answering the "
-        "most frequent class: nothing was learned; train longer, or on more samples.",
-    )
 
 
 def mean_accuracy(rows: Sequence[StudyRow]) -> Estimate:
