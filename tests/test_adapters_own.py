@@ -18,6 +18,7 @@ from spikedim.adapters import AdaptedLIF, register_neuron, wrap
 from spikedim.adapters.comparison import difference
 from spikedim.errors import ConfigError, ModelError, SpikedimWarning
 from spikedim.neurons import LIF, PLIF, LIFParams, Surrogate, record, spike, streaming, surrogate
+from spikedim.neurons.rounding import snapped
 from spikedim.ntk import gram
 from spikedim.profiling import profile
 
@@ -412,6 +413,13 @@ class StraightThrough(nn.Module):
     def forward(self, u):
         g = torch.sigmoid(4 * (u - 1))
         return ((u >= 1).to(u).detach() + g) - g.detach()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_real_values_of_half_precision_are_no_spikes(dtype):
+    x = torch.tensor([5.1, 17.2, 33.1, 64.2]).to(dtype)
+    assert torch.equal(snapped(x), x)
+    assert not torch.equal(x, x.round())
 
 
 def test_a_straight_through_spike_is_a_spike():

@@ -255,6 +255,8 @@ def test_more_samples_than_there_are(capsys):
         (("--values", "1,2"), "--values are those of --sweep"),
         (("--sweep", "v_th", "--values", "1,x"), "--values '1,x'"),
         (("--target-d-eff", "3"), "needs --invert"),
+        (("--target-reduction", "0"), "needs --invert"),
+        (("--one-sided", "--method", "loop"), "leave --method loop out"),
         (("--rate", "0.1", "0.2"), "--rate is the window of --invert"),
         (("--invert",), "give one target"),
         (("--initialisations", "2", "--invert"), "leave --invert out"),

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from spikedim.design import NeuronTarget, design, planner
 from spikedim.design.budget import Budget, invert, parse_energy
 from spikedim.errors import ConfigError
 from spikedim.models import calibrate_batchnorm, create_model
-from spikedim.profiling import profile
+from spikedim.profiling import convention, profile
 from spikedim.report import render
 from spikedim.results import Estimate
 from spikedim.storage import Run
@@ -59,6 +60,9 @@ def test_infeasible_budget_says_what_can_be_reached():
     assert answer.spikes == (100, 800)
     with pytest.raises(ConfigError, match="paper-sop"):
         invert(POINTS, Budget(energy=1, convention="loihi"), QUALITY)
+    mine = replace(convention("paper-sop"), name="mine")
+    with pytest.raises(ConfigError, match="'mine' was not counted"):
+        invert(POINTS, Budget(energy=1, convention=mine), QUALITY)
     for values in ({}, {"energy": 0}, {"spikes": float("nan")}):
         with pytest.raises(ConfigError):
             Budget(**values)

@@ -188,14 +188,20 @@ def test_a_network_at_chance_is_not_remembered_and_the_reason_is_said(images, he
     assert not Path("store.jsonl").exists()
 
 
+def test_a_refused_key_names_its_file(here, capsys):
+    Path("d.yaml").write_text("forget: true\nverify: null")
+    assert run("design", "--data", "digits", "--config", "d.yaml", "--quiet") == 2
+    assert "--forget (in d.yaml) is of --verify; add it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--epochs", "7"], "--epochs is of trainings"),
         (["-T", "1,2"], "--timesteps is of trainings"),
         (["--workers", "3"], "--workers is of trainings"),
-        (["--pilot", "--no-neurons"], "--neurons is of --verify"),
-        (["--forget"], "--remember is of --verify"),
+        (["--pilot", "--no-neurons"], "--no-neurons is of --verify"),
+        (["--forget"], "--forget is of --verify"),
         (["--budget-spikes", "9", "--energy-convention", "loihi"], "is of --budget-energy"),
         (["--budget-energy", "1", "--energy-convention", "nonsense"], "nonsense"),
     ],

@@ -45,6 +45,33 @@ def measured(made):
     return one_sided(net, x, T=T, widths=(1.0, 4.0, 16.0))
 
 
+def test_a_firing_probability_ends_at_one(made):
+    """A surrogate's own scale, as snnTorch's, is none of the escape noise's."""
+    net, x = made
+    scaled = variant(net, None, T, surrogate=Surrogate("sigmoid", 4.0, scale=2.0))
+    found, plain = (one_sided(m, x, T=T, widths=(4.0,)) for m in (scaled, net))
+    assert found.escape.scale == 1
+    for a, b in zip(found.rows, plain.rows, strict=True):
+        assert a.error.value == pytest.approx(b.error.value, abs=1e-12)
+    same = {row.kernel: row for row in found.rows}
+    assert same[TWO_SIDED].error.value == same[ONE_SIDED].error.value == 0
+    assert same[ONE_SIDED].alignment.value == pytest.approx(1)
+    with pytest.raises(ConfigError, match="scale 2"):
+        one_sided(net, x, escape=Surrogate("sigmoid", 4.0, scale=2.0), T=T)
+
+
+def test_an_antisymmetric_part_lowers_the_alignment():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 9, 9))
+    true, odd = a @ a.T, b - b.T
+    _, alignment, _, asymmetry = _statistics(true + odd, true, [])[:, 0]
+    centre = np.eye(9) - 1 / 9
+    k, t = (centre @ m @ centre for m in (true + odd, true))
+    assert alignment == pytest.approx((k * t).sum() / np.linalg.norm(k) / np.linalg.norm(t))
+    assert alignment < 1
+    assert asymmetry > 0
+
+
 def smooth_of(net):
     changes = {"smooth": True, "detach_reset": False, "surrogate": STEP}
     return variant(net, None, T, **changes)

@@ -162,6 +162,21 @@ def test_layers_and_habits_of_plain_torch(function, layers):
     agrees(model, torch.rand(5, 2, 4, 4, dtype=torch.float64), fallback=True)
 
 
+class Summing(nn.Linear):
+    """Takes a list."""
+
+    def forward(self, parts):
+        return super().forward(sum(parts))
+
+
+def test_a_layer_that_takes_anything():
+    layers = {"sum": lambda: Summing(6, 3)}
+    model = own(lambda m, x, T: m.sum([x, x]).mean(1), **layers)
+    x = torch.rand(4, 5, 6, dtype=torch.float64)
+    agrees(model, x, T=2, fallback=True)
+    assert gram(model, x, T=2, method="jacobian").values.shape == (4, 4)
+
+
 def test_embeddings_that_count_over_the_batch_have_no_rule():
     def forward(model, ids):
         return model.outer(torch.tanh(model.embed(ids))).mean(1)

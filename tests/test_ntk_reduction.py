@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import matplotlib
 import matplotlib.figure
@@ -12,7 +13,7 @@ import torch
 from scipy import stats
 
 from spikedim.data import load_dataset
-from spikedim.errors import ConfigError, DataError, ModelError
+from spikedim.errors import BudgetError, ConfigError, DataError, ModelError
 from spikedim.models import calibrate_batchnorm, create_model
 from spikedim.neurons import LIF, PLIF, LIFParams, record
 from spikedim.ntk import effects, gram
@@ -25,7 +26,11 @@ from spikedim.ntk.variants import (
     calibrated,
     closure,
     combined,
+    firing_rate,
+    firing_rates,
+    mean_rate,
     membrane,
+    over_networks,
     pooled,
     split,
     variant,
@@ -591,6 +596,49 @@ def test_verdicts_follow_the_interval(low, high, verdict):
     middle = math.nan if low is None else (low + high) / 2
     estimate = Estimate(middle, low, high)
     assert Regime("dense", (50, 100), (30, 50), 1.0, 0.3, (0.2, 0.4), estimate).verdict == verdict
+
+
+def test_a_regime_that_no_threshold_reaches_decides_nothing(x):
+    found = regimes(network(x, refractory=1), x, T=T, dt=0.01)  # 75 Hz are 0.75 spikes per step
+    dense = found.regimes[0]
+    assert not dense.reached
+    assert dense.rate / found.dt < 75
+    assert dense.verdict == "not measurable: no threshold gives these rates"
+
+
+def test_rates_need_no_gradient(x):
+    net = network(x)
+    net.register_forward_hook(lambda *_: grad.append(torch.is_grad_enabled()))
+    grad = []
+    rates = firing_rates(net, x)
+    assert grad == [False]
+    assert firing_rate(net, x) == pytest.approx(mean_rate(rates))
+
+
+def test_silent_networks_have_no_part_in_the_mean_of_initialisations():
+    assert over_networks([2.0, 8.0, 0.0]) == over_networks([2.0, 8.0])
+    assert over_networks([2.0, 8.0]).value == pytest.approx(4)
+    for values in ([0.0, 0.0], [0.0, 3.0]):
+        assert math.isnan(over_networks(values).within(1.0, 9.0).value)
+
+
+def test_kernels_of_comparisons_keep_to_the_memory(x):
+    net = network(x)
+    for call in (
+        partial(reduction, net, x, T=T),
+        partial(sweep, net, x, "v_th", (0.5, 1.0), T=T),
+        partial(regimes, net, x, T=T),
+        partial(invert, net, x, target_d_eff=3, T=T),
+    ):
+        with pytest.raises(BudgetError):
+            call(memory=1e-5)
+
+
+def test_any_rate_is_any_rate_in_hz_too(x):
+    net, only = network(x), {"betas": (0.5,), "refractories": (0,), "T": T}
+    plain, hertz = (invert(net, x, target_d_eff=3, dt=dt, **only) for dt in (None, 0.004))
+    assert plain.found is not None
+    assert hertz.found == plain.found
 
 
 def test_groups_are_disjoint_and_complete():

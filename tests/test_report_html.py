@@ -190,8 +190,8 @@ def test_a_sweep_at_chance_is_an_alarm_whatever_the_recommended_point_reached(ve
     alarm = "not distinguishable from always answering the most frequent class"
     assert alarm not in pages["verified"]
     sweep = verified.sweep
-    last = dataclasses.replace(sweep.points[-1], accuracy=percent(7))
-    guessing = dataclasses.replace(sweep, points=(*sweep.points[:-1], last))
+    points = tuple(dataclasses.replace(point, accuracy=percent(7)) for point in sweep.points)
+    guessing = dataclasses.replace(sweep, points=points)
     assert alarm in render(dataclasses.replace(verified, sweep=guessing))
 
 

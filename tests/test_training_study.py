@@ -265,7 +265,7 @@ def test_settings_at_chance_are_named(studied):
     (table,) = replace(result, chance={data: 100.0}).tables()
     assert table.notes[0].startswith(f"At chance: {MODEL} on {data}, T=1, v_th=0.5, ")
     assert "against 100 %" in table.notes[0]
-    found = [(f"N{i}", Estimate(50.0, low, 60.0, 20, "%"), 45.0) for i, low in enumerate((46, 44))]
+    found = [(f"N{i}", Estimate(50.0, 44, 60.0, n, "%"), 45.0) for i, n in enumerate((900, 20))]
     (note,) = at_chance(found)
     assert "N1, 50 [44, 60] %, against 45 %" in note
     assert "N0" not in note
@@ -273,6 +273,11 @@ def test_settings_at_chance_are_named(studied):
     assert note.count("N1") == 4
     assert "; 3 more." in note
     assert at_chance(found[:1]) == ()
+    right = (np.arange(360) < 260, np.arange(360) < 306)
+    seeds = [study_cases.row("a", "m", i, 2, 2, hits, 10.0) for i, hits in enumerate(right)]
+    both = mean_accuracy(seeds)  # two seeds know little of the others, but both have learned
+    assert both.low < 10
+    assert at_chance([("both", both, 10.0)]) == ()
 
 
 def test_the_mean_of_seeds_covers_the_truth_as_often_as_it_says():

@@ -91,12 +91,17 @@ def test_points_hold_what_was_measured(swept):
     assert path in result.points[0].checkpoint.parents
 
 
-@pytest.mark.parametrize(("low", "said"), [(40.0, True), (50.0, True), (50.1, False)])
-def test_an_accuracy_at_chance_is_said(swept, low, said):
+@pytest.mark.parametrize(
+    ("reached", "said"), [((50, 52), True), ((50, 60), False), ((90, 20), False), ((20, 20), True)]
+)
+def test_accuracies_at_chance_are_said(swept, reached, said):
     result, _ = swept
     assert result.chance == 50.0
-    last = replace(result.points[-1], accuracy=Estimate(60.0, low, 70.0))
-    result = replace(result, points=(*result.points[:-1], last))
+    points = [
+        replace(point, accuracy=Estimate(float(value), n=1000))
+        for point, value in zip(result.points, reached, strict=True)
+    ]
+    result = replace(result, points=tuple(points))
     (table,) = result.tables()
     assert result.learned is not said
     assert any(note.startswith("At chance: ") for note in table.notes) is said

@@ -369,8 +369,10 @@ def generalisation(setting: Setting) -> list[Measurement]:
     for shuffled, labels in ((False, "true"), (True, "shuffled")):
         found = [[(n, *tiny.gap(n, seed, shuffled)) for n in sizes] for seed in seeds]
         ratios = [[gap / setting.formula(size, n) for n, gap, size in row] for row in found]
-        slopes = [log_slope(sizes, ratio).value for ratio in ratios]
+        grown = [ratio for ratio in ratios if min(ratio) > 0]  # a power law has no gap below 0
+        slopes = [log_slope(sizes, ratio).value for ratio in grown]
         name = f"gap / √(d_eff/n), {labels} labels"
+        name += f", {len(ratios) - len(grown)} seeds left out" * (len(grown) < len(ratios))
         rows.append(Measurement(f"exponent in n of {name}", average(slopes), high=0, shown=True))
         rows += [
             Measurement(f"{name}, n = {n}", average(column), form="context")

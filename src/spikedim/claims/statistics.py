@@ -15,6 +15,8 @@ from spikedim.theory.statistics import mean_interval
 def average(values: ArrayLike, unit: str = "") -> Estimate:
     """Mean with a Student-t interval."""
     x = np.asarray(values, dtype=np.float64).ravel()
+    if not len(x):
+        return Estimate(math.nan, n=0, unit=unit)
     low, high = mean_interval(float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else 0.0, len(x))
     return Estimate(float(x.mean()), low, high, len(x), unit, method="Student t")
 

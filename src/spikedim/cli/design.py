@@ -80,9 +80,12 @@ def design(
         ),
     ] = None,
     rate: Annotated[
-        tuple[float, float],
-        typer.Option(metavar="LOW HIGH", help="Its firing rate: spikes per step, or Hz with --dt."),
-    ] = (0.0, 1.0),
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LOW HIGH",
+            help="Its firing rate: spikes per step, or Hz with --dt; any by default.",
+        ),
+    ] = None,
     dt: Annotated[float | None, typer.Option(help="Seconds per step, for --rate in Hz.")] = None,
     epochs: options.Epochs = None,
     train_samples: options.TrainSamples = None,
@@ -128,7 +131,7 @@ def design(
         wanted = None
         if target_d_eff is not None or target_reduction is not None:
             wanted = NeuronTarget(target_d_eff, target_reduction, rate, dt)
-        elif dt is not None or rate != (0.0, 1.0):
+        elif dt is not None or rate is not None:
             raise ConfigError("--rate and --dt are of --target-d-eff or --target-reduction")
         budget = None
         if budget_energy is not None or budget_spikes is not None:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from spikedim.models.base import SpikingModel
 
 CALIBRATION = 128
-ANY_RATE = (0.0, 1.0)
 APPROXIMATE = ("sketch", "matrix-free")
 PRODUCTS = 32
 EIGENVALUES = 10
@@ -124,11 +123,12 @@ def ntk(
         typer.Option(help="Wanted R = d_eff / d_eff of the continuous twin, of --invert."),
     ] = None,
     rate: Annotated[
-        tuple[float, float],
+        tuple[float, float] | None,
         typer.Option(
-            metavar="LOW HIGH", help="Firing rates of --invert: spikes per step, or Hz with --dt."
+            metavar="LOW HIGH",
+            help="Firing rates of --invert: spikes per step, or Hz with --dt; any by default.",
         ),
-    ] = ANY_RATE,
+    ] = None,
     dt: Annotated[
         float | None, typer.Option(help="Seconds per step, for rates in Hz (--regimes: 0.004).")
     ] = None,
@@ -180,7 +180,7 @@ def ntk(
         modes, outputs, values, target_d_eff, target_reduction, rate, dt, initialisations,
         checkpoint,
     )  # fmt: skip
-    _check_plain(modes, outputs, per_timestep, engine, address, workers)
+    _check_plain(modes, method, outputs, per_timestep, engine, address, workers)
     _check_approximate(modes, method, outputs, per_timestep, engine, probes, size)
     about = {
         "data": data,
@@ -234,7 +234,12 @@ def ntk(
                     "option out"
                 )
         prepare = None if trained else calibrated(*batches)
-        shared: dict[str, Any] = {"T": T, "prepare": prepare, "method": method}
+        shared: dict[str, Any] = {
+            "T": T,
+            "prepare": prepare,
+            "method": method,
+            "memory": memory,
+        }
         result: Any
         if reduction:
             result = reduced(networks, x, seed=seed, **shared)
@@ -420,7 +425,7 @@ def _check(
     values: str | None,
     target_d_eff: float | None,
     target_reduction: float | None,
-    rate: tuple[float, float],
+    rate: tuple[float, float] | None,
     dt: float | None,
     initialisations: int,
     checkpoint: Path | None,
@@ -436,9 +441,10 @@ def _check(
         raise ConfigError("--values are those of --sweep; say which parameter")
     if dt is not None and not {"--regimes", "--invert"} & {*modes}:
         raise ConfigError("--dt is for the rates of --regimes and --invert")
-    if rate != ANY_RATE and "--invert" not in modes:
+    if rate is not None and "--invert" not in modes:
         raise ConfigError("--rate is the window of --invert; leave it out")
-    if (target_d_eff or target_reduction) and "--invert" not in modes:
+    targets = (target_d_eff, target_reduction)
+    if any(target is not None for target in targets) and "--invert" not in modes:
         raise ConfigError("a target needs --invert")
     if initialisations > 1 and (checkpoint is not None or "--invert" in modes):
         raise ConfigError(
@@ -449,6 +455,7 @@ def _check(
 
 def _check_plain(
     modes: list[str],
+    method: str,
     outputs: str,
     per_timestep: bool,
     engine: str,
@@ -460,6 +467,8 @@ def _check_plain(
         raise ConfigError(
             f"--per-timestep is of one trace kernel; leave {(modes or ['--outputs full'])[0]} out"
         )
+    if "--one-sided" in modes and method != "auto":
+        raise ConfigError(f"--one-sided has a method of its own; leave --method {method} out")
     if modes and engine != "local":
         raise ConfigError(f"--engine {engine} is for a single kernel; leave {modes[0]} out")
     if engine == "local" and (address is not None or workers is not None):

@@ -19,7 +19,7 @@ class Initialisations:
 
     Attributes:
         seeds, each: of the networks, and their participation ratios.
-        mean: geometric mean, with the interval for other initialisations.
+        mean: geometric mean, with the interval for other initialisations; without silent networks.
     """
 
     seeds: tuple[int, ...]
@@ -30,7 +30,10 @@ class Initialisations:
         """Each network, then their mean."""
         rows: list[tuple[Any, Estimate]] = list(zip(self.seeds, self.each, strict=True))
         title = f"Over {len(self.seeds)} initialisations"
-        return Table(title, ("seed", "centred participation ratio"), [*rows, ("mean", self.mean)])
+        silent = sum(not e.value for e in self.each)
+        notes = (f"{silent} silent, of which the mean knows nothing.",) if silent else ()
+        columns = ("seed", "centred participation ratio")
+        return Table(title, columns, [*rows, ("mean", self.mean)], notes)
 
 
 @dataclass(frozen=True)

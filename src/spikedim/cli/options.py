@@ -43,7 +43,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
         except typer.BadParameter as error:
             raise ConfigError(f"config {path}: {key}: {value!r}: {error.message}") from error
         opposite = f"--{spelling}" in parameter.secondary_opts
-        defaults[parameter.name] = not found if opposite else found
+        defaults[parameter.name] = not found if opposite and found is not None else found
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
 
@@ -72,7 +72,7 @@ def _suited(parameter: Any, value: Any) -> Any:
     """
     values = value if isinstance(value, list) else [value]
     flag = getattr(parameter, "is_flag", False)
-    if flag and not isinstance(value, bool):
+    if flag and not isinstance(value, bool | None):
         raise ValueError(f"expected yes or no, got {value!r}")
     if not flag and any(isinstance(v, bool) for v in values):
         raise ValueError("expected a value, not yes or no; quote it if it is a word")
@@ -98,8 +98,12 @@ def refuse_given(context: typer.Context, names: Sequence[str], why: str) -> None
     """Refuse the first of the parameters that does not keep its default, as :func:`refuse`."""
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
-        if parameter.name in names and source is not None and source.name != "DEFAULT":
-            raise ConfigError(f"{parameter.opts[0]} {why}")
+        if parameter.name not in names or source is None or source.name == "DEFAULT":
+            continue
+        off = context.params[parameter.name] is False and parameter.secondary_opts
+        option = (parameter.secondary_opts if off else parameter.opts)[0]
+        from_file = f" (in {context.params['config']})" if source.name == "DEFAULT_MAP" else ""
+        raise ConfigError(f"{option}{from_file} {why}")
 
 
 def refuse(given: Mapping[str, Any], why: str) -> None:

@@ -6,10 +6,11 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spikedim.errors import ConfigError
-from spikedim.profiling.conventions import convention
+from spikedim.profiling.conventions import EnergyConvention, convention
 from spikedim.results import Estimate, number
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Budget:
     Attributes:
         energy: mJ per sample under ``convention``; ``None`` does not limit.
         spikes: spikes per sample; ``None`` does not limit.
-        convention: energy convention: a name, or the path of a YAML file.
+        convention: energy convention: a name, the path of a YAML file, or the convention itself.
 
     Raises:
         ConfigError: neither is given, one is not positive, or the convention is unknown.
@@ -34,7 +35,7 @@ class Budget:
 
     energy: float | None = None
     spikes: float | None = None
-    convention: str = "paper-sop"
+    convention: str | Path | EnergyConvention = "paper-sop"
 
     def __post_init__(self) -> None:
         if self.energy is None and self.spikes is None:
@@ -42,11 +43,16 @@ class Budget:
         for name, value in (("energy", self.energy), ("spikes", self.spikes)):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"budget of {name}={value} must be above 0")
-        convention(self.convention)
+        object.__setattr__(self, "convention", convention(self.convention))
+
+    @property
+    def name(self) -> str:
+        """Name of the convention, as energies carry it."""
+        return convention(self.convention).name
 
     def fits(self, point: Operating) -> bool:
         """Whether the mean spikes and energy of an operating point are within the limits."""
-        energy = _energy(point, self.convention).value
+        energy = _energy(point, self.name).value
         spikes = point.profile.spikes_per_sample.value
         return (self.energy is None or energy <= self.energy) and (
             self.spikes is None or spikes <= self.spikes
@@ -102,7 +108,7 @@ def invert(
     Raises:
         ConfigError: the profiles lack the convention.
     """
-    energies = [_energy(point, budget.convention) for point in operating]
+    energies = [_energy(point, budget.name) for point in operating]
     spikes = [point.profile.spikes_per_sample.value for point in operating]
     fits = [i for i, point in enumerate(operating) if budget.fits(point)]
     asked = _asked(budget)
@@ -111,7 +117,7 @@ def invert(
         f"with the network's own neurons, T = {first} to {last} reach "
         f"{number(min(spikes), 3)} to {number(max(spikes), 3)} spikes and "
         f"{min(energies, key=lambda e: e.value)} to {max(energies, key=lambda e: e.value)} "
-        f"({budget.convention})"
+        f"({budget.name})"
     )
     T = None
     if fits:
@@ -127,16 +133,15 @@ def invert(
 def _asked(budget: Budget) -> str:
     parts = []
     if budget.energy is not None:
-        parts.append(f"{Estimate(budget.energy, unit='mJ')} per sample ({budget.convention})")
+        parts.append(f"{Estimate(budget.energy, unit='mJ')} per sample ({budget.name})")
     if budget.spikes is not None:
         parts.append(f"{number(budget.spikes)} spikes per sample")
     return " and ".join(parts)
 
 
 def _energy(point: Operating, name: str) -> Estimate:
-    wanted = convention(name).name
     for energy in point.profile.energy:
-        if energy.convention == wanted:
+        if energy.convention == name:
             return energy.total
     known = ", ".join(energy.convention for energy in point.profile.energy)
-    raise ConfigError(f"energy convention {wanted!r} was not counted; choose one of {known}")
+    raise ConfigError(f"energy convention {name!r} was not counted; choose one of {known}")

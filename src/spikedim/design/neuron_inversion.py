@@ -27,7 +27,8 @@ class NeuronTarget:
     Attributes:
         d_eff: wanted participation ratio of the centred trace kernel.
         reduction: wanted R, d_eff over that of the continuous twin.
-        rates: least and largest firing rate, spikes per neuron and step, or Hz with ``dt``.
+        rates: least and largest firing rate, spikes per neuron and step, or Hz with ``dt``; any
+            by default.
         dt: seconds per step.
 
     Raises:
@@ -36,7 +37,7 @@ class NeuronTarget:
 
     d_eff: float | None = None
     reduction: float | None = None
-    rates: tuple[float, float] = (0.0, 1.0)
+    rates: tuple[float, float] | None = None
     dt: float | None = None
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 _EPS = 4.0  # of s + g - g with g up to a few times s
+_MOST = 1e-5  # in half precision, a few eps are no rounding of whole numbers any more
 
 
 def snapped(x: Tensor) -> Tensor:
@@ -15,5 +16,6 @@ def snapped(x: Tensor) -> Tensor:
     but for rounding where s = 1, and exactly 0 where s = 0. So a small number is no zero.
     """
     whole = x.round()
-    near = torch.isclose(x, whole, rtol=_EPS * torch.finfo(x.dtype).eps, atol=0.0)
+    relative = min(_EPS * torch.finfo(x.dtype).eps, _MOST)
+    near = torch.isclose(x, whole, rtol=relative, atol=0.0)
     return whole if bool(near.all()) else x

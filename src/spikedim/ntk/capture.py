@@ -276,6 +276,8 @@ class Capture:
             plain = partial(base.forward, module)
             return partial(self._merging, name, module, original, plain) if own else None
         if isinstance(module, nn.LayerNorm):
+            if type(module).forward is not nn.LayerNorm.forward:
+                return None
             original = partial(_layer_norm, module)
         return partial(self._layer, name, module, original)
 
@@ -289,6 +291,8 @@ class Capture:
     def _layer(
         self, name: str, module: nn.Module, original: Callable[[Tensor], Tensor], input: Tensor
     ) -> Tensor:
+        if not isinstance(input, Tensor):  # of a class derived from torch's: without a rule
+            return original(input)
         x = self._own_tokens(input) if isinstance(module, nn.Embedding) else input
         anchor = torch.zeros((), requires_grad=True)
         call = Call(name, module, original, x.detach(), anchor, name in self._samples_first)
@@ -374,8 +378,10 @@ def samples_first(model: nn.Module, x: Tensor, T: int | None, readout: Readout) 
         return frozenset()
 
     def look(name: str, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        shape = [*args, *named.values()][0].shape
-        axes = shape if isinstance(module, nn.Embedding) else shape[:-1]
+        value = next(iter((*args, *named.values())), None)
+        if not isinstance(value, Tensor):  # a subclass may take anything
+            return
+        axes = value.shape if isinstance(module, nn.Embedding) else value.shape[:-1]
         if len(axes) > 1 and axes[0] == 1 and axes[1] != 1:
             found.add(name)
 

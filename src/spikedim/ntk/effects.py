@@ -184,6 +184,7 @@ def sweep(
     center: bool = True,
     prepare: Prepare | None = None,
     method: str = "auto",
+    memory: float | None = None,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Sweep:
@@ -200,7 +201,7 @@ def sweep(
             1 − β is the network's own (``decay_input``).
         values: to try; :data:`SWEPT` by default.
         T: timesteps of static inputs.
-        estimator, center, method, confidence, seed: as for
+        estimator, center, method, memory, confidence, seed: as for
             :func:`~spikedim.ntk.reduction.reduction`.
         prepare: calibrates or trains the network of each value, and its twin; by default all
             share weights and running statistics.
@@ -226,7 +227,7 @@ def sweep(
                 found = []
                 for on in (None, ()):
                     other = variant(network, on, T, prepare, **change)
-                    kernel = trace_kernel(other, x, method)
+                    kernel = trace_kernel(other, x, method, memory)
                     size = parameters_of(other)
                     found.append(log_dimensions(kernel, items, center, size, groups)[:, 0])
                     if on is None:

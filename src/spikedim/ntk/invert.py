@@ -212,7 +212,7 @@ def invert(
     *,
     target_d_eff: float | None = None,
     target_reduction: float | None = None,
-    rate_window: tuple[float, float] = (0.0, 1.0),
+    rate_window: tuple[float, float] | None = None,
     dt: float | None = None,
     betas: Sequence[float] | None = None,
     refractories: Sequence[int] = REFRACTORIES,
@@ -222,6 +222,7 @@ def invert(
     center: bool = True,
     prepare: Prepare | None = None,
     method: str = "auto",
+    memory: float | None = None,
 ) -> Inversion:
     """Find v_th, beta and t_ref whose measured d_eff, or R, meets a target.
 
@@ -235,14 +236,16 @@ def invert(
         target_d_eff: wanted d_eff. Give this or
         target_reduction: wanted R = d_eff(spiking)/d_eff(continuous twin of the same neuron); a
             reduction "by 30 %" is 0.7.
-        rate_window: least and largest firing rate, spikes per neuron and step, or Hz with ``dt``.
+        rate_window: least and largest firing rate, spikes per neuron and step, or Hz with ``dt``;
+            any rate by default.
         dt: seconds per step.
         betas: leaks to try; the network's own and :data:`BETAS` by default.
         refractories: refractory periods in steps to try; the network's own is tried first, those
             it cannot have are left out.
         tolerance: relative error that meets the target.
         T: timesteps of static inputs.
-        estimator, center, prepare, method: as for :func:`~spikedim.ntk.reduction.reduction`;
+        estimator, center, prepare, method, memory: as for
+            :func:`~spikedim.ntk.reduction.reduction`;
             ``prepare`` is run on every neuron that is measured.
 
     Raises:
@@ -265,7 +268,7 @@ def invert(
     window = _window(rate_window, dt)
     if not 0 < tolerance < 1:
         raise ConfigError(f"tolerance={tolerance} must lie between 0 and 1")
-    search = _Search(model, x, T, estimator, center, prepare, method, quantity == "R")
+    search = _Search(model, x, T, estimator, center, prepare, method, memory, quantity == "R")
     leaks = (own.beta, *BETAS) if betas is None else betas
     dead = sorted(set(refractories), key=lambda steps: steps != own.refractory)
     if not (leaks and dead):
@@ -333,10 +336,12 @@ class _Search:
         center: bool,
         prepare: Prepare | None,
         method: str,
+        memory: float | None,
         relative: bool,
     ) -> None:
         self._model, self._x, self._T, self._prepare = model, x, T, prepare
-        self._items, self._center, self._method = estimators(estimator)[:1], center, method
+        self._items, self._center = estimators(estimator)[:1], center
+        self._method, self._memory = method, memory
         self._relative = relative
         self._groups = split(samples_of(x), 0)  # refuses too few samples
         self.trials: list[Trial] = []
@@ -466,12 +471,13 @@ class _Search:
 
     def _logs(self, network: SpikingModel) -> Array:
         """Of the dimension, with all samples and without each group of them."""
-        kernel = trace_kernel(network, self._x, self._method)
+        kernel = trace_kernel(network, self._x, self._method, self._memory)
         size = parameters_of(network)
         return log_dimensions(kernel, self._items, self._center, size, self._groups)[:, 0]
 
     def _dimension(self, network: SpikingModel) -> float:
-        return self._d_eff(trace_kernel(network, self._x, self._method), network)
+        kernel = trace_kernel(network, self._x, self._method, self._memory)
+        return self._d_eff(kernel, network)
 
     def _d_eff(self, kernel: Array, network: SpikingModel) -> float:
         size = parameters_of(network)
@@ -504,9 +510,11 @@ def _target(d_eff: float | None, reduction: float | None) -> tuple[float, str]:
     return float(target), quantity
 
 
-def _window(rates: tuple[float, float], dt: float | None) -> tuple[float, float]:
+def _window(rates: tuple[float, float] | None, dt: float | None) -> tuple[float, float]:
     if dt is not None and not dt > 0:
         raise ConfigError(f"dt={dt} must be a positive number of seconds per step")
+    if rates is None:
+        return 0.0, 1.0
     low, high = (float(rate) * (1.0 if dt is None else dt) for rate in rates)
     if not 0 <= low < high <= 1:
         unit = "spikes per step" if dt is None else f"Hz at {dt:g} s per step"

@@ -490,7 +490,7 @@ class KernelSpectrum(Result):
         ]
         kind = "centred" if self.centred else "uncentred"
         title = f"Leading eigenvalues of {self.size:,}, {kind}"
-        return [Table(title, ("rank", "eigenvalue", "error at most"), rows)]
+        return [Table(title, ("rank", "eigenvalue", "one lies within"), rows)]
 
     def plot(self, ax: Any = None) -> Any:
         """Number of eigenvalues above each value; returns the matplotlib axes.

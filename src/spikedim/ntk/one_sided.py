@@ -182,7 +182,8 @@ def one_sided(
         models: a spiking network in eval mode, or several initialisations of one configuration; a
             refractory period, which needs spikes, is left out.
         x: samples [n, C, H, W], or events [T, n, C, H, W]; at least 8.
-        escape: smooth step whose width is 1/δ; the network's own surrogate by default.
+        escape: smooth step whose width is 1/δ, a firing probability and so of scale 1; the
+            network's own surrogate, without its scale, by default.
         kind: of the surrogates; the kind of ``escape`` by default.
         widths: of the surrogates; :data:`RATIOS` times that of ``escape`` by default.
         T: timesteps of static inputs.
@@ -192,13 +193,18 @@ def one_sided(
         seed: of the groups of samples left out in turn.
 
     Raises:
-        ConfigError: an unknown surrogate, or no widths.
+        ConfigError: an unknown surrogate, a scale other than 1, or no widths.
         DataError: fewer than 8 samples.
         ModelError: networks that differ, a continuous one, or one the kernel does not cover.
         BudgetError: the gradients of all samples do not fit ``memory``.
     """
     networks = as_networks(models)
-    step = networks[0].config.neuron.surrogate if escape is None else escape
+    step = replace(networks[0].config.neuron.surrogate, scale=1.0) if escape is None else escape
+    if step.scale != 1:
+        raise ConfigError(
+            f"escape has scale {step.scale:g}: its smooth step would end there, and a firing "
+            "probability ends at 1; give scale=1"
+        )
     shape = step.kind if kind is None else kind
     tried = sorted(
         {float(w) for w in ([r * step.width for r in RATIOS] if widths is None else widths)}
@@ -253,8 +259,9 @@ def one_sided(
 def _estimates(values: Array, confidence: float) -> tuple[Estimate, Estimate, Estimate, Estimate]:
     """Of [networks, 4, 1 + groups]; error and d_eff, which are positive, by their logarithms."""
     error, alignment, size, asymmetry = np.moveaxis(values, 1, 0)
+    off = exponential(combined(np.log(np.maximum(error, _ROUNDING)), confidence))
     return (
-        exponential(combined(np.log(np.maximum(error, _ROUNDING)), confidence)),
+        Estimate(0.0, 0.0, 0.0, off.n, method=off.method) if (error <= _ROUNDING).all() else off,
         combined(alignment, confidence).within(-1.0, 1.0),
         exponential(combined(np.log(size), confidence)),
         combined(asymmetry, confidence).within(0.0, 1.0),
@@ -311,7 +318,7 @@ def _statistics(kernel: Array, true: Array, groups: Sequence[Array]) -> Array:
             k = k - k.mean(0) - k.mean(1, keepdims=True) + k.mean()
             values = np.linalg.svd(k, compute_uv=False)
             dimension = values.sum() ** 2 / (values**2).sum()
-            k, t = (k + k.T) / 2, centered_gram(t)
+            t = centered_gram(t)
             alignment = (k * t).sum() / (np.linalg.norm(k) * np.linalg.norm(t))
             rows.append((error, alignment, dimension, asymmetry))
     return np.array(rows).T

@@ -231,6 +231,7 @@ def reduction(
     center: bool = True,
     prepare: Prepare | None = None,
     method: str = "auto",
+    memory: float | None = None,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Reduction:
@@ -254,7 +255,7 @@ def reduction(
         center: the kernel HKH; ``False`` for K itself, which one direction dominates.
         prepare: calibrates or trains each combination on its own, for example
             ``calibrated(x)``; by default all share weights and running statistics.
-        method: of :func:`spikedim.ntk.gram`.
+        method, memory: of :func:`spikedim.ntk.gram`.
         confidence: nominal coverage of the intervals.
         seed: of the groups of samples left out in turn.
 
@@ -281,7 +282,7 @@ def reduction(
         for network in networks:
             for on in settings:
                 other = variant(network, on, T, prepare)
-                kernel = trace_kernel(other, x, method)
+                kernel = trace_kernel(other, x, method, memory)
                 logs[on].append(log_dimensions(kernel, items, center, parameters_of(other), groups))
                 potentials[on].append(membrane(other, x))
                 progress.advance(detail=_names(on))

@@ -21,6 +21,7 @@ from spikedim.ntk.variants import (
     firing_rate,
     firing_rates,
     log_dimensions,
+    mean_rate,
     parameters_of,
     samples_of,
     split,
@@ -51,6 +52,8 @@ class Regime:
         layers: the same of the layer that fires least and of the one that fires most, means over
             networks.
         reduction: measured 100·(1 − R) in percent, negative where spiking raises d_eff.
+        reached: whether every network fires at the published rates; where no threshold makes it
+            fire as often, it says nothing about them.
     """
 
     name: str
@@ -60,10 +63,13 @@ class Regime:
     rate: float
     layers: tuple[float, float]
     reduction: Estimate
+    reached: bool = True
 
     @property
     def verdict(self) -> str:
         """Whether the interval of the measurement lies in the stated range, or off it."""
+        if not self.reached:
+            return "not measurable: no threshold gives these rates"
         low, high = self.reduction.low, self.reduction.high
         if low is None or high is None:
             return "not measurable: the network is silent"
@@ -149,6 +155,7 @@ def regimes(
     center: bool = True,
     prepare: Prepare | None = None,
     method: str = "auto",
+    memory: float | None = None,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Regimes:
@@ -161,7 +168,7 @@ def regimes(
         models: a network, or several initialisations of one.
         x: samples [n, C, H, W], or events [T, n, C, H, W]; at least 8.
         dt: seconds per step, at most 10 ms (100 Hz is one spike per step).
-        T, estimator, center, prepare, method, confidence, seed: as for
+        T, estimator, center, prepare, method, memory, confidence, seed: as for
             :func:`~spikedim.ntk.reduction.reduction`.
 
     Raises:
@@ -187,13 +194,13 @@ def regimes(
                 both = []
                 for on in (None, ()):
                     other = variant(network, on, T, prepare, threshold=thresholds[-1])
-                    kernel = trace_kernel(other, x, method)
+                    kernel = trace_kernel(other, x, method, memory)
                     size = parameters_of(other)
                     both.append(log_dimensions(kernel, items, center, size, groups)[:, 0])
                     if on is None:
-                        rates.append(firing_rate(other, x))
-                        each = [rate for rate, _ in firing_rates(other, x)]
-                        layers.append((min(each), max(each)))
+                        each = firing_rates(other, x)
+                        rates.append(mean_rate(each))
+                        layers.append((min(each)[0], max(each)[0]))
                 logs.append(both[0] - both[1])
                 progress.advance(detail=name)
             R = exponential(combined(np.stack(logs), confidence))
@@ -202,5 +209,6 @@ def regimes(
             middle, rate = float(np.mean(thresholds)), float(np.mean(rates))
             least, most = np.mean(layers, axis=0)
             ends = (float(least), float(most))
-            found.append(Regime(name, hertz, stated, middle, rate, ends, percent))
+            reached = all(hertz[0] <= r / dt <= hertz[1] for r in rates)
+            found.append(Regime(name, hertz, stated, middle, rate, ends, percent, reached))
     return Regimes(dt, T, samples_of(x), len(networks), tuple(found))

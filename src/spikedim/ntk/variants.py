@@ -182,13 +182,17 @@ def membrane(model: SpikingModel, x: Tensor) -> tuple[Membrane, ...]:
     return tuple(rows)
 
 
-@torch.no_grad()
 def firing_rate(model: SpikingModel, x: Tensor) -> float:
     """Spikes per neuron and step, all neurons together."""
-    rates = firing_rates(model, x)
+    return mean_rate(firing_rates(model, x))
+
+
+def mean_rate(rates: Sequence[tuple[float, int]]) -> float:
+    """All neurons together, of what :func:`firing_rates` returns."""
     return sum(rate * size for rate, size in rates) / sum(size for _, size in rates)
 
 
+@torch.no_grad()
 def firing_rates(model: SpikingModel, x: Tensor) -> list[tuple[float, int]]:
     """Spikes per neuron and step of each layer, and how many neurons and steps these are."""
     with evaluating(model), record(model) as recording:
@@ -222,9 +226,9 @@ def estimators(chosen: str) -> tuple[Estimator, ...]:
     return (first, *rest)
 
 
-def trace_kernel(model: SpikingModel, x: Tensor, method: str) -> Array:
+def trace_kernel(model: SpikingModel, x: Tensor, method: str, memory: float | None) -> Array:
     """Trace kernel of the network on ``x``, float64 [n, n]; of parameters without a rule too."""
-    return np.asarray(gram(model, x, method=method, fallback=True).values)
+    return np.asarray(gram(model, x, method=method, fallback=True, memory=memory).values)
 
 
 def log_dimensions(
@@ -300,11 +304,16 @@ def over_networks(values: Sequence[float], confidence: float = 0.95) -> Estimate
     """Geometric mean over networks, with Student's interval of the mean logarithm.
 
     Args:
-        values: of at least two networks, positive.
+        values: of networks; those that are 0, of silent networks, are left out.
         confidence: nominal coverage.
+
+    Returns:
+        NaN where fewer than two are left.
     """
-    logs = np.log(np.asarray(values, float))
+    logs = np.log([value for value in values if value > 0])
     count = len(logs)
+    if count < 2:
+        return Estimate(math.nan, n=count, confidence=confidence, method="silent networks")
     spread = float(logs.std(ddof=1)) / math.sqrt(count)
     reach = float(stats.t.ppf(0.5 + confidence / 2, count - 1)) * spread
     mean, method = float(logs.mean()), f"Student over {count} networks, of the logarithm"

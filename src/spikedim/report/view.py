@@ -428,10 +428,10 @@ def _alarm(plan: Data, point: Data) -> str:
     """Warning that belongs beside the headline; empty where nothing makes it doubtful."""
     said = []
     chance = 100 * plan["data"]["majority"]
-    tested = [point["accuracy"]] if point["accuracy"] else []
+    tested = [[point["accuracy"]]] if point["accuracy"] else []
     if plan["sweep"]:
-        tested.append(plan["sweep"]["points"][-1]["accuracy"])
-    if not all(above_chance(Estimate(**accuracy), chance) for accuracy in tested):
+        tested.append([p["accuracy"] for p in plan["sweep"]["points"]])
+    if not all(above_chance([Estimate(**a) for a in found], chance) for found in tested):
         said.append(
             "Accuracy is not distinguishable from always answering the most frequent class "
             f"({number(chance, 3)} %): the network has "

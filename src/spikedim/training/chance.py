@@ -19,13 +19,13 @@ def at_chance(found: Iterable[tuple[str, Estimate, float]]) -> tuple[str, ...]:
     none = [
         f"{name}, {accuracy}, against {number(chance)} %"
         for name, accuracy, chance in found
-        if not above_chance(accuracy, chance)
+        if not above_chance([accuracy], chance)
     ]
     if not none:
         return ()
     more = [f"{len(none) - _NAMED} more"] if len(none) > _NAMED else []
     return (
-        f"At chance: {'; '.join(none[:_NAMED] + more)}. The interval is not above what always "
-        "answering the most frequent class reaches: no learning is seen; train longer, or on "
-        "more samples, or test more.",
+        f"At chance: {'; '.join(none[:_NAMED] + more)}. So many test samples do not tell it from "
+        "always answering the most frequent class: no learning is seen; train longer, or on more "
+        "samples, or test more.",
     )

@@ -102,8 +102,8 @@ class TimestepSweep(Result):
 
     @property
     def learned(self) -> bool:
-        """Whether the accuracy at the largest T lies above what a constant answer reaches."""
-        return above_chance(self.points[-1].accuracy, self.chance)
+        """Whether the accuracy at some T lies above what a constant answer reaches."""
+        return above_chance([point.accuracy for point in self.points], self.chance)
 
     def at(self, T: int) -> TimestepPoint:
         """The point at ``T``.
@@ -137,10 +137,9 @@ class TimestepSweep(Result):
         notes = (*self.notes, source)
         if not self.learned:
             chance = (
-                f"At chance: the accuracy at T = {self.points[-1].T}, {self.points[-1].accuracy}, "
-                f"is not above {number(self.chance)} %, what always answering the most frequent "
-                "class reaches. The network has not learned, so T* says nothing; train longer, or "
-                "on more samples."
+                f"At chance: at no T is the accuracy above {number(self.chance)} %, what always "
+                "answering the most frequent class reaches. The network has not learned, so T* "
+                "says nothing; train longer, or on more samples."
             )
             notes = (chance, *notes)
         return [Table(title, columns, rows, notes)]

@@ -23,7 +23,7 @@ neither, so it is not done.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,13 +156,20 @@ def t_star(
     )
 
 
-def above_chance(accuracy: Estimate, chance: float) -> bool:
-    """Whether the Wilson interval of an accuracy lies above ``chance``, both in percent.
+def above_chance(accuracies: Sequence[Estimate], chance: float) -> bool:
+    """Whether one of several accuracies is above ``chance``, in percent, beyond test-set noise.
 
-    Of a sweep, the accuracy is that at the largest T, which is unbiased. The plateau is not: of
-    several T that are all at chance, its fit follows the luckiest.
+    By Wilson's interval over test samples (also of a mean over seeds, which share them), at 95 %
+    for all of them together (Bonferroni). A plateau cannot be judged so: of several T that are all
+    at chance its fit follows the luckiest.
     """
-    return (accuracy.value if accuracy.low is None else accuracy.low) > chance
+    confidence = 1 - 0.05 / len(accuracies)
+    return any(
+        a.value > chance
+        if a.n is None
+        else 100 * wilson_interval(a.value / 100 * a.n, a.n, confidence)[0] > chance
+        for a in accuracies
+    )
 
 
 def accuracy_estimate(correct: np.ndarray, confidence: float = 0.95) -> Estimate:
