@@ -27,6 +27,7 @@ Formula = Callable[..., Any]
 Choice = TypeVar("Choice")
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+_NAMED = 2  # undecided tests that a reason names
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ def undecided(measurements: Sequence[Measurement]) -> str:
         for m in measurements
         if m.form == "stated" and not m.passes
     ]
+    if len(names) > _NAMED:
+        names[_NAMED:] = [f"{len(names) - _NAMED} more"]
     corrected = [m.passes for m in measurements if m.form == "corrected"]
     mended = "; the corrected form agrees" if corrected and all(corrected) else ""
     return f"undecided, an interval too wide or no number: {'; '.join(names)}{mended}"
