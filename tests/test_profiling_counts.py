@@ -281,6 +281,7 @@ def test_whole_but_for_rounding_is_whole(dtype):
     spikes = torch.tensor([[0, 1, 1 + eps, 1 - eps]], dtype=dtype)
     sums = torch.tensor([[0, 1 - eps, 3 + 2 * eps, -2]], dtype=dtype)
     assert scan(spikes, lambda chunk: chunk.sum(1)) == (Kind.BINARY, 3, 3)
-    assert scan(sums, lambda chunk: chunk.sum(1)) == (Kind.INTEGER, 3, 6)
+    if dtype != torch.bfloat16:  # where 3 and a few eps are another number
+        assert scan(sums, lambda chunk: chunk.sum(1)) == (Kind.INTEGER, 3, 6)
     for real in ([0, 1, 1 + 10 * eps], [0, 1, 1e-9], [0, 1, 0.5]):
         assert scan(torch.tensor([real], dtype=dtype), lambda chunk: chunk.sum(1))[0] is Kind.REAL
