@@ -245,8 +245,8 @@ def invert(
         tolerance: relative error that meets the target.
         T: timesteps of static inputs.
         estimator, center, prepare, method, memory: as for
-            :func:`~spikedim.ntk.reduction.reduction`;
-            ``prepare`` is run on every neuron that is measured.
+            :func:`~spikedim.ntk.reduction.reduction`; ``prepare`` is run on every neuron that is
+            measured.
 
     Raises:
         ConfigError: no target or two, a target or window out of its domain; no leak and refractory
