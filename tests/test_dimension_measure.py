@@ -1,4 +1,3 @@
-import doctest
 import gzip
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy import stats
 
-import spikedim.dimension as floor
 from spikedim.dimension import (
     estimator,
     get_estimator,
@@ -721,14 +719,6 @@ def test_the_floor_stands_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize("name", ["measure", "traces", "streaming"])
-def test_docstring_examples(name):
-    import importlib
-
-    module = importlib.import_module(f"{floor.__name__}.{name}")
-    assert doctest.testmod(module).failed == 0
 
 
 @pytest.mark.parametrize("shape", ["power-law", "spiked"])

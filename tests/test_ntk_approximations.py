@@ -10,9 +10,11 @@ from ntk_networks import FAMILIES
 from spikedim import progress
 from spikedim.errors import BudgetError, ConfigError, DataError, ModelError, StorageError
 from spikedim.models import calibrate_batchnorm, create_model
-from spikedim.ntk import Setup, gram, matrix_free
+from spikedim.ntk import Setup, gram, matrix_free, sketch
+from spikedim.ntk import fold as folds
 from spikedim.ntk.capture import logits
 from spikedim.ntk.directions import random_sums
+from spikedim.ntk.fold import Fold
 from spikedim.ntk.gram import jacobian_rows
 from spikedim.ntk.matrix_free import (
     TRACE_METHODS,
@@ -20,7 +22,7 @@ from spikedim.ntk.matrix_free import (
     kernel_spectrum,
     kernel_traces,
 )
-from spikedim.ntk.sketch import _Fold, _moments, sketched_gram
+from spikedim.ntk.sketch import _moments, sketched_gram
 from spikedim.ntk.stream import Stream
 from spikedim.storage import write_arrays
 
@@ -104,13 +106,35 @@ def test_signed_folding_is_a_linear_map_with_orthonormal_mean(few):
     flat = torch.from_numpy(jac[0])
     sizes = {name: p.numel() for name, p in net.named_parameters()}
     for seed in range(draws):
-        fold = _Fold(setup, seed, random_sums=False)
+        fold = Fold(setup, seed, random_sums=False)
         row = torch.zeros(1, N, size, dtype=torch.float64)
         for name, part in zip(sizes, flat.split(list(sizes.values()), 1), strict=True):
             fold(part.clone(), name, 0, row)
         total += (row[0] @ row[0].T).numpy()
     exact = jac[0] @ jac[0].T
     assert np.linalg.norm(total / draws - exact) < 0.03 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("count", "k", "start"), [(1000, 61, 17), (30, 61, 40), (5, 1, 0)])
+def test_folding_in_one_pass_is_folding_at_once(dtype, threads, count, k, start, monkeypatch):
+    monkeypatch.setattr(folds, "_SPLIT", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    full = torch.randn(4, count, dtype=dtype)
+    minus = torch.rand(count) < 0.5
+    one, other = torch.ones(4, k, dtype=dtype), torch.ones(4, k, dtype=dtype)
+    folds._fold(full, minus, start, one)
+    folds._fold_at_once(torch.where(minus, -full, full), start, other)
+    torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("fits", "size"), [(20_000, 16_381), (5_000, 4_093), (10, 1_021)])
+def test_sketches_are_as_long_as_memory_allows(fits, size, monkeypatch):
+    net = nn.Sequential(nn.Linear(160, 160), nn.Linear(160, 4)).double().eval()
+    x = torch.randn(6, 160).double()
+    monkeypatch.setattr(sketch, "_SKETCHES", fits * 3 * len(x) * x.itemsize)
+    assert sketched_gram(net, x, probes=3).sketches.shape == (3, 6, size)
 
 
 def test_a_sketch_as_long_as_the_gradient_is_exact(few):

@@ -12,6 +12,8 @@ from torch import nn
 
 from ntk_networks import FAMILIES, network
 from spikedim.ntk import Setup, gram, spikes
+from spikedim.ntk import compiled as compiling
+from spikedim.ntk.compiled import compiled
 from spikedim.ntk.plan import in_flight, plans, probe
 from spikedim.ntk.spikes import Spikes
 
@@ -68,7 +70,7 @@ def test_threads_share_samples_and_outputs(samples, always, monkeypatch):
 
     shares = []
     monkeypatch.setattr(spikes, "SPLIT", 1)
-    monkeypatch.setattr(spikes, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(compiling, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     x = inputs((samples, 5, 2, 3), 0.3, torch.float64)
     g = torch.randn(samples, 6, 9, dtype=torch.float64)
@@ -151,12 +153,12 @@ def test_compiled_code_that_cannot_be_kept_or_read(damaged, always, monkeypatch)
         return fails if cache else function
 
     monkeypatch.setattr(numba, "njit", njit)
-    spikes._compiled.cache_clear()
+    compiled.cache_clear()
     x = inputs((2, 3, 1, 4), 0.3, torch.float64)
     g = torch.randn(2, 4, 2, dtype=torch.float64)
     out = torch.empty(2, 3, 2, dtype=torch.float64)
     try:
         Spikes.of(x, 2).outer(g, out, None, out.new_empty(2, 2))
     finally:
-        spikes._compiled.cache_clear()
+        compiled.cache_clear()
     torch.testing.assert_close(out, x.flatten(2) @ g)

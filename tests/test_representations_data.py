@@ -1,4 +1,3 @@
-import doctest
 import tracemalloc
 
 import numpy as np
@@ -323,10 +322,3 @@ def test_labels_follow_the_rows():
     found = represented(data, "patches", size=2)
     assert_array_equal(found.labels(data.train.labels), np.repeat(data.train.labels, 6))
     assert_array_equal(Represented(found.x).labels(np.arange(36)), np.arange(36))
-
-
-def test_examples_in_the_docstrings():
-    outcome = doctest.testmod(floor)
-    floor._REGISTRY.pop("row_means", None)
-    assert outcome.failed == 0
-    assert outcome.attempted >= 3

@@ -38,9 +38,10 @@ def register_neuron(
         ConfigError: ``cls`` is not a ``torch.nn.Module`` class.
 
     Example:
-        >>> from spikedim.adapters import register_neuron
+        >>> from torch import nn
         >>> from spikedim.neurons import LIFParams, surrogate
-        >>> class MyNeuron(torch.nn.Module): ...
+        >>> class MyNeuron(nn.Module):
+        ...     leak, v_th = 0.5, 1.0
         >>> @register_neuron(MyNeuron)
         ... def convert(neuron):
         ...     return LIFParams(

@@ -55,7 +55,10 @@ def ntk(
     ] = None,
     size: Annotated[
         int | None,
-        typer.Option(min=1, help="Numbers kept of each gradient by --method sketch (1021)."),
+        typer.Option(
+            min=1,
+            help="Numbers kept of each gradient by --method sketch (1,021 to 16,381, by memory).",
+        ),
     ] = None,
     surrogate: Annotated[
         str | None, typer.Option(help="Surrogate of every neuron, e.g. atan; default its own.")

@@ -107,6 +107,9 @@ def streaming(model: nn.Module) -> Iterator[None]:
         ConfigError: (by the network) a piece with another batch size than the one before.
 
     Example:
+        >>> from spikedim.models import create_model
+        >>> model = create_model("spikformer_micro", seed=0).eval()
+        >>> events = torch.randn(20, 2, *model.input_shape)  # [T, B, C, H, W]
         >>> with streaming(model), torch.no_grad():
         ...     logits = [model.steps(events[t : t + 10]) for t in range(0, len(events), 10)]
     """

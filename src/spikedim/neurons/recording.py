@@ -88,9 +88,12 @@ def record(model: nn.Module, what: Sequence[str] = ("spikes",)) -> Iterator[Reco
         ModelError: the network has no LIF layer.
 
     Example:
+        >>> import torch
+        >>> from spikedim.models import create_model
+        >>> model = create_model("spikformer_micro", seed=0).eval()
         >>> with record(model, what=("spikes", "potential")) as recording:
-        ...     model(x)
-        >>> rates = {name: s.mean() for name, s in recording.spikes.items()}
+        ...     logits = model(torch.randn(2, *model.input_shape))
+        >>> rates = {name: float(s.mean()) for name, s in recording.spikes.items()}
     """
     wanted = (what,) if isinstance(what, str) else tuple(what)
     unknown = [w for w in wanted if w not in QUANTITIES]

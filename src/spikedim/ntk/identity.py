@@ -18,7 +18,7 @@ from spikedim.errors import ConfigError
 from spikedim.ntk.gram import Setup
 from spikedim.storage import digest
 
-FORMAT = 1  # of the stored pieces: raised when the same settings give other numbers
+FORMAT = 2  # of the stored pieces: raised when the same settings give other numbers
 _LENGTH = 16
 
 

@@ -20,6 +20,7 @@ from spikedim.progress import note
 
 _CACHE = 1 << 24  # bytes of the largest tensor of one batch, so that most stay in cache
 _SEARCHED = 1 << 26  # the same of inputs that are read but once, to find their spikes
+_ROWS = 1 << 25  # the same of gradients of single samples, which share every read of the weights
 _DEVICE = 1 << 29  # the same on an accelerator, where launches cost more than memory
 _TOLERANCE = 1e-2  # of a gradient: far above rounding in single precision, far below a mistake
 _ROUNDINGS = 32  # of a gradient in a coarser one
@@ -205,10 +206,11 @@ def budget_of(memory: float | None) -> float:
 
 
 def in_flight(found: Probe, samples: int, row: int = 0) -> int:
-    """Samples of one forward, so that its largest tensor, or its ``row`` bytes each, stay small."""
-    cache = _DEVICE if found.accelerator else _CACHE
+    """Samples of one forward, so that its largest tensor, and their ``row`` bytes, stay small."""
+    cache, rows = (_DEVICE, _DEVICE) if found.accelerator else (_CACHE, _ROWS)
     searched = _SEARCHED // max(found.searched, 1)
-    return max(1, min(samples, searched, cache // max(found.largest, row, 1)))
+    fits = min(cache // max(found.largest, 1), rows // max(row, 1))
+    return max(1, min(samples, searched, fits))
 
 
 def plans(

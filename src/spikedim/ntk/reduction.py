@@ -265,6 +265,7 @@ def reduction(
         ModelError: networks that differ, a continuous one, or one the kernel does not cover.
 
     Example:
+        >>> from spikedim.models import create_model
         >>> from spikedim.ntk.reduction import reduction
         >>> net = create_model("spikformer_nano").set_neurons(refractory=1)
         >>> print(reduction(net, x, T=4, prepare=calibrated(x)))  # doctest: +SKIP

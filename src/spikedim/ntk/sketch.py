@@ -11,7 +11,7 @@ their scatter gives the error.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from spikedim.errors import BudgetError, ConfigError, DataError, StorageError
 from spikedim.neurons import Surrogate
 from spikedim.ntk.capture import Readout
 from spikedim.ntk.directions import random_sums
-from spikedim.ntk.gram import Setup, surrogates_of
+from spikedim.ntk.fold import Fold
+from spikedim.ntk.gram import surrogates_of
 from spikedim.ntk.identity import identity
 from spikedim.ntk.kernel import output_like, output_sums, prepared
 from spikedim.ntk.plan import budget_of
@@ -43,6 +44,8 @@ _BLOCK = 1 << 26  # bytes of one block of all kernels, in single and in double p
 _PIECE = 64  # samples whose sketches are stored at once
 _LEAST = 16  # samples of the smallest subset
 _SUBSETS = 8  # of one size
+_SIZES = 16381, 4093, 1021  # primes, which spread the inputs of a layer best
+_SKETCHES = 1 << 26  # bytes that the larger of them may take
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,7 @@ def sketched_gram(
     T: int | None = None,
     outputs: str | int = "trace",
     probes: int = 8,
-    size: int = 1021,
+    size: int | None = None,
     surrogate: str | Surrogate | None = None,
     width: float | None = None,
     readout: Readout | None = None,
@@ -240,7 +243,9 @@ def sketched_gram(
             all outputs (the pseudo-NTK), one pass but another kernel: its interval is about its
             own value; a whole number takes one output.
         probes: independent estimates m, at least 3.
-        size: numbers kept of each gradient, k. A prime spreads the inputs of a layer best.
+        size: numbers kept of each gradient, k; a prime is best. ``None`` takes 16,381, 4,093 or
+            1,021, the largest with which the sketches stay within 64 MiB and are no longer than
+            the gradients.
         surrogate, width: surrogate of every neuron in place of the network's own; a width alone
             changes their widths.
         readout: what is differentiated, a function of (model, x, T) that returns [B, outputs].
@@ -262,10 +267,10 @@ def sketched_gram(
         >>> net = create_model("spikformer_micro", seed=0).eval()
         >>> found = sketched_gram(net, torch.randn(8, *net.input_shape))
         >>> found.sketches.shape
-        (8, 8, 1021)
+        (8, 8, 16381)
     """
     started = time.monotonic()
-    if probes < 3 or size < 1:
+    if probes < 3 or (size is not None and size < 1):
         raise ConfigError(f"probes={probes}, size={size}; expected 3 or more and 1 or more")
     if outputs == "full":
         raise ConfigError("outputs='full'; a sketch is of 'trace', 'sum' or the index of an output")
@@ -281,15 +286,18 @@ def sketched_gram(
         cotangents = torch.ones_like(like) if outputs == "sum" else output_sums(setup, x, outputs)
     n = setup.count(x)
     vectors = len(cotangents) * (1 if drawn else probes)
-    batch, need = _batch(stream, n, probes * size, vectors, budget_of(memory))
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    wide = torch.promote_types(like.dtype, torch.float32)
+    if size is None:
+        most = min(_SKETCHES // (probes * n * wide.itemsize), parameters)
+        size = next((k for k in _SIZES if k <= most), _SIZES[-1])
+    batch, need = _batch(stream, n, probes * size, vectors, budget_of(memory))
     note(
         f"sketched NTK of {n:,} samples and {parameters:,} parameters: {len(cotangents)} passes "
         f"in batches of {batch}, about {need / 2**30:.2g} GiB"
     )
-    wide = torch.promote_types(like.dtype, torch.float32)
     sketches = torch.zeros(probes, n, size, dtype=wide, device=like.device)
-    fold = _Fold(setup, seed, drawn)
+    fold = Fold(setup, seed, drawn)
 
     def draw(start: int, stop: int, rows: Tensor, bar: Task) -> None:
         def use(function: int, samples: slice, name: str, full: Tensor) -> None:
@@ -359,62 +367,12 @@ def _method(probes: int, random_sums: bool) -> str:
     return f"jackknife over {probes} {about}, Student"
 
 
-class _Fold:
-    """Folds per-sample gradients, as they come, to rows of k numbers."""
-
-    def __init__(self, setup: Setup, seed: int, random_sums: bool) -> None:
-        self._seed, self._random_sums = seed, random_sums
-        sizes = {n: p.numel() for n, p in setup.model.named_parameters() if p.requires_grad}
-        ends = np.cumsum([0, *sizes.values()])
-        self._place = {name: (i, int(ends[i])) for i, name in enumerate(sizes)}
-        self._length = int(ends[-1])
-        self._kept: dict[tuple[int, int], Tensor] = {}
-
-    def __call__(self, full: Tensor, name: str, function: int, rows: Tensor) -> None:
-        """Add gradients [B, P] of a parameter, which are overwritten, to sketches [m, B, k].
-
-        All parameters of all sums lie side by side and are folded as one vector. The signs of the
-        second sketch are those of the first times new ones, which makes them as independent.
-        """
-        rows, full = rows[function : function + 1] if self._random_sums else rows, full.to(rows)
-        index, start = self._place[name]
-        start += function * self._length
-        draw = np.random.default_rng((self._seed, 1, function, index))
-        count, k = full.shape[1], rows.shape[-1]
-        signs = self._signs(draw, function, index, len(rows), full)
-        lead = min(-start % k, count)
-        whole = lead + (count - lead) // k * k
-        for row, sign in zip(rows, signs, strict=True):
-            full.mul_(sign)
-            if lead:
-                row[:, start % k : start % k + lead] += full[:, :lead]
-            if whole > lead:
-                row += full[:, lead:whole].unflatten(1, (-1, k)).sum(1)
-            if count > whole:
-                row[:, : count - whole] += full[:, whole:]
-
-    def _signs(
-        self, draw: np.random.Generator, function: int, index: int, rows: int, full: Tensor
-    ) -> Iterator[Tensor]:
-        """±1 [P] for each row in turn; an accelerator keeps them, because drawing is slow there."""
-        count = full.shape[1]
-        for row in range(rows):
-            kept = self._kept.get((function, index * rows + row))
-            if kept is None:
-                bits = np.frombuffer(draw.bytes(-(-count // 8)), np.uint8)
-                kept = torch.from_numpy(np.unpackbits(bits, count=count)).to(full.device)
-                kept = kept.to(torch.int8).mul_(2).sub_(1)
-                if full.is_cuda:
-                    self._kept[function, index * rows + row] = kept
-            yield kept
-
-
 def _batch(stream: Stream, n: int, kept: int, vectors: int, budget: float) -> tuple[int, float]:
-    """Samples per batch, and bytes in all; an accelerator keeps ``vectors`` vectors of signs."""
+    """Samples per batch, and bytes in all, with the bits of ``vectors`` vectors of signs."""
     found = stream.probe
+    signs = found.columns * vectors / 8
 
     def need(batch: int) -> float:
-        signs = found.columns * (vectors if found.accelerator else 1)
         return float(stream.need(batch) + 2 * n * kept * found.itemsize + signs)
 
     batch = stream.batch

@@ -8,15 +8,14 @@ gradients must be finite.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from spikedim.ntk.compiled import compiled, in_threads, parts
 
 DENSITY = 0.45  # of inputs other than 0, below which sums are faster than a product,
 OUTPUTS = 32  # if there are so many outputs to add up at once
@@ -50,7 +49,7 @@ class Spikes:
         most = int(DENSITY * x.numel())
         rows = np.empty(most + each, np.uint16 if each <= 1 << 16 else np.int32)
         values = np.empty(most + each, x.numpy().dtype)
-        found = _compiled(_collect)(x.numpy(), starts, rows, values, most)
+        found = compiled(_collect)(x.numpy(), starts, rows, values, most)
         if found < 0:
             return None
         return cls(starts, rows[:found].copy(), _small(values[:found]), x.nbytes)
@@ -69,12 +68,12 @@ class Spikes:
             weight: [I, O], contiguous.
             inner: Σ_i weight_io out_io [B, O], to fill if there are weights.
         """
-        add = _compiled(_add)
+        add = compiled(_add)
         fixed = out.new_empty(0, g.shape[-1]) if weight is None else weight
         arrays = [t.numpy() for t in (g, fixed, out, inner)]
         threads = min(torch.get_num_threads(), 1 + len(self._rows) * g.shape[-1] // SPLIT)
-        samples = _parts(len(g), threads)
-        outputs = _parts(g.shape[-1], max(1, threads // max(1, len(samples))))
+        samples = parts(len(g), threads)
+        outputs = parts(g.shape[-1], max(1, threads // max(1, len(samples))))
 
         def part(place: tuple[tuple[int, int], tuple[int, int]]) -> None:
             (low, high), (first, last) = place
@@ -87,18 +86,7 @@ class Spikes:
                 if weight is not None:
                     arrays[3][low:high, first:last] = own[3][low:high]
 
-        places = list(product(samples, outputs))
-        if len(places) <= 1:
-            list(map(part, places))
-        else:
-            with ThreadPoolExecutor(len(places)) as pool:
-                list(pool.map(part, places))
-
-
-def _parts(count: int, most: int) -> list[tuple[int, int]]:
-    """At most so many spans that together are ``count``."""
-    bounds = np.linspace(0, count, min(most, count) + 1).astype(int).tolist()
-    return list(pairwise(bounds))
+        in_threads(part, product(samples, outputs))
 
 
 def _small(values: Any) -> Any:
@@ -106,26 +94,6 @@ def _small(values: Any) -> Any:
     with np.errstate(invalid="ignore"):
         counts = values.astype(np.int8)
     return counts if np.array_equal(counts, values) else values.copy()
-
-
-@cache
-def _compiled(function: Callable[..., Any]) -> Any:
-    """The function in machine code, kept on disk where a folder for it can be written."""
-    from numba import njit
-
-    plain = njit(function, nogil=True, fastmath={"reassoc", "contract"})
-    try:
-        stored = njit(function, cache=True, nogil=True, fastmath={"reassoc", "contract"})
-    except RuntimeError:
-        return plain
-
-    def call(*arguments: Any) -> Any:
-        try:
-            return stored(*arguments)
-        except Exception:  # a full disk, or whatever reading a damaged file raises
-            return plain(*arguments)
-
-    return call
 
 
 def _collect(x: Any, starts: Any, rows: Any, values: Any, most: int) -> int:

@@ -63,6 +63,7 @@ def causal_order(
         >>> from spikedim.order import causal_order, random_model
         >>> x = random_model(5, seed=0).sample(2000)
         >>> causal_order(x, estimator="gaussian").order  # names, causes first
+        ('x3', 'x5', 'x4', 'x1', 'x2')
     """
     table = data if isinstance(data, Variables) else made(np.asarray(data), None, "array")
     x, names = table.values, table.names

@@ -72,7 +72,7 @@ def shapes(model: str | SpikingModel, size: int | None = None) -> Shapes:
     Example:
         >>> found = shapes("spikformer_8_512_imagenet")
         >>> round(found.macs(product=False) / 1e9, 3)
-        8.256
+        8.257
     """
     if isinstance(model, str):
         native = tuple(getattr(model_entry(model).config, "input_shape", ()))
