@@ -2,7 +2,8 @@
 
 ``measure(x)`` gives every estimate with an interval; ``spectrum(x)`` the eigenvalues behind them;
 ``participation_ratio(x)`` one number without eigenvalues; ``SpectrumStream`` and the sketches
-data that do not fit memory; ``growth_curve``, ``per_class`` and ``per_neighbourhood`` the detail.
+data that do not fit memory, ``sharded_spectrum`` those in many files, on a Ray cluster if need be;
+``growth_curve``, ``per_class`` and ``per_neighbourhood`` the detail.
 """
 
 from spikedim.dimension.clusters import ClusterStream, measure_clustered
@@ -23,6 +24,7 @@ from spikedim.dimension.local import (
     per_neighbourhood,
 )
 from spikedim.dimension.measure import DimensionReport, measure, published_protocol
+from spikedim.dimension.sharded import FileShard, file_shards, sharded_spectrum
 from spikedim.dimension.sketch import (
     FrequentDirections,
     merge_sketches,
@@ -38,6 +40,7 @@ __all__ = [
     "ClusterStream",
     "DimensionReport",
     "Estimator",
+    "FileShard",
     "FrequentDirections",
     "GrowthCurve",
     "LocalDimensions",
@@ -45,6 +48,7 @@ __all__ = [
     "SpectrumStream",
     "Traces",
     "estimator",
+    "file_shards",
     "get_estimator",
     "growth_curve",
     "list_estimators",
@@ -60,6 +64,8 @@ __all__ = [
     "published_protocol",
     "randomised_spectrum",
     "ridge_dimension",
+    "sharded_spectrum",
+    "sharded_spectrum",
     "sketch_spectrum",
     "spectrum",
     "stochastic_traces",

@@ -6,24 +6,19 @@ engine and the number of workers make no difference to the numbers.
 
 from __future__ import annotations
 
-import logging
-import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spikedim.cluster import ENGINES, connected, fetch
 from spikedim.dimension.arrays import spans
 from spikedim.dimension.spectrum import Spectrum
 from spikedim.dimension.streaming import SpectrumStream
-from spikedim.errors import ConfigError, DataError, SpikedimError
+from spikedim.errors import ConfigError, DataError
 from spikedim.progress import Task, task
-
-ENGINES = ("local", "ray")
-_PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -149,72 +144,13 @@ def _on_ray(
             if place < len(shards):
                 waiting.append(remote.remote(shards[place], merged.memory_limit))
             if place >= width - 1 and waiting:
-                merged = merged.merge(fetch(ray, waiting.pop(0)))
+                merged = merged.merge(fetch(ray, waiting.pop(0), _unreadable))
                 bar.advance()
     return merged
 
 
-def fetch(ray: Any, reference: Any) -> Any:
-    """Result of a remote task; a fault of the user's data or of the cluster as one clear error."""
-    try:
-        part: SpectrumStream = ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, SpikedimError):
-            raise error.cause from None
-        if isinstance(error.cause, ray.exceptions.RayError):
-            raise _unreadable(error.cause) from error
-        raise
-    except ray.exceptions.RayError as error:
-        raise _unreadable(error) from error
-    return part
-
-
-def _unreadable(error: Exception) -> DataError:
-    last = str(error).strip().splitlines()[-1]
+def _unreadable(reason: str) -> DataError:
     return DataError(
-        f"a Ray worker could not read its shard: {last.strip()} (files and modules a shard needs "
+        f"a Ray worker could not read its shard: {reason} (files and modules a shard needs "
         "must be on every worker, and the shard in its memory)"
     )
-
-
-@contextmanager
-def connected(address: str | None, workers: int | None) -> Iterator[Any]:
-    """Ray joined for the length of the block; a connection that was open before stays open."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError(
-            "engine='ray' needs Ray, which is not installed; pip install spikedim[ray]"
-        ) from error
-    if ray.is_initialized():
-        yield ray
-        return
-    options: dict[str, Any] = {"include_dashboard": False, "num_cpus": workers}
-    _check_reachable(address)
-    try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **(options if address is None else {}),
-        )
-    except (ConnectionError, ValueError, TimeoutError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(f"cannot join Ray at {address or 'local'}: {text}") from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def _check_reachable(address: str | None) -> None:
-    """Fail within seconds where nobody listens; Ray itself tries for many minutes."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_S).close()
-    except OSError as error:
-        raise ConfigError(
-            f"cannot join Ray at {address}: {error}; start it there with 'ray start --head'"
-        ) from error

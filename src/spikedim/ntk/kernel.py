@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spikedim.cluster import ENGINES, connected, fetch
 from spikedim.dimension.arrays import spans
-from spikedim.dimension.sharded import ENGINES, connected, fetch
-from spikedim.errors import BudgetError, ConfigError, DataError, ModelError
+from spikedim.errors import BudgetError, ConfigError, DataError, ModelError, SpikedimError
 from spikedim.models.base import SpikingModel, check_finite
 from spikedim.neurons import Surrogate, surrogate
 from spikedim.ntk.capture import Readout, check_evaluating, logits, neurons_of, samples_first
@@ -446,7 +446,7 @@ class _Work:
                 unit, reference = waiting.pop(0)
                 if isinstance(reference, dict):
                     return unit, reference
-                blocks: Any = fetch(ray, reference)
+                blocks: Any = fetch(ray, reference, _lost)
                 _store(folder, unit, blocks)
                 return unit, blocks
 
@@ -465,6 +465,13 @@ class _Work:
                     yield oldest()
             while waiting:
                 yield oldest()
+
+
+def _lost(reason: str) -> SpikedimError:
+    return SpikedimError(
+        f"a Ray worker died again and again while it computed a tile of the kernel ({reason}); "
+        "tiles that are on disk are kept: run it again with fewer workers or less memory"
+    )
 
 
 def _compute(

@@ -7,17 +7,16 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
-from spikedim.dimension.sharded import connected
+from spikedim.cluster import ENGINES, connected, fetch
 from spikedim.errors import ConfigError, SpikedimError
 from spikedim.storage import Run
 from spikedim.training.parallel import die_with, processes, submit
 
 if TYPE_CHECKING:
     from spikedim.training.study_trial import Measurement, StudyTrial, StudyWork
-
-ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,8 @@ def _on_ray(
         while pending:
             (done,), _ = ray.wait(list(pending), num_returns=1)
             trial = pending.pop(done)
-            yield trial, work.keep(trial, _fetch(ray, done, trial.label(work.study)))
+            found = fetch(ray, done, partial(_lost, trial.label(work.study)))
+            yield trial, work.keep(trial, found)
 
 
 def _ray_trial(work: StudyWork, trial: StudyTrial) -> Measurement:
@@ -123,20 +123,11 @@ def _ray_trial(work: StudyWork, trial: StudyTrial) -> Measurement:
     return work.trial(trial)
 
 
-def _fetch(ray: Any, reference: Any, label: str) -> Measurement:
-    try:
-        measurement: Measurement = ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, SpikedimError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayError as error:
-        last = str(error).strip().splitlines()[-1].strip()
-        raise SpikedimError(
-            f"a Ray worker died again and again while it trained {label} ({last}); finished "
-            "trials are kept: run the same command again with fewer workers or more memory"
-        ) from error
-    return measurement
+def _lost(label: str, reason: str) -> SpikedimError:
+    return SpikedimError(
+        f"a Ray worker died again and again while it trained {label} ({reason}); finished "
+        "trials are kept: run the same command again with fewer workers or more memory"
+    )
 
 
 def _check_resources(found: dict[str, float], engine: Engine) -> None:
