@@ -65,7 +65,6 @@ __all__ = [
     "randomised_spectrum",
     "ridge_dimension",
     "sharded_spectrum",
-    "sharded_spectrum",
     "sketch_spectrum",
     "spectrum",
     "stochastic_traces",

@@ -180,7 +180,7 @@ class Capture:
                 key = self._names[id(getattr(module, name))]
                 out[key] = out[key].joined(value) if key in out else value
         for name in self.leaks:
-            out[name] = Features.plain(torch.stack([found[name] for found in leaky])[:, :, None])
+            out[name] = Features(torch.stack([found[name] for found in leaky])[:, :, None])
         return out
 
     def _features(self, call: Call, g: Tensor) -> Iterator[tuple[nn.Module, str, Features]]:
@@ -422,6 +422,11 @@ def _same_memory(x: Tensor, y: Tensor) -> bool:
 def _invertible(scale: Tensor) -> bool:
     """Whether gradients can be multiplied by it and divided again."""
     return bool((scale.abs() > torch.finfo(scale.dtype).tiny ** 0.5).all())
+
+
+def parameters_of(model: nn.Module) -> int:
+    """Number of differentiated parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def check_evaluating(model: nn.Module) -> None:

@@ -24,11 +24,9 @@ from spikedim.ntk.variants import (
     estimators,
     exponential,
     firing_rate,
-    log_dimensions,
-    parameters_of,
+    kernel_logs,
     samples_of,
     split,
-    trace_kernel,
     variant,
 )
 from spikedim.progress import task
@@ -227,9 +225,7 @@ def sweep(
                 found = []
                 for on in (None, ()):
                     other = variant(network, on, T, prepare, **change)
-                    kernel = trace_kernel(other, x, method, memory)
-                    size = parameters_of(other)
-                    found.append(log_dimensions(kernel, items, center, size, groups)[:, 0])
+                    found.append(kernel_logs(other, x, items, center, groups, method, memory)[:, 0])
                     if on is None:
                         rates.append(firing_rate(other, x))
                 rows.append((found[0], found[0] - found[1]))

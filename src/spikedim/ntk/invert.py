@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spikedim.errors import ConfigError, ModelError
 from spikedim.models.base import SpikingModel
+from spikedim.ntk.capture import parameters_of
 from spikedim.ntk.variants import (
     QUIET,
     Array,
@@ -26,13 +27,12 @@ from spikedim.ntk.variants import (
     estimators,
     exponential,
     firing_rate,
+    kernel_logs,
     log_dimensions,
     membrane,
-    parameters_of,
     pooled,
     samples_of,
     split,
-    trace_kernel,
     variant,
 )
 from spikedim.progress import task
@@ -363,7 +363,9 @@ class _Search:
 
     def most(self) -> float:
         """The largest d_eff that any kernel of these samples has."""
-        return self._d_eff(np.eye(samples_of(self._x)), self._model)
+        most = np.eye(samples_of(self._x))
+        logs = log_dimensions(most, self._items, self._center, parameters_of(self._model), ())
+        return math.exp(float(logs[0, 0]))
 
     def thresholds(
         self, beta: float, t_ref: int, window: tuple[float, float]
@@ -471,17 +473,14 @@ class _Search:
 
     def _logs(self, network: SpikingModel) -> Array:
         """Of the dimension, with all samples and without each group of them."""
-        kernel = trace_kernel(network, self._x, self._method, self._memory)
-        size = parameters_of(network)
-        return log_dimensions(kernel, self._items, self._center, size, self._groups)[:, 0]
+        return self._measured(network, self._groups)[:, 0]
 
     def _dimension(self, network: SpikingModel) -> float:
-        kernel = trace_kernel(network, self._x, self._method, self._memory)
-        return self._d_eff(kernel, network)
+        return math.exp(float(self._measured(network, ())[0, 0]))
 
-    def _d_eff(self, kernel: Array, network: SpikingModel) -> float:
-        size = parameters_of(network)
-        return math.exp(float(log_dimensions(kernel, self._items, self._center, size, ())[0, 0]))
+    def _measured(self, network: SpikingModel, groups: Sequence[Array]) -> Array:
+        rest = self._method, self._memory
+        return kernel_logs(network, self._x, self._items, self._center, groups, *rest)
 
 
 def crossing(rate_of: Callable[[float], float], own: float, rate: float) -> tuple[float, float]:

@@ -19,7 +19,14 @@ from spikedim.dimension.arrays import spans
 from spikedim.errors import BudgetError, ConfigError, DataError, ModelError, SpikedimError
 from spikedim.models.base import SpikingModel, check_finite
 from spikedim.neurons import Surrogate, surrogate
-from spikedim.ntk.capture import Readout, check_evaluating, logits, neurons_of, samples_first
+from spikedim.ntk.capture import (
+    Readout,
+    check_evaluating,
+    logits,
+    neurons_of,
+    parameters_of,
+    samples_first,
+)
 from spikedim.ntk.directions import fewest_sums
 from spikedim.ntk.gram import (
     METHODS,
@@ -148,7 +155,6 @@ def gram(
             f"the kernel holds {values.sum()}: a gradient of the network is NaN or infinite, as of "
             "a square root or a norm at 0; add a small constant there"
         )
-    moving = [p for p in model.parameters() if p.requires_grad]
     return Kernel(
         values,
         blocks,
@@ -159,7 +165,7 @@ def gram(
         surrogates_of(setup.model),
         method,
         str(cotangents.dtype).removeprefix("torch."),
-        sum(p.numel() for p in moving),
+        parameters_of(model),
         time.monotonic() - started,
         int(used),
     )
@@ -278,7 +284,7 @@ def _by_jacobian(
 ) -> tuple[dict[str, Float], float]:
     sides = [s for s in (x, x2) if s is not None]
     samples = sum(setup.count(s) for s in sides)
-    columns = sum(p.numel() for p in setup.model.parameters() if p.requires_grad)
+    columns = parameters_of(setup.model)
     need = 2.0 * samples * len(cotangents) * columns * cotangents.element_size()
     _announce(method, samples, columns, need, budget)
     if need > budget:
@@ -385,7 +391,7 @@ class _Work:
             folder.step("budget", lambda: budget)
         need += 0 if stored else whole
         samples = n + (0 if self._x2 is None else m)
-        moving = sum(p.numel() for p in self._setup.model.parameters() if p.requires_grad)
+        moving = parameters_of(self._setup.model)
         _announce("structured", samples, moving, need, budget)
         pieces = 1 if self._full or (folder is None and engine == "local") else min(functions, 8)
         units = [

@@ -32,18 +32,6 @@ class Features:
     g: Tensor
     a: Tensor | None = None
 
-    @classmethod
-    def plain(cls, g: Tensor) -> Features:
-        """Gradients given in full, [F, B, P]."""
-        return cls(g)
-
-    @property
-    def size(self) -> int:
-        """P, the length of one gradient."""
-        if self.a is None:
-            return self.g.shape[-1]
-        return self.g.shape[-2] * self.g.shape[-1] * self.a.shape[-1]
-
     def joined(self, other: Features) -> Features:
         """The gradient of a parameter used in two calls: rows side by side, or the sum."""
         if self.a is None or other.a is None:

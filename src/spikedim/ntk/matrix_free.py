@@ -142,10 +142,10 @@ class KernelOperator:
         right = np.asarray(vectors, np.float64)
         if right.ndim != 2 or len(right) != self.size:
             raise ConfigError(f"vectors have shape {right.shape}; expected [{self.size:,}, k]")
-        right = self._centred(right)
         if self._bar is None:
             with _reporting(self, "products", [right.shape[1]]):
-                return self.apply(vectors)
+                return self.apply(right)
+        right = self._centred(right)
         out = np.zeros(right.shape)
         for start, stop in spans(right.shape[1], self._held):
             together = max(1, self._held // (stop - start))

@@ -47,7 +47,7 @@ class Call:
         input: its input.
         samples_first: a batch of one is read as [1, ...], without an axis of time before it.
         anchor: a number that every gradient at the output of this call passes by.
-        before: of a batch norm, the linear call whose output it reads, until that is decided:
+        before: of a batch norm, the linear call whose output it reads, until its scale is folded.
         folded: the scale of this batch norm is in the weights of the layer before.
         scale: of a linear call, the scale of the batch norm folded into it, [C].
         norm: that batch norm.

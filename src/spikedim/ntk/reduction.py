@@ -33,13 +33,11 @@ from spikedim.ntk.variants import (
     configured,
     estimators,
     exponential,
-    log_dimensions,
+    kernel_logs,
     membrane,
-    parameters_of,
     pooled,
     samples_of,
     split,
-    trace_kernel,
     variant,
 )
 from spikedim.progress import task
@@ -283,8 +281,7 @@ def reduction(
         for network in networks:
             for on in settings:
                 other = variant(network, on, T, prepare)
-                kernel = trace_kernel(other, x, method, memory)
-                logs[on].append(log_dimensions(kernel, items, center, parameters_of(other), groups))
+                logs[on].append(kernel_logs(other, x, items, center, groups, method, memory))
                 potentials[on].append(membrane(other, x))
                 progress.advance(detail=_names(on))
     values = {on: np.stack(rows) for on, rows in logs.items()}  # [networks, 1 + groups, items]

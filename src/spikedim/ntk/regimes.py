@@ -20,12 +20,10 @@ from spikedim.ntk.variants import (
     exponential,
     firing_rate,
     firing_rates,
-    log_dimensions,
+    kernel_logs,
     mean_rate,
-    parameters_of,
     samples_of,
     split,
-    trace_kernel,
     variant,
 )
 from spikedim.progress import task
@@ -194,9 +192,7 @@ def regimes(
                 both = []
                 for on in (None, ()):
                     other = variant(network, on, T, prepare, threshold=thresholds[-1])
-                    kernel = trace_kernel(other, x, method, memory)
-                    size = parameters_of(other)
-                    both.append(log_dimensions(kernel, items, center, size, groups)[:, 0])
+                    both.append(kernel_logs(other, x, items, center, groups, method, memory)[:, 0])
                     if on is None:
                         each = firing_rates(other, x)
                         rates.append(mean_rate(each))

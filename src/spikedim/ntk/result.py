@@ -257,9 +257,16 @@ class Kernel(Result):
         self._square()
         if self.outputs == "full":
             raise ConfigError("labels need one row per sample; use outputs='trace' or an index")
-        target = np.asarray(labels.tolist() if hasattr(labels, "tolist") else labels)
-        if target.shape != (len(self.values),):
-            raise DataError(
-                f"labels have shape {target.shape}; expected one per sample, ({len(self.values)},)"
-            )
-        return target
+        return one_per_sample(labels, len(self.values))
+
+
+def one_per_sample(labels: Any, n: int) -> NDArray[Any]:
+    """Labels of ``n`` samples as an array [n].
+
+    Raises:
+        DataError: another number of them.
+    """
+    found = np.asarray(labels.tolist() if hasattr(labels, "tolist") else labels)
+    if found.shape != (n,):
+        raise DataError(f"labels have shape {found.shape}; expected one per sample, ({n},)")
+    return found

@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from spikedim.dimension.arrays import spans
 from spikedim.errors import BudgetError, ConfigError, DataError, StorageError
 from spikedim.neurons import Surrogate
-from spikedim.ntk.capture import Readout
+from spikedim.ntk.capture import Readout, parameters_of
 from spikedim.ntk.directions import random_sums
 from spikedim.ntk.fold import Fold
 from spikedim.ntk.gram import surrogates_of
 from spikedim.ntk.identity import identity
 from spikedim.ntk.kernel import output_like, output_sums, prepared
 from spikedim.ntk.plan import budget_of
-from spikedim.ntk.result import UNRESOLVED, in_words
+from spikedim.ntk.result import UNRESOLVED, in_words, one_per_sample
 from spikedim.ntk.stream import Stream
 from spikedim.progress import Task, note, task
 from spikedim.results import Estimate, Result, Table, number, plain
@@ -123,11 +123,7 @@ class SketchedKernel(Result):
         Raises:
             DataError: not one label per sample, or fewer than two different ones.
         """
-        target = np.asarray(labels.tolist() if hasattr(labels, "tolist") else labels)
-        if target.shape != (self.samples,):
-            raise DataError(
-                f"labels have shape {target.shape}; expected one per sample, ({self.samples},)"
-            )
+        target = one_per_sample(labels, self.samples)
         classes, index = np.unique(target, return_inverse=True)
         if len(classes) < 2:
             raise DataError(f"labels hold {len(classes)} class; alignment needs at least 2")
@@ -286,7 +282,7 @@ def sketched_gram(
         cotangents = torch.ones_like(like) if outputs == "sum" else output_sums(setup, x, outputs)
     n = setup.count(x)
     vectors = len(cotangents) * (1 if drawn else probes)
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    parameters = parameters_of(model)
     wide = torch.promote_types(like.dtype, torch.float32)
     if size is None:
         most = min(_SKETCHES // (probes * n * wide.itemsize), parameters)

@@ -25,7 +25,7 @@ from spikedim.dimension.spectrum import spectrum_of_gram
 from spikedim.errors import ConfigError
 from spikedim.models.base import SpikingModel
 from spikedim.neurons import Surrogate
-from spikedim.ntk.capture import Capture, Readout, steps_of
+from spikedim.ntk.capture import Capture, Readout, parameters_of, steps_of
 from spikedim.ntk.deposit import deposit
 from spikedim.ntk.gram import Plan, Setup, products
 from spikedim.ntk.kernel import output_sums, prepared, trace_sums
@@ -216,7 +216,7 @@ def by_timestep(
                     traces[name] = traces.get(name, 0.0) + np.einsum("sntn->st", part)
                 bar.advance()
     blocks = (total + total.T).reshape(slots, n, slots, n).transpose(0, 2, 1, 3) / 2
-    moving = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    moving = parameters_of(model)
     return TimestepKernel(
         blocks,
         traces,

@@ -29,6 +29,7 @@ from spikedim.models.base import SpikingModel, evaluating, foreign
 from spikedim.neurons import LIF, PLIF, LIFParams, record
 from spikedim.neurons.continuous import steady_potential, surrogate_activation
 from spikedim.neurons.lif import lif_spikes
+from spikedim.ntk.capture import parameters_of
 from spikedim.ntk.kernel import gram
 from spikedim.results import Estimate
 
@@ -226,9 +227,18 @@ def estimators(chosen: str) -> tuple[Estimator, ...]:
     return (first, *rest)
 
 
-def trace_kernel(model: SpikingModel, x: Tensor, method: str, memory: float | None) -> Array:
-    """Trace kernel of the network on ``x``, float64 [n, n]; of parameters without a rule too."""
-    return np.asarray(gram(model, x, method=method, fallback=True, memory=memory).values)
+def kernel_logs(
+    model: SpikingModel,
+    x: Tensor,
+    items: Sequence[Estimator],
+    center: bool,
+    groups: Sequence[Array],
+    method: str,
+    memory: float | None,
+) -> Array:
+    """:func:`log_dimensions` of a network's trace kernel; of parameters without a rule too."""
+    kernel = np.asarray(gram(model, x, method=method, fallback=True, memory=memory).values)
+    return log_dimensions(kernel, items, center, parameters_of(model), groups)
 
 
 def log_dimensions(
@@ -349,11 +359,6 @@ def as_networks(models: SpikingModel | Sequence[SpikingModel]) -> tuple[SpikingM
     if any(layer.activation is not None or layer.params.smooth for layer in layers):
         raise ModelError("the network is continuous already; give the spiking one")
     return networks
-
-
-def parameters_of(model: SpikingModel) -> int:
-    """Number of differentiated parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def samples_of(x: Tensor) -> int:
