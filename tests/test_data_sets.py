@@ -287,6 +287,13 @@ class TestChecks:
         with pytest.raises(DataError, match=r"index \[7, 1, 2, 3\]"):
             made((x, None))
 
+    @pytest.mark.parametrize("dtype", [np.float64, np.int64])
+    def test_features_keep_what_float32_would_lose(self, dtype):
+        x = (np.arange(40).reshape(20, 2) + 2.0**30).astype(dtype)
+        found = made((x, None)).features()
+        assert found.dtype == np.float64
+        np.testing.assert_array_equal(found, x)
+
     def test_a_value_beyond_float32_is_refused_where_it_stands(self):
         x = np.zeros((9, 5, 6))
         x[7, 2, 3] = -1e39

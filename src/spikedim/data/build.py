@@ -49,7 +49,7 @@ def make_dataset(
             floats and booleans.
 
     Raises:
-        DataError: empty, wrong dimensions, not numeric, NaN, infinite or beyond float32; label
+        DataError: empty, wrong dimensions, not numeric, NaN, infinite, images beyond float32; label
             count, type or range wrong; one class only; splits of different shape.
 
     Example:
@@ -131,7 +131,8 @@ def _inputs(raw: Any, what: str) -> tuple[Kind, Inputs]:
             f"{what}: inputs of shape {raw.shape}; expected features [N, d], images [N, H, W], "
             "[N, H, W, C] or [N, C, H, W], or events as frames [N, T, C, H, W]"
         )
-    arrays.check_finite(raw, what, np.float32)  # in the order of axes that the index is given in
+    read = None if raw.ndim == 2 else np.float32
+    arrays.check_finite(raw, what, read)  # in the order of axes that the index is given in
     if raw.ndim == 4:
         raw = _channels_last(raw, what)
     if raw.ndim == 5:

@@ -237,7 +237,7 @@ class Dataset:
 
         Integer images are scaled to [0, 1] (stored value / ``scale``) and flattened in C, H, W
         order; float images are flattened as stored; events become the 2 H W counts per
-        recording; features stay as they are: a float32 array is returned without a copy,
+        recording; features stay as they are: a float array is returned without a copy,
         memory-mapped data stay on disk.
 
         Args:
@@ -246,7 +246,7 @@ class Dataset:
             seed: seed of the subset.
 
         Returns:
-            float32, shape [n, d].
+            float32, or float64 for features that float32 does not hold exactly; shape [n, d].
 
         Raises:
             DataError: texts (embed them first), or a NaN or infinity among the chosen rows.
@@ -443,7 +443,8 @@ class Dataset:
         if isinstance(chosen.inputs, _RECORDINGS):
             return chosen.inputs.frames(1)[0].reshape(len(chosen), -1)
         if self.kind == "features":
-            vectors = np.asanyarray(chosen.inputs, dtype=np.float32)
+            vectors = np.asanyarray(chosen.inputs)
+            vectors = vectors.astype(np.promote_types(vectors.dtype, np.float32), copy=False)
         else:
             vectors = self._scaled(chosen).reshape(len(chosen), -1)
         if not isinstance(vectors, np.memmap):
