@@ -14,7 +14,7 @@ from spikedim.models import phase_code
 from spikedim.models.base import SpikingModel, evaluating
 from spikedim.models.blocks import check_whole
 from spikedim.models.spikedattention import SpikedAttention
-from spikedim.results import Estimate, Result, Table
+from spikedim.results import SLACK, Estimate, Result, Table
 from spikedim.theory.statistics import wilson_interval
 
 
@@ -142,7 +142,7 @@ def search_timesteps(
         points.append(ConversionPoint(T, network.config.base_at(T), found, lost, spikes))
     enough = None
     for point in reversed(points):
-        if point.lost > tolerance + 1e-9:
+        if point.lost > tolerance + SLACK:
             break
         enough = point.T
     return ConversionSearch(enough, tolerance, original, tuple(points))
