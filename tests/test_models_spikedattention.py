@@ -32,6 +32,7 @@ from spikedim.models.phase_code import (
     winner_softmax,
     winner_step,
 )
+from spikedim.ntk import reduction
 
 SETTINGS = [(16, 1.4), (40, 1.15)]
 
@@ -272,6 +273,13 @@ def test_conversion_leaves_the_original_alone_and_keeps_promises(tmp_path):
     assert spiking.macs_per_step() == (264_192, 32_768, 320)
     with pytest.raises(ConfigError, match="LIF"):
         spiking.set_neurons(threshold=0.5)
+    with pytest.raises(ModelError, match="SpikedAttention has no LIF neurons to vary"):
+        reduction(spiking, x)
+    assert not spiking.can_have(threshold=0.5)
+    for activation in ("surrogate", "rate"):
+        close(spiking.continuous(activation)(x), ann.eval()(x))
+    with pytest.raises(ConfigError, match="activation='relu' is unknown"):
+        spiking.continuous("relu")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spikedim import progress
 from spikedim.errors import ModelError
 from spikedim.models import SpikingModel
+from spikedim.models.base import evaluating
 from spikedim.neurons import LIF
 from spikedim.profiling.energy import mean_estimate
 from spikedim.results import Estimate, Result, Table
@@ -73,7 +74,7 @@ def evaluate(
     a recording in T frames it is that of its first t frames.
 
     Args:
-        model: put into evaluation mode for the run, and back afterwards.
+        model: put into evaluation mode for the run, and every module back afterwards.
         x: inputs, samples first, as :func:`spikedim.training.samples` gives them.
         y: classes [N].
         T: timesteps.
@@ -92,13 +93,13 @@ def evaluate(
     if len(x) == 0:
         raise ModelError("no samples to evaluate on: the split is empty")
     target, home = resolve_device(device), next(model.parameters()).device
-    training = model.training
     batches = Batches(x, y, forward_batch(x, batch_size), T, encoder, seed)
     correct: list[Tensor] = []
     spikes: list[Tensor] = []
     try:
-        model.to(target).eval()
+        model.to(target)
         with (
+            evaluating(model),
             torch.inference_mode(),
             _counting_spikes(model) as counter,
             progress.task(f"test T={T}", len(batches)) as bar,
@@ -111,7 +112,7 @@ def evaluate(
                 spikes.append(counter.take())
                 bar.advance()
     finally:
-        model.to(home).train(training)
+        model.to(home)
     hits = torch.cat(correct, dim=1).numpy().astype(np.uint8)
     counts = torch.cat(spikes, dim=1).cumsum(0).numpy()
     neurons = max(counter.neurons, 1)
