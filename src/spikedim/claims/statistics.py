@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from spikedim.results import Estimate
-from spikedim.theory.statistics import mean_interval
+from spikedim.theory.statistics import mean_estimate
 
 
 def average(values: ArrayLike, unit: str = "") -> Estimate:
-    """Mean with a Student-t interval."""
+    """Mean with a Student-t interval; one value says nothing of its spread."""
     x = np.asarray(values, dtype=np.float64).ravel()
     if not len(x):
         return Estimate(math.nan, n=0, unit=unit)
-    low, high = mean_interval(float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else 0.0, len(x))
-    return Estimate(float(x.mean()), low, high, len(x), unit, method="Student t")
+    found = mean_estimate(x, unit)
+    return found if len(x) > 1 else replace(found, low=-math.inf, high=math.inf)
 
 
 def geometric(values: ArrayLike) -> Estimate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from spikedim.errors import ModelError
 from spikedim.models import SpikingModel
 from spikedim.models.base import evaluating
 from spikedim.neurons import LIF
-from spikedim.profiling.energy import mean_estimate
 from spikedim.results import Estimate, Result, Table
+from spikedim.theory.statistics import mean_estimate
 from spikedim.training.batches import Batches, forward_batch
 from spikedim.training.config import check_timesteps, resolve_device
 from spikedim.training.timestep import accuracy_estimate
@@ -117,12 +118,12 @@ def evaluate(
     counts = torch.cat(spikes, dim=1).cumsum(0).numpy()
     neurons = max(counter.neurons, 1)
     totals = [mean_estimate(row, "spikes") for row in counts]
-    rates = [mean_estimate(row / (neurons * (t + 1)), "") for t, row in enumerate(counts)]
+    rates = [mean_estimate(row / (neurons * (t + 1))) for t, row in enumerate(counts)]
     return Evaluation(
         T=T,
         accuracy=tuple(accuracy_estimate(row) for row in hits),
-        spikes_per_sample=tuple(totals),
-        firing_rate=tuple(rates),
+        spikes_per_sample=tuple(found.within(0, math.inf) for found in totals),
+        firing_rate=tuple(found.within(0, math.inf) for found in rates),
         samples=len(x),
         _correct=hits,
     )

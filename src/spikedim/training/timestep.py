@@ -31,7 +31,7 @@ import numpy as np
 
 from spikedim.errors import ConfigError, DataError
 from spikedim.results import SLACK, Estimate, Result, Table, number, points_of
-from spikedim.theory.statistics import wilson_interval
+from spikedim.theory.statistics import share, wilson_interval
 
 _CHUNK = 1 << 24
 _FALL = 5.0  # points that a fall of the accuracy is told from
@@ -173,8 +173,7 @@ def above_chance(accuracies: Sequence[Estimate], chance: float) -> bool:
 def accuracy_estimate(correct: np.ndarray, confidence: float = 0.95) -> Estimate:
     """Accuracy in percent of a 0/1 array, with its Wilson interval."""
     hits, n = int(np.sum(correct)), len(correct)
-    low, high = wilson_interval(hits, n, confidence)
-    return Estimate(100 * hits / n, 100 * low, 100 * high, n, "%", confidence, "Wilson")
+    return share(hits, n, confidence)
 
 
 def isotonic(values: np.ndarray) -> np.ndarray:
