@@ -46,9 +46,7 @@ def assemble(
     T, n = counter.T, counter.samples
     records = list(counter.operations.values())
     names = operation_names(records)
-    operations = tuple(
-        _operation(*pair, T, n, counter) for pair in zip(records, names, strict=True)
-    )
+    operations = tuple(_operation(*pair, T, counter) for pair in zip(records, names, strict=True))
     neurons = _neurons(counter)
     layers = tuple(
         _layer(record, found.spikes, T, n)
@@ -143,9 +141,7 @@ def _layer(record: NeuronRecord, slots: np.ndarray, T: int, n: int) -> LayerProf
     )
 
 
-def _operation(
-    record: OperationRecord, name: str, T: int, n: int, counter: Counter
-) -> OperationProfile:
+def _operation(record: OperationRecord, name: str, T: int, counter: Counter) -> OperationProfile:
     means = record.per_sample.mean(1)
     operands = range(len(record.kinds))
     steps = [batch.steps for batch in record.batches]
