@@ -85,6 +85,7 @@ def test_a_registered_neuron_may_be_kept():
     with pytest.warns(SpikedimWarning, match="Odd at '1' is kept as it is.* returned None"):
         model = wrap(stepwise(Odd()), input_shape=SHAPE, layout="step")
     assert model.kept == ("1",)
+    assert not model.can_have(beta=0.5)
     assert torch.equal(model.steps(events()), model.steps(events()))
     with pytest.raises(ConfigError, match="expected a subclass"):
         register_neuron(7)

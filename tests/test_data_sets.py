@@ -111,13 +111,6 @@ class TestTensors:
         assert np.allclose(std, values.std(0), rtol=1e-6)
         assert np.allclose(mean, values.mean(0))
 
-    def test_blocks_are_the_features(self, digits):
-        blocks = list(digits.feature_blocks("test", rows=100))
-        assert [len(block) for block in blocks] == [100, 100, 100, 60]
-        assert np.array_equal(np.concatenate(blocks), digits.features("test"))
-        with pytest.raises(ConfigError, match="rows=0"):
-            next(digits.feature_blocks(rows=0))
-
     def test_labels_are_needed(self):
         with pytest.raises(DataError, match="no labels"):
             made((rgb()[0], None)).tensors()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from spikedim.data import load_dataset
-from spikedim.design.dimension_effect import dimension_effect
+from spikedim.design.dimension_effect import _firsts, dimension_effect
 from spikedim.design.dimension_study import BAYES, dimension_study, synthetic, truncated
 from spikedim.dimension import measure
 from spikedim.errors import ConfigError, DataError
@@ -83,6 +83,13 @@ def test_slope_is_found_where_it_is_and_not_where_it_is_not():
     assert slope.low <= 0 <= slope.high
     with pytest.raises(DataError, match="no slope"):
         flat.slope("truncated digits", "log2 T*")
+
+
+def test_one_point_below_the_plateau_is_within_the_tolerance_whatever_rounding_does():
+    low = np.arange(100, 900)
+    rows = 100 * (np.stack([low, low + 10], axis=1) @ np.eye(2) / 1000)
+    assert (_firsts(rows, (1, 4)) == 1).all()
+    assert (_firsts(rows + np.array([0, 0.1]), (1, 4)) == 4).all()
 
 
 def test_unfinished_seeds_do_not_count():

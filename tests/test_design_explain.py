@@ -17,7 +17,7 @@ from spikedim.design.published.candidates import (
 )
 from spikedim.design.published.conclusion import REFERENCE, conclude
 from spikedim.design.published.explain import explain_published
-from spikedim.design.published.explanation import Measurement, SetSummary, markdown
+from spikedim.design.published.explanation import Measurement, SetSummary
 from spikedim.design.published.fits import joint_fits, order_counts, reproducing
 from spikedim.design.published.search import Rows, spectra_of
 from spikedim.dimension import Spectrum, pca_count, spectrum
@@ -236,7 +236,7 @@ def test_mistakes_are_named(tmp_path):
 def test_markdown_is_a_table():
     found = explain_published([image_set("cifar10", n=40)], only=["pool4"])
     for table in found.tables():
-        lines = markdown(table)
+        lines = table.to_markdown()
         assert len({line.count("|") for line in lines}) == 1
 
 

@@ -4,15 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spikedim.design.cases import Case, cases_from_rows, read_lines, write_lines
 from spikedim.design.literature import published_cases, published_sweeps
+from spikedim.design.piloting import expected_accuracy
 from spikedim.design.predictors import PREDICTORS, calibrate, conformal, get_predictor
 from spikedim.design.predictors.base import first_within, whole
 from spikedim.design.predictors.rules import fit_constant
-from spikedim.errors import ConfigError, DataError
+from spikedim.errors import ConfigError, DataError, ModelError
+from spikedim.models import create_model
 from spikedim.results import plain
 from spikedim.theory import accuracy_from_margins, power_law, timestep_rule
 from study_cases import GRID, case, row, rows, truth_of
@@ -190,6 +193,19 @@ def test_expected_accuracy_is_that_of_simulated_noise():
     for bad in ((np.array([]), 1.0), (margins, -1.0)):
         with pytest.raises(ConfigError):
             accuracy_from_margins(*bad)
+
+
+def test_what_a_network_is_expected_to_reach_leaves_every_module_as_it_was():
+    model = create_model("spikformer_nano").train()
+    (norm, *_) = (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    norm.eval()
+    x, y = torch.rand(2, *model.input_shape), torch.zeros(2, dtype=torch.long)
+    expected_accuracy(model, x, y, (1, 2))
+    assert model.training
+    assert not norm.training
+    with pytest.raises(ModelError):
+        expected_accuracy(model, x[..., 1:], y, (1, 2))
+    assert model.training
 
 
 def test_power_law_of_a_power_law():

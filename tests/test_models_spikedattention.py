@@ -29,9 +29,11 @@ from spikedim.models.phase_code import (
     phase_value,
     phase_weights,
     trace_product,
-    winner_softmax,
     winner_step,
 )
+from spikedim.models.spikedattention import PhaseNeurons
+from spikedim.models.spikedattention_graph import Site
+from spikedim.ntk import reduction
 
 SETTINGS = [(16, 1.4), (40, 1.15)]
 
@@ -51,6 +53,13 @@ def network(seed=0, **options):
     for _ in range(30):
         model(gaussian(64, *model.config.input_shape, seed=1))
     return model.eval()
+
+
+def winners(score, T, base, legacy=False):
+    """What the spikes of a softmax layer stand for."""
+    neurons = PhaseNeurons(Site("softmax", "winner", None), torch.ones(()))
+    k, scale = neurons.phases(score, T, base, legacy)
+    return scale * phase_value(k, T, base, score)
 
 
 def close(actual, expected, tolerance=1e-12):
@@ -101,7 +110,7 @@ def test_original_winner_softmax_and_its_fault(primitives, T, base):
         worth = phase_value(k, T, base, ref["score"])
         close(worth, ref["decoded"])
         close(worth.sum(-1), ref["spike_sum"])
-        weights = winner_softmax(ref["score"], T, base, legacy=legacy)
+        weights = winners(ref["score"], T, base, legacy)
         close(weights, ref["decoded"] / ref["spike_sum"][..., None])
         wrong = (weights - ref["score"].softmax(-1)).abs().max()
         assert (wrong > 0.05) == legacy
@@ -142,7 +151,7 @@ def test_winner_softmax_approaches_softmax():
     score = gaussian(20, 9)
     errors = []
     for T in (8, 32, 128):
-        weights = winner_softmax(score, T, 256 ** (1 / T))
+        weights = winners(score, T, 256 ** (1 / T))
         close(weights.sum(-1), torch.ones(20, dtype=torch.float64))
         errors.append((weights - score.softmax(-1)).abs().max().item())
     assert errors[2] < errors[1] / 2 < errors[0] / 4
@@ -272,6 +281,13 @@ def test_conversion_leaves_the_original_alone_and_keeps_promises(tmp_path):
     assert spiking.macs_per_step() == (264_192, 32_768, 320)
     with pytest.raises(ConfigError, match="LIF"):
         spiking.set_neurons(threshold=0.5)
+    with pytest.raises(ModelError, match="SpikedAttention has no LIF neurons to vary"):
+        reduction(spiking, x)
+    assert not spiking.can_have(threshold=0.5)
+    for activation in ("surrogate", "rate"):
+        close(spiking.continuous(activation)(x), ann.eval()(x))
+    with pytest.raises(ConfigError, match="activation='relu' is unknown"):
+        spiking.continuous("relu")
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from spikedim import theory
+from spikedim.claims.statistics import average
 from spikedim.dimension import measure
 from spikedim.errors import ConfigError
 from spikedim.results import Estimate
+from spikedim.theory.statistics import mean_estimate, share
 
 positive = st.floats(0.01, 100)
 
@@ -24,6 +26,22 @@ def test_wilson_matches_scipy(successes, n):
 def test_wilson_refuses_impossible_counts(successes, n):
     with pytest.raises(ConfigError):
         theory.wilson_interval(successes, n)
+
+
+def test_mean_estimate_is_not_cut_at_zero():
+    found = mean_estimate(np.array([-3.0, -1.0, -2.0]), "points")
+    assert (found.value, found.n, found.unit) == (-2.0, 3, "points")
+    assert (found.low, found.high) == pytest.approx(theory.mean_interval(-2.0, 1.0, 3))
+    assert found.low < found.value < found.high < 1
+    assert mean_estimate(np.array([2.0])).low is None
+    assert average([2.0]).low == -math.inf
+    assert str(average([-3.0, -1.0, -2.0], "points")) == str(found)
+
+
+def test_share_is_a_percentage_with_the_interval_of_wilson():
+    found = share(30, 40, 0.9)
+    assert (found.value, found.n, found.confidence) == (75.0, 40, 0.9)
+    assert (found.low / 100, found.high / 100) == theory.wilson_interval(30, 40, 0.9)
 
 
 def test_mean_interval_matches_scipy():

@@ -66,6 +66,15 @@ def swept(tmp_path_factory):
         return sweep_timesteps(toy(), MODEL, [3, 1], CONFIG, run), path
 
 
+def test_a_test_leaves_frozen_statistics_frozen():
+    model = create_model(MODEL, input_shape=toy().input_shape, num_classes=2).train()
+    (norm, *_) = (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    norm.eval()
+    evaluate(model, *samples(toy(), "test", 1), 1)
+    assert model.training
+    assert not norm.training
+
+
 def refuse_training(monkeypatch):
     from spikedim.training import trial
 

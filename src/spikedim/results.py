@@ -14,6 +14,8 @@ import numpy as np
 
 #: What :func:`charged` means.
 UNCHARGED = "Operations in brackets are counted but not charged by that convention."
+#: Points by which rounding alone may part two accuracies that are equal.
+SLACK = 1e-9
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
-        raise _storage_error(path, error) from error
+        raise storage_error(path, error) from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
@@ -155,7 +155,7 @@ class Run:
                 "or choose another with --out"
             ) from error
         except OSError as error:
-            raise _storage_error(self.path, error) from error
+            raise storage_error(self.path, error) from error
         try:
             self._check_config()
             self._remove_leftovers()
@@ -201,7 +201,7 @@ class Run:
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
-                raise _storage_error(path, error) from error
+                raise storage_error(path, error) from error
 
     def file(self, *parts: str) -> Path:
         """Path inside the run directory; parent folders are made.
@@ -213,7 +213,7 @@ class Run:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _storage_error(path, error) from error
+            raise storage_error(path, error) from error
         return path
 
     def stored(self, key: str) -> bool:
@@ -245,7 +245,8 @@ def system_fault(error: OSError) -> str:
     return reason
 
 
-def _storage_error(path: Path, error: OSError) -> StorageError:
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """What an error while writing ``path`` means to the user."""
     if _is_full(error):
         return StorageError(
             f"no disk space left while writing {path}; free some space or choose another place, "

@@ -83,3 +83,19 @@ def check_run(T: int, trials: int) -> None:
     for name, value in (("T", T), ("trials", trials)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name}={value!r}: expected a whole number, 1 or more")
+
+
+def same_trials(
+    output: Tensor, spikes: Tensor, neurons: int, depth: int, T: int, trials: int
+) -> Simulation:
+    """The simulation of a circuit without chance, whose trials are all the same.
+
+    Args:
+        output: of one trial.
+        spikes: of one trial, a scalar.
+        neurons, depth, T: see :class:`Simulation`.
+        trials: copies.
+    """
+    return Simulation(
+        output.expand(trials, *output.shape), spikes.expand(trials), neurons, depth, T
+    )

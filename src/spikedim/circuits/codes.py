@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from spikedim.circuits.base import Circuit, Simulation, check_run
+from spikedim.circuits.base import Circuit, Simulation, check_run, same_trials
 from spikedim.errors import ConfigError
 from spikedim.neurons import LIFParams, lif
 
@@ -167,7 +167,7 @@ class IntegrateFireCode(RateCode):
         (x,) = rates(inputs, "x")
         check_run(T, trials)
         rate = driven_rate(x, 1.0, T)
-        return _same_trials(rate, rate, T, trials)
+        return same_trials(rate, (rate * T).round().sum(), x.numel(), 1, T, trials)
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class LeakyCode(RateCode):
         check_run(T, trials)
         rate = driven_rate(x, self.beta, T)
         slope, offset = self.decoder(T) if self.affine else (1.0, 0.0)
-        return _same_trials(slope * rate + offset, rate, T, trials)
+        return same_trials(slope * rate + offset, (rate * T).round().sum(), x.numel(), 1, T, trials)
 
     def decoder(self, T: int) -> tuple[float, float]:
         """Slope a and offset b of the affine decoding a·s̄ + b at ``T`` timesteps."""
@@ -225,8 +225,3 @@ def driven_rate(drive: Tensor, beta: float, T: int) -> Tensor:
         spikes, state = lif(drive.expand(t, *drive.shape), neuron, state)
         count += spikes.sum(0)
     return count / T
-
-
-def _same_trials(output: Tensor, rate: Tensor, T: int, trials: int) -> Simulation:
-    spikes = (rate * T).round().sum().expand(trials)
-    return Simulation(output.expand(trials, *output.shape), spikes, output.numel(), 1, T)

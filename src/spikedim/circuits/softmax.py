@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from spikedim.circuits.base import Circuit, Simulation, check_run
+from spikedim.circuits.base import Circuit, Simulation, check_run, same_trials
 from spikedim.circuits.codes import arguments, spans
 from spikedim.errors import ConfigError
 
@@ -69,7 +69,7 @@ class SubtractiveSoftmax(Softmax):
             s = (u >= 1).to(e.dtype)
             count += s
         # the inhibitory unit repeats every spike, with weight 1/n
-        return _same_trials(_share(count), 2 * count.sum(), e.numel() + _rows(e), 2, T, trials)
+        return same_trials(shunt(count), 2 * count.sum(), e.numel() + _rows(e), 2, T, trials)
 
     def flow(self, rates: Tensor, drive: Tensor) -> Tensor:
         """Mean-rate dynamics r' = max(0, e − mean r) − r; V = Σ(r−α)² is no Lyapunov function."""
@@ -116,7 +116,7 @@ class ShuntingSoftmax(Softmax):
             charge += shunt(count).sum(0)
             last, start = count[-1], start + t
         fired = charge.floor()
-        return _same_trials(fired / T, 2 * last.sum() + fired.sum(), 3 * e.numel(), 3, T, trials)
+        return same_trials(fired / T, 2 * last.sum() + fired.sum(), 3 * e.numel(), 3, T, trials)
 
     def flow(self, rates: Tensor, drive: Tensor) -> Tensor:
         """Mean-rate dynamics r' = e − r·Σe, with V' = −2(Σe)·V for V = Σ(r−α)²."""
@@ -338,15 +338,3 @@ def _relative(logits: Tensor) -> Tensor:
 
 def _rows(values: Tensor) -> int:
     return values.numel() // values.shape[-1]
-
-
-def _share(count: Tensor) -> Tensor:
-    return count / count.sum(-1, keepdim=True).clamp(min=1)
-
-
-def _same_trials(
-    output: Tensor, spikes: Tensor, neurons: int, depth: int, T: int, trials: int
-) -> Simulation:
-    return Simulation(
-        output.expand(trials, *output.shape), spikes.expand(trials), neurons, depth, T
-    )

@@ -12,7 +12,7 @@ from spikedim import theory
 from spikedim.claims import networks, studies
 from spikedim.claims.literature import DIGEST, HEAD_RATIOS
 from spikedim.claims.registry import Measurement, Setting, claim
-from spikedim.claims.statistics import average
+from spikedim.claims.statistics import average, log_slope
 from spikedim.data import encode
 from spikedim.design.literature import Ablation, published_sweeps
 from spikedim.dimension import published_protocol
@@ -148,21 +148,18 @@ def scaling(setting: Setting) -> list[Measurement]:
     rows = []
     for (form, allowed), encoder in zip(setting.both(), ("direct", "bernoulli"), strict=True):
         errors = _output_errors(setting, encoder, steps, limit, samples, draws)
-        fit = stats.linregress(np.log(steps), np.log(errors))
-        half = float(stats.t.ppf(0.975, len(steps) - 2) * fit.stderr)
-        slope = float(fit.slope)
         low, high = allowed()
         rows.append(
             Measurement(
                 f"slope of log error, {encoder} input",
-                Estimate(slope, slope - half, slope + half, len(steps)),
+                log_slope(steps, errors),
                 low,
                 high,
                 form,
                 shown=True,
             )
         )
-        squared = Estimate(float(fit.rvalue) ** 2)
+        squared = Estimate(float(np.corrcoef(np.log(steps), np.log(errors))[0, 1]) ** 2)
         rows.append(Measurement(f"R², {encoder} input", squared, form="context"))
     for ablation in published_sweeps()[:3]:
         wrong = [100 - a for a in ablation.accuracy.values()]

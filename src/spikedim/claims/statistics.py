@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from spikedim.results import Estimate
-from spikedim.theory.statistics import mean_interval
+from spikedim.theory.statistics import mean_estimate
 
 
 def average(values: ArrayLike, unit: str = "") -> Estimate:
-    """Mean with a Student-t interval."""
+    """Mean with a Student-t interval; one value says nothing of its spread."""
     x = np.asarray(values, dtype=np.float64).ravel()
     if not len(x):
         return Estimate(math.nan, n=0, unit=unit)
-    low, high = mean_interval(float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else 0.0, len(x))
-    return Estimate(float(x.mean()), low, high, len(x), unit, method="Student t")
+    found = mean_estimate(x, unit)
+    return found if len(x) > 1 else replace(found, low=-math.inf, high=math.inf)
 
 
 def geometric(values: ArrayLike) -> Estimate:
@@ -47,11 +48,15 @@ def rank_correlation(x: ArrayLike, y: ArrayLike) -> Estimate:
 
 def log_slope(x: ArrayLike, y: ArrayLike) -> Estimate:
     """Least-squares slope of log y against log x, Student-t interval of n-2 degrees of freedom."""
-    a = np.log(np.asarray(x, dtype=np.float64))
-    b = np.log(np.asarray(y, dtype=np.float64))
-    fit = stats.linregress(a, b)
+    a, b = (np.log(np.asarray(values, dtype=np.float64)) for values in (x, y))
+    return slope(a, b, "least squares on logs")
+
+
+def slope(x: ArrayLike, y: ArrayLike, method: str = "least squares") -> Estimate:
+    """Least-squares slope of y against x, Student-t interval of n-2 degrees of freedom."""
+    fit, n = stats.linregress(x, y), len(np.asarray(x))
     value = float(fit.slope)
-    if len(a) < 3:
-        return Estimate(value, n=len(a), method="two points")
-    half = float(stats.t.ppf(0.975, len(a) - 2) * fit.stderr)
-    return Estimate(value, value - half, value + half, len(a), method="least squares on logs")
+    if n < 3:
+        return Estimate(value, n=n, method="two points")
+    half = float(stats.t.ppf(0.975, n - 2) * fit.stderr)
+    return Estimate(value, value - half, value + half, n, method=method)

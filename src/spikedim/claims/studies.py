@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy import stats
 
 from spikedim.claims.registry import Form, Formula, Measurement
-from spikedim.claims.statistics import average, geometric
+from spikedim.claims.statistics import average, geometric, slope
 from spikedim.design.cases import Case, dimension_cases, reference_cases
 from spikedim.results import Estimate
 
@@ -175,11 +174,7 @@ def _families() -> dict[str, list[Case]]:
 
 def _slope(cases: Sequence[Case], x: np.ndarray, y: np.ndarray) -> Estimate:
     """Least-squares slope through the means of the places, Student t of places − 2."""
-    names, index = _places(cases)
+    index = _places(cases)[1]
     sizes = np.bincount(index)
     a, b = (np.bincount(index, weights=v) / sizes for v in (x, y))
-    fit = stats.linregress(a, b)
-    half = float(stats.t.ppf(0.975, len(names) - 2) * fit.stderr)
-    value = float(fit.slope)
-    method = "least squares over places"
-    return Estimate(value, value - half, value + half, len(names), method=method)
+    return slope(a, b, "least squares over places")

@@ -168,10 +168,7 @@ def trained(
         shuffled: exchange the labels among the samples first.
         steps: of the optimiser.
     """
-    x, y = digits(n, seed)
-    if shuffled:
-        generator = torch.Generator().manual_seed(seed)
-        y = y[torch.randperm(n, generator=generator)]
+    x, y = _task(n, seed, shuffled)
     parameters = weights(CLASSIFIER, seed)
     for parameter in parameters:
         parameter.requires_grad_()
@@ -212,10 +209,7 @@ def gap(
     Returns:
         Test error minus training error, a fraction; and d_eff of the kernel at the start.
     """
-    x, y = digits(n, seed)
-    if shuffled:
-        generator = torch.Generator().manual_seed(seed)
-        y = y[torch.randperm(n, generator=generator)]
+    x, y = _task(n, seed, shuffled)
     dimension = participation(kernel(weights(CLASSIFIER, seed), x, neuron, CLASSIFIER.T))
     parameters = trained(n, seed, neuron, shuffled, steps)
     unseen = error_rate(parameters, *digits(_TEST, seed, "test"), neuron)
@@ -238,3 +232,10 @@ def ridge_fit(n: int, seed: int, trials: int = 200) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(n, trials, generator=generator, dtype=gram.dtype)
     return float(((smoother @ noise) ** 2).sum(0).mean()), float(smoother.trace())
+
+
+def _task(n: int, seed: int, shuffled: bool) -> tuple[Tensor, Tensor]:
+    x, y = digits(n, seed)
+    if shuffled:
+        y = y[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
+    return x, y

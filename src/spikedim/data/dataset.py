@@ -253,20 +253,6 @@ class Dataset:
         """
         return self._vectors(self.split(split).limited(limit, seed), split)
 
-    def feature_blocks(self, split: str = "train", rows: int = 4096) -> Iterator[np.ndarray]:
-        """Yield :meth:`features` in consecutive blocks of ``rows``, one in memory at a time.
-
-        Raises:
-            ConfigError: rows below one.
-            DataError: as :meth:`features`.
-        """
-        if rows < 1:
-            raise ConfigError(f"rows={rows} per block: give at least 1")
-        whole = self.split(split)
-        for start in range(0, len(whole), rows):
-            indices = np.arange(start, min(start + rows, len(whole)))
-            yield self._vectors(whole.take(indices), split)
-
     def tensors(
         self, split: str = "train", limit: int | None = None, seed: int = 0
     ) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import http.client
 import os
@@ -21,6 +20,7 @@ from filelock import FileLock
 
 from spikedim.errors import ConfigError, DataError, StorageError
 from spikedim.progress import task
+from spikedim.storage import storage_error
 
 _CHUNK = 1 << 16
 _TIMEOUT_S = 60.0
@@ -321,11 +321,4 @@ def _writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(
-                f"no disk space left while writing {target}; free some space and run the same "
-                "command again: what has arrived is kept"
-            ) from error
-        raise StorageError(
-            f"cannot write {target}: {error.strerror or error}; choose a writable folder"
-        ) from error
+        raise storage_error(target, error) from error

@@ -19,10 +19,10 @@ import numpy as np
 
 from spikedim.data.encoders import ENCODERS
 from spikedim.errors import DataError, SpikedimError
-from spikedim.results import plain
+from spikedim.results import SLACK, plain
 from spikedim.theory import accuracy_from_margins
 from spikedim.training.study_table import OutputRow, StudyRow
-from spikedim.training.timestep import SLACK, TStar, t_star
+from spikedim.training.timestep import TStar, t_star
 
 REFERENCE = "reference.jsonl"
 DIMENSION = "dimension.jsonl"

@@ -12,7 +12,7 @@ import numpy as np
 from spikedim.errors import DataError
 from spikedim.results import Estimate, Result, Table
 from spikedim.training.study_table import StudyRow
-from spikedim.training.timestep import isotonic, t_star
+from spikedim.training.timestep import first_sufficient, isotonic, t_star
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -235,8 +235,7 @@ def _summary(accuracy: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray
 
 def _firsts(accuracy: np.ndarray, steps: Sequence[int]) -> np.ndarray:
     """Smallest T within the tolerance of the end of the isotonic fit, for each row in percent."""
-    fit = isotonic(accuracy)
-    return np.asarray(steps)[np.argmax(fit >= fit[:, [-1]] - TOLERANCE, axis=1)]
+    return np.asarray(steps)[first_sufficient(isotonic(accuracy), TOLERANCE)]
 
 
 def _slopes(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from spikedim.design.cases import Case, reference_cases
@@ -51,18 +51,19 @@ class Forecast(Result):
 
     def lost(self, T: int) -> Estimate | None:
         """Points below the plateau at T, by the first predictor that says so."""
-        for item in self.ranked:
-            said = item.prediction
-            if said.losses and T in said.steps:
-                return said.losses[said.steps.index(T)]
-        return None
+        return self._first(T, lambda said: said.losses)
 
     def expected(self, T: int) -> Estimate | None:
         """Accuracy in percent at T, by the first predictor that says so."""
+        return self._first(T, lambda said: said.accuracy)
+
+    def _first(
+        self, T: int, values_of: Callable[[Prediction], Sequence[Estimate]]
+    ) -> Estimate | None:
         for item in self.ranked:
             said = item.prediction
-            if said.accuracy and T in said.steps:
-                return said.accuracy[said.steps.index(T)]
+            if (values := values_of(said)) and T in said.steps:
+                return values[said.steps.index(T)]
         return None
 
     def named(self, name: str) -> Prediction:

@@ -225,7 +225,7 @@ def layer_dimensions(
     notes: dict[str, list[str]] = {}
     with task("layers", len(plans)) as progress:
         for chosen in passes:
-            stores = {plan.shape.name: _Store(plan, axes, memory_limit) for plan in chosen}
+            stores = {plan.shape.name: _Store(plan, axes) for plan in chosen}
 
             def keep(name: str, value: Tensor, stores: dict[str, _Store] = stores) -> None:
                 if name in stores:
@@ -304,7 +304,7 @@ def _packed(plans: Sequence[_Plan], limit: float) -> list[list[_Plan]]:
 class _Store:
     """Collects the vectors of one layer over the batches of one pass."""
 
-    def __init__(self, plan: _Plan, axes: Axes, limit: float) -> None:
+    def __init__(self, plan: _Plan, axes: Axes) -> None:
         self.plan, self.axes = plan, axes
         self.count, self.rows, self.width = plan.shape.arranged(axes)
         self.sums = np.zeros(self.count)

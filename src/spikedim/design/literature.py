@@ -14,7 +14,7 @@ from spikedim.design.cases import Case, Outcome
 from spikedim.results import Estimate
 from spikedim.theory import PUBLISHED_D_EFF
 from spikedim.theory.statistics import normal_quantile
-from spikedim.training.timestep import isotonic
+from spikedim.training.timestep import first_sufficient, isotonic
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,13 @@ def published_cases(tolerance: float = 1.0) -> list[Case]:
     for sweep in published_sweeps():
         steps = tuple(sorted(sweep.accuracy))
         values = tuple(sweep.accuracy[T] for T in steps)
-        fitted = tuple(float(v) for v in isotonic(np.array(values)[None])[0])
+        fitted = isotonic(np.array(values)[None])
         found = sweep.t_star(tolerance)
-        first = next(T for T, v in zip(steps, fitted, strict=True) if v >= fitted[-1] - tolerance)
         outcome = Outcome(
             steps,
             values,
-            fitted,
-            first,
+            tuple(map(float, fitted[0])),
+            steps[int(first_sufficient(fitted, tolerance)[0])],
             int(found.low or 1),
             None if found.high is None else int(found.high),
             tolerance,

@@ -10,6 +10,7 @@ import torch
 from spikedim.data import Dataset
 from spikedim.design.cases import Case, Outcome, Pilot
 from spikedim.models import SpikingModel, load_checkpoint
+from spikedim.models.base import evaluating
 from spikedim.storage import Run
 from spikedim.theory import accuracy_from_margins
 from spikedim.training import TimestepSweep, samples
@@ -96,17 +97,15 @@ def expected_accuracy(
         steps: T, ascending.
     """
     longest = _LIMIT * max(steps)
-    training = network.training
-    network.eval()
     parts = []
-    for inputs, labels in zip(x.split(128), y.split(128), strict=True):
-        running = network.steps(inputs, longest).float().cumsum(0)
-        count = torch.arange(1, longest + 1).view(-1, 1, 1)
-        means = (running / count)[[T - 1 for T in (*steps, longest)]]
-        own = means.gather(2, labels.expand(len(means), -1)[..., None])[..., 0]
-        others = means.scatter(2, labels.expand(len(means), -1)[..., None], -torch.inf)
-        parts.append((own - others.amax(2)).numpy())
-    network.train(training)
+    with evaluating(network):
+        for inputs, labels in zip(x.split(128), y.split(128), strict=True):
+            running = network.steps(inputs, longest).float().cumsum(0)
+            count = torch.arange(1, longest + 1).view(-1, 1, 1)
+            means = (running / count)[[T - 1 for T in (*steps, longest)]]
+            own = means.gather(2, labels.expand(len(means), -1)[..., None])[..., 0]
+            others = means.scatter(2, labels.expand(len(means), -1)[..., None], -torch.inf)
+            parts.append((own - others.amax(2)).numpy())
     margins = np.concatenate(parts, axis=1)
     limit = margins[-1]
     errors = margins[:-1] - limit

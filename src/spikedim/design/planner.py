@@ -44,7 +44,7 @@ from spikedim.ntk.variants import as_networks
 from spikedim.profiling import Profile, convention, profile
 from spikedim.profiling.profile import DEFAULT_CONVENTIONS
 from spikedim.provenance import provenance
-from spikedim.results import Estimate, number, plain, points_of
+from spikedim.results import SLACK, Estimate, number, plain, points_of
 from spikedim.storage import Run, digest, write_json
 from spikedim.theory import timestep_rule
 from spikedim.training import (
@@ -58,7 +58,6 @@ from spikedim.training import (
 )
 from spikedim.training.network import network_for
 from spikedim.training.sweep import majority
-from spikedim.training.timestep import SLACK
 
 #: Timesteps that are trained and tested unless the user names others.
 DEFAULT_TIMESTEPS = (1, 2, 4, 8)

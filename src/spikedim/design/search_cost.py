@@ -10,7 +10,7 @@ import numpy as np
 
 from spikedim.design.cases import Outcome
 from spikedim.design.validation import RECOMMENDED, RECOMMENDED_FREE, Fold, Trial, Validation
-from spikedim.results import Table
+from spikedim.results import SLACK, Table
 from spikedim.training.replay import replay_search
 
 _SUGGESTIONS = 20
@@ -111,7 +111,7 @@ def _enough(trial: Trial, T: int) -> bool:
     """A T between trained ones counts as the largest below it."""
     truth = trial.case.truth
     below = [lost for step, lost in zip(truth.steps, truth.losses, strict=True) if step <= T]
-    return bool(below) and bool(below[-1] <= truth.tolerance + 1e-9)
+    return bool(below) and bool(below[-1] <= truth.tolerance + SLACK)
 
 
 def _trainings(trial: Trial, T: int) -> int:

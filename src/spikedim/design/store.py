@@ -100,8 +100,7 @@ def append(forecast: Forecast, case: Case, path: Path) -> Entry:
         for item in forecast.ranked
     }
     key = digest(plain(case), 16)
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    entry = Entry(key, created, case, predicted, forecast.best.name)
+    entry = Entry(key, _now(), case, predicted, forecast.best.name)
     line = json.dumps(plain(entry), ensure_ascii=False, allow_nan=False).encode() + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

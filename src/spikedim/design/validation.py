@@ -20,9 +20,9 @@ from scipy.stats import t as student
 from spikedim.design.cases import Case
 from spikedim.design.predictors import PREDICTORS, Calibrated, Prediction, Predictor, calibrate
 from spikedim.errors import DataError
-from spikedim.results import Estimate, Result, Table
+from spikedim.results import SLACK, Estimate, Result, Table
 from spikedim.theory.statistics import wilson_interval
-from spikedim.training.timestep import isotonic
+from spikedim.training.timestep import first_sufficient, isotonic
 
 Fold = Literal["data set", "architecture"]
 GROUPS: dict[Fold, Callable[[Case], str]] = {
@@ -289,7 +289,7 @@ def _score(trials: Sequence[Trial], fold: Fold) -> Score:
         float(np.mean([trial.prediction.timesteps.value for trial in trials])),
         Estimate(100 * share, 100 * least, 100 * most, n, "%", 0.95, "Wilson over places"),
         float(np.mean(spans)),
-        float(np.mean([t.lost <= t.case.truth.tolerance + 1e-9 for t in trials])),
+        float(np.mean([t.lost <= t.case.truth.tolerance + SLACK for t in trials])),
         _mean([trial.loss_error for trial in trials]),
         _mean([trial.accuracy_error for trial in trials]),
         {name: chosen.count(name) for name in sorted(set(chosen))},
@@ -375,12 +375,11 @@ def _pooled(group: Sequence[Case]) -> Case:
     same = [case for case in group if case.truth.steps == truth.steps]
     accuracy = np.mean([case.truth.accuracy for case in same], axis=0)
     fitted = isotonic(accuracy[None])[0]
-    enough = fitted >= fitted[-1] - truth.tolerance - 1e-9
     outcome = replace(
         truth,
         accuracy=tuple(map(float, accuracy)),
         fitted=tuple(map(float, fitted)),
-        t_star=truth.steps[int(np.argmax(enough))],
+        t_star=truth.steps[int(first_sufficient(fitted[None], truth.tolerance)[0])],
         low=1,
         high=None,
         samples=truth.samples * len(same),

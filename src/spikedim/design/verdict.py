@@ -72,7 +72,7 @@ def verdict(
     if budget is not None:
         lines.insert(0, budget.text)
     if sweep is None:
-        lines += _expectation(said, point)
+        lines += _expectation(point)
     else:
         if agreed != "not learned" and predictable(data.kind):
             lines.append(_score(said, sweep))
@@ -95,7 +95,7 @@ def verdict(
     return tuple(lines)
 
 
-def _expectation(said: Forecast, point: Operating) -> list[str]:
+def _expectation(point: Operating) -> list[str]:
     """What accuracy the predictors expect at T, where one says."""
     if point.expected is not None:
         covers = "" if point.expected.low is None else " (90 %)"

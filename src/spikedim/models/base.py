@@ -122,7 +122,9 @@ class SpikingModel(nn.Module, ABC):
         return self
 
     def can_have(self, **changes: Any) -> bool:
-        """Whether :meth:`set_neurons` would take these changes."""
+        """Whether :meth:`set_neurons` would take these changes; without a neuron it takes none."""
+        if self.config.neuron is None:
+            return False
         try:
             replace(self.config, neuron=override(self.config.neuron, changes, "neuron parameter"))
         except ConfigError:

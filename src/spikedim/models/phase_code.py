@@ -99,24 +99,6 @@ def winner_step(v: Tensor, T: int, base: float) -> Tensor:
     return torch.where(step < T, step + 1, 0).to(torch.int64)
 
 
-def winner_softmax(score: Tensor, T: int, base: float, *, legacy: bool = False) -> Tensor:
-    """Softmax over the last axis as winner-oriented spikes realise it.
-
-    Args:
-        score: [..., n].
-        T: steps of the window.
-        base: B.
-        legacy: leave the integrated potential B^T x score unscaled, as the released code does,
-            which realises softmax(B x score).
-
-    Returns:
-        Spike worths divided by their sum, [..., n].
-    """
-    v = score * base ** (T if legacy else T - 1)
-    worth = phase_value(winner_step(v, T, base), T, base, score)
-    return worth / worth.sum(-1, keepdim=True)
-
-
 def binary_train(x: Tensor, T: int, base: float) -> Tensor:
     """Input values in [-1, 1] as trains [T, ...] of signed bits, most significant first.
 
@@ -124,8 +106,7 @@ def binary_train(x: Tensor, T: int, base: float) -> Tensor:
     comes to the same in a network that integrates everything with base B. At most as many bits
     are sent as the dtype holds.
     """
-    bits = min(T, round(-math.log2(torch.finfo(x.dtype).eps)))
-    whole = (x.abs() * 2.0**bits).floor().clamp(max=2.0**bits - 1)
+    bits, whole = _quantised(x, T)
     out = []
     for t in range(T):
         bit = (whole / 2.0 ** (bits - 1 - t)).floor() % 2 if t < bits else torch.zeros_like(x)
@@ -135,6 +116,11 @@ def binary_train(x: Tensor, T: int, base: float) -> Tensor:
 
 def binary_value(x: Tensor, T: int) -> Tensor:
     """What :func:`binary_train` is worth: ``x`` rounded towards 0 to T bits."""
-    bits = min(T, round(-math.log2(torch.finfo(x.dtype).eps)))
-    whole = (x.abs() * 2.0**bits).floor().clamp(max=2.0**bits - 1)
+    bits, whole = _quantised(x, T)
     return x.sign() * whole / 2.0**bits
+
+
+def _quantised(x: Tensor, T: int) -> tuple[int, Tensor]:
+    """Number of bits that are sent, and magnitudes in units of the last."""
+    bits = min(T, round(-math.log2(torch.finfo(x.dtype).eps)))
+    return bits, (x.abs() * 2.0**bits).floor().clamp(max=2.0**bits - 1)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,6 +27,7 @@ from spikedim.models import phase_code
 from spikedim.models.base import Macs, SpikingModel
 from spikedim.models.blocks import check_whole
 from spikedim.models.spikedattention_graph import Site, call, dense_macs, roles, sites, trace
+from spikedim.neurons.continuous import Activation, activation_function
 
 RANGE = 256.0
 Watch = Callable[[str, Tensor], None]
@@ -49,6 +50,7 @@ class SpikedAttentionConfig:
     T: int = 40
     base: float | None = None
     legacy: bool = False
+    neuron: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         check_whole("T", self.T)
@@ -153,8 +155,17 @@ class SpikedAttention(SpikingModel):
             self._timed(x, T, lambda name, train: found.update({name: train.sign().char()}))
         return found
 
-    def continuous(self, activation: Any = None) -> SpikedAttention:
-        """The continuous twin: the original network, sharing the parameters of this one."""
+    def continuous(self, activation: str | Activation = "surrogate") -> SpikedAttention:
+        """The continuous twin: the original network, sharing the parameters of this one.
+
+        Args:
+            activation: as for :meth:`SpikingModel.continuous`; each gives the original, whose
+                activations the code approaches as T grows.
+
+        Raises:
+            ConfigError: unknown activation.
+        """
+        activation_function(activation)
         twin = copy.copy(self)
         twin._exact, twin.default_timesteps = True, 1
         return twin

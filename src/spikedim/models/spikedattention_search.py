@@ -14,8 +14,8 @@ from spikedim.models import phase_code
 from spikedim.models.base import SpikingModel, evaluating
 from spikedim.models.blocks import check_whole
 from spikedim.models.spikedattention import SpikedAttention
-from spikedim.results import Estimate, Result, Table
-from spikedim.theory.statistics import wilson_interval
+from spikedim.results import SLACK, Estimate, Result, Table
+from spikedim.theory.statistics import share
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,7 @@ def search_timesteps(
     def accuracy(model: SpikingModel, T: int | None) -> Estimate:
         with evaluating(model), torch.no_grad():
             hits = int((model(x, T).argmax(1) == labels).sum())
-        low, high = wilson_interval(hits, len(x))
-        share = 100 * hits / len(x)
-        return Estimate(share, 100 * low, 100 * high, len(x), "%", method="Wilson")
+        return share(hits, len(x))
 
     original, points = accuracy(network.continuous(), None), []
     for T in sorted(set(T_values)):
@@ -142,7 +140,7 @@ def search_timesteps(
         points.append(ConversionPoint(T, network.config.base_at(T), found, lost, spikes))
     enough = None
     for point in reversed(points):
-        if point.lost > tolerance + 1e-9:
+        if point.lost > tolerance + SLACK:
             break
         enough = point.T
     return ConversionSearch(enough, tolerance, original, tuple(points))

@@ -15,7 +15,7 @@ from spikedim.dimension.arrays import as_samples
 from spikedim.dimension.kernels import symmetric_eigenvectors
 from spikedim.errors import ConfigError, DataError
 from spikedim.results import Estimate, Result, Table
-from spikedim.theory.statistics import wilson_interval
+from spikedim.theory.statistics import share
 
 Float = NDArray[np.float64]
 #: Units of rounding by which the gradients of equal samples may differ.
@@ -198,8 +198,7 @@ class Kernel(Result):
         inner = inner + ridge * max(np.trace(inner) / len(inner), 1e-300) * np.eye(len(inner))
         scores = self.values[np.ix_(test, ~test)] @ np.linalg.solve(inner, wanted - mean) + mean
         right, n = int((known[scores.argmax(1)] == target[test]).sum()), int(test.sum())
-        low, high = wilson_interval(right, n)
-        return Estimate(100 * right / n, 100 * low, 100 * high, n, "%", method="Wilson")
+        return share(right, n)
 
     def contributions(self) -> dict[str, float]:
         """Share of each layer (its parameters together) in the trace, or in the sum if no square.

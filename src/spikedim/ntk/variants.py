@@ -355,6 +355,8 @@ def as_networks(models: SpikingModel | Sequence[SpikingModel]) -> tuple[SpikingM
             f"neurons {', '.join(networks[0].kept)} are kept as they are and cannot be varied; "
             "register an equivalent with spikedim.adapters.register_neuron"
         )
+    if networks[0].config.neuron is None:
+        raise ModelError(f"{type(networks[0]).__name__} has no LIF neurons to vary")
     layers = [m for network in networks for m in network.modules() if isinstance(m, LIF)]
     if any(layer.activation is not None or layer.params.smooth for layer in layers):
         raise ModelError("the network is continuous already; give the spiking one")

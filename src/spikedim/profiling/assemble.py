@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter as Multiset
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from torch import nn
 from spikedim.profiling.baselines import Comparison, bits_of, compare, conventional
 from spikedim.profiling.conventions import EnergyConvention, convention
 from spikedim.profiling.counter import Counter
-from spikedim.profiling.energy import Energy, Neurons, energy, mean_estimate
+from spikedim.profiling.energy import Energy, Neurons, energy
 from spikedim.profiling.gates import Finding, operation_gates, spike_gates
 from spikedim.profiling.neurobench import neurobench_keys
 from spikedim.profiling.records import ONCE, NeuronRecord, OperationRecord, Tally
@@ -26,7 +27,7 @@ from spikedim.profiling.result import (
 )
 from spikedim.profiling.rules import Row
 from spikedim.results import Estimate
-from spikedim.theory.statistics import mean_interval, wilson_interval
+from spikedim.theory.statistics import mean_estimate, mean_interval, share
 
 _ROWS = len(Row)
 
@@ -45,9 +46,7 @@ def assemble(
     T, n = counter.T, counter.samples
     records = list(counter.operations.values())
     names = operation_names(records)
-    operations = tuple(
-        _operation(*pair, T, n, counter) for pair in zip(records, names, strict=True)
-    )
+    operations = tuple(_operation(*pair, T, counter) for pair in zip(records, names, strict=True))
     neurons = _neurons(counter)
     layers = tuple(
         _layer(record, found.spikes, T, n)
@@ -57,11 +56,7 @@ def assemble(
     total = np.sum([found.spikes.sum(0) for found in neurons], axis=0)
     charged = tuple(charge_counter(counter, rule, static) for rule in conventions)
     peer = charge_counter(counter, convention("neurobench"), static)
-    accuracy = None
-    if correct is not None:
-        low, high = wilson_interval(float(correct.sum()), n)
-        share = float(correct.mean())
-        accuracy = Estimate(100 * share, 100 * low, 100 * high, n, "%", method="Wilson")
+    accuracy = None if correct is None else share(float(correct.sum()), n)
     rate = float(total.mean()) / sum(layer.updates for layer in neurons)
     return Profile(
         model=type(model).__name__,
@@ -75,7 +70,7 @@ def assemble(
             CategoryCount(label, counter.each(t.calls), t.elements / n, t.operations / n, layer)
             for layer, label, t in others
         ),
-        spikes_per_sample=mean_estimate(total, "spikes"),
+        spikes_per_sample=mean_estimate(total, "spikes").within(0, math.inf),
         energy=charged,
         dense=conventional(records, names, T),
         quantised=conventional(records, names, T, bits=bits_of(T)),
@@ -138,17 +133,15 @@ def _layer(record: NeuronRecord, slots: np.ndarray, T: int, n: int) -> LayerProf
         name=record.layer,
         type=record.type,
         neurons=record.elements // (n * copies),
-        rate=mean_estimate(spikes * n / record.elements, ""),
+        rate=mean_estimate(spikes * n / record.elements).within(0, math.inf),
         rate_per_step=tuple(float(rate) for rate in per_step),
-        spikes=mean_estimate(spikes, "spikes"),
+        spikes=mean_estimate(spikes, "spikes").within(0, math.inf),
         output=str(record.kind),
         _counts=slots,
     )
 
 
-def _operation(
-    record: OperationRecord, name: str, T: int, n: int, counter: Counter
-) -> OperationProfile:
+def _operation(record: OperationRecord, name: str, T: int, counter: Counter) -> OperationProfile:
     means = record.per_sample.mean(1)
     operands = range(len(record.kinds))
     steps = [batch.steps for batch in record.batches]

@@ -12,7 +12,7 @@ from spikedim.profiling.charges import amounts
 from spikedim.profiling.conventions import EnergyConvention, UnitEnergy
 from spikedim.profiling.records import OperationRecord, Tally
 from spikedim.results import Estimate
-from spikedim.theory.statistics import mean_interval
+from spikedim.theory.statistics import mean_estimate
 
 PJ_TO_MJ = 1e-9
 
@@ -120,17 +120,6 @@ def even(total: float, slots: int, n: int, each_step: bool) -> np.ndarray:
     return grid
 
 
-def mean_estimate(values: np.ndarray, unit: str) -> Estimate:
-    """Mean over samples with a Student-t interval; without one for a single sample."""
-    n, mean = len(values), float(np.mean(values))
-    if n < 2:
-        return Estimate(mean, n=n, unit=unit)
-    low, high = mean_interval(mean, float(np.std(values, ddof=1)), n)
-    return Estimate(
-        mean, max(0.0, float(low)), float(high), n, unit, method="Student t over samples"
-    )
-
-
 def energy(
     records: Sequence[OperationRecord],
     names: Sequence[str],
@@ -186,7 +175,7 @@ def energy(
     means = total.mean(1)
     return Energy(
         convention.name,
-        mean_estimate(total.sum(0), "mJ"),
+        mean_estimate(total.sum(0), "mJ").within(0, math.inf),
         math.fsum(c.count for c in charges if c.unit == "MAC"),
         math.fsum(c.count for c in charges if c.unit == "accumulation"),
         tuple(charges),

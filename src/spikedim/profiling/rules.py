@@ -181,7 +181,7 @@ def convolution(
     counts = torch.stack([nonzero[:, 0], units[:, 0], nonzero[:, 1], units[:, 1], nonzero[:, 1]])
     counts[2:] *= outputs
     if pruned(weight):
-        ones = torch.ones(_output_shape(x, weight, geometry, transposed, output_padding, groups))
+        ones = torch.ones(_output_shape(weight, geometry, transposed, output_padding, groups))
         live = torch.ops.aten.convolution_backward(
             ones.to(x.device, torch.float64), x[:1].double(), (weight != 0).double(), None,
             stride, padding, dilation, transposed, output_padding, groups, (True, False, False),
@@ -197,7 +197,6 @@ def pruned(weight: Tensor) -> bool:
 
 
 def _output_shape(
-    x: Tensor,
     weight: Tensor,
     geometry: tuple[tuple[int, ...], ...],
     transposed: bool,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,9 @@ from torch import Tensor
 from spikedim.errors import ConfigError, ModelError
 from spikedim.models import SpikingModel
 from spikedim.models.features import batch_axis, visit
-from spikedim.profiling.energy import mean_estimate
 from spikedim.rank.matrix import POLICY, token_ranks
 from spikedim.results import Estimate, Result, Table, number
+from spikedim.theory.statistics import mean_estimate
 
 TWINS = ("surrogate", "rate", "none")
 SPIKING, CONTINUOUS = "spiking", "continuous"
@@ -281,7 +282,7 @@ def _network(
                 network,
                 name,
                 *shapes[name],
-                {key: mean_estimate(arrays[key].mean(0), "") for key in QUANTITIES},
+                {key: mean_estimate(arrays[key].mean(0)).within(0, math.inf) for key in QUANTITIES},
                 {key: tuple(map(float, arrays[key].mean(1))) for key in QUANTITIES},
                 float((arrays["affine"] == 1).mean()),
                 float(arrays["ambiguous"].mean()),

@@ -15,6 +15,7 @@ fire.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,10 +25,10 @@ from torch import Tensor
 
 from spikedim.errors import DataError
 from spikedim.models import SpikingModel
-from spikedim.profiling.energy import mean_estimate
 from spikedim.rank.matrix import checked, spacing, token_ranks
 from spikedim.rank.sites import UNKNOWN, residuals
 from spikedim.results import Estimate, Result, Table
+from spikedim.theory.statistics import mean_estimate
 
 GREW = "grew"
 FULL = "full already"
@@ -165,7 +166,8 @@ def residual_report(model: SpikingModel, x: Tensor, T: int | None = None) -> Res
 
 
 def _mean(values: Sequence[Sequence[int]]) -> Estimate:
-    return mean_estimate(torch.tensor(values, dtype=torch.float64).mean(1).numpy(), "")
+    means = torch.tensor(values, dtype=torch.float64).mean(1).numpy()
+    return mean_estimate(means).within(0, math.inf)
 
 
 def _counted(words: Sequence[str]) -> dict[str, int]:

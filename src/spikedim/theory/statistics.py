@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from scipy.special import ndtri
 from scipy.stats import t as student
 
 from spikedim.errors import ConfigError
+from spikedim.results import Estimate
 
 
 def normal_quantile(confidence: float) -> float:
@@ -48,6 +50,12 @@ def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> tup
     return max(0.0, low), min(1.0, high)
 
 
+def share(hits: float, n: int, confidence: float = 0.95) -> Estimate:
+    """Share of hits in percent with its interval, see :func:`wilson_interval` for the errors."""
+    low, high = wilson_interval(hits, n, confidence)
+    return Estimate(100 * hits / n, 100 * low, 100 * high, n, "%", confidence, "Wilson")
+
+
 def mean_interval(
     mean: float, standard_deviation: float, n: int, confidence: float = 0.95
 ) -> tuple[float, float]:
@@ -63,6 +71,22 @@ def mean_interval(
         return -math.inf, math.inf
     half = student.ppf(0.5 + confidence / 2, n - 1) * standard_deviation / math.sqrt(n)
     return mean - half, mean + half
+
+
+def mean_estimate(values: np.ndarray, unit: str = "") -> Estimate:
+    """Mean of independent values with its interval, see :func:`mean_interval`; none for one value.
+
+    Callers cut the interval with :meth:`Estimate.within` where the quantity has bounds.
+
+    Args:
+        values: [n], at least one.
+        unit: of the values.
+    """
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return Estimate(mean, n=n, unit=unit)
+    low, high = mean_interval(mean, float(np.std(values, ddof=1)), n)
+    return Estimate(mean, float(low), float(high), n, unit, method="Student t")
 
 
 def product_interval(*factors: tuple[float, float, float]) -> tuple[float, float]:

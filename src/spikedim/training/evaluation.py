@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from spikedim import progress
 from spikedim.errors import ModelError
 from spikedim.models import SpikingModel
+from spikedim.models.base import evaluating
 from spikedim.neurons import LIF
-from spikedim.profiling.energy import mean_estimate
 from spikedim.results import Estimate, Result, Table
+from spikedim.theory.statistics import mean_estimate
 from spikedim.training.batches import Batches, forward_batch
 from spikedim.training.config import check_timesteps, resolve_device
 from spikedim.training.timestep import accuracy_estimate
@@ -73,7 +75,7 @@ def evaluate(
     a recording in T frames it is that of its first t frames.
 
     Args:
-        model: put into evaluation mode for the run, and back afterwards.
+        model: put into evaluation mode for the run, and every module back afterwards.
         x: inputs, samples first, as :func:`spikedim.training.samples` gives them.
         y: classes [N].
         T: timesteps.
@@ -92,13 +94,13 @@ def evaluate(
     if len(x) == 0:
         raise ModelError("no samples to evaluate on: the split is empty")
     target, home = resolve_device(device), next(model.parameters()).device
-    training = model.training
     batches = Batches(x, y, forward_batch(x, batch_size), T, encoder, seed)
     correct: list[Tensor] = []
     spikes: list[Tensor] = []
     try:
-        model.to(target).eval()
+        model.to(target)
         with (
+            evaluating(model),
             torch.inference_mode(),
             _counting_spikes(model) as counter,
             progress.task(f"test T={T}", len(batches)) as bar,
@@ -111,17 +113,17 @@ def evaluate(
                 spikes.append(counter.take())
                 bar.advance()
     finally:
-        model.to(home).train(training)
+        model.to(home)
     hits = torch.cat(correct, dim=1).numpy().astype(np.uint8)
     counts = torch.cat(spikes, dim=1).cumsum(0).numpy()
     neurons = max(counter.neurons, 1)
     totals = [mean_estimate(row, "spikes") for row in counts]
-    rates = [mean_estimate(row / (neurons * (t + 1)), "") for t, row in enumerate(counts)]
+    rates = [mean_estimate(row / (neurons * (t + 1))) for t, row in enumerate(counts)]
     return Evaluation(
         T=T,
         accuracy=tuple(accuracy_estimate(row) for row in hits),
-        spikes_per_sample=tuple(totals),
-        firing_rate=tuple(rates),
+        spikes_per_sample=tuple(found.within(0, math.inf) for found in totals),
+        firing_rate=tuple(found.within(0, math.inf) for found in rates),
         samples=len(x),
         _correct=hits,
     )

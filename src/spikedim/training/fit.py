@@ -18,7 +18,7 @@ from spikedim.neurons import LIF
 from spikedim.provenance import Provenance, provenance, versions
 from spikedim.results import Estimate, Result, Table, number, plain
 from spikedim.storage import digest, read_json, write_json
-from spikedim.theory.statistics import wilson_interval
+from spikedim.theory.statistics import share
 from spikedim.training.batches import Batches, forward_batch, held_out, samples
 from spikedim.training.chance import at_chance
 from spikedim.training.config import TrainConfig, check_timesteps
@@ -209,8 +209,7 @@ def _result(
     accuracy = None
     if best.val_accuracy is not None:
         n = best.val_samples
-        low, high = wilson_interval(round(best.val_accuracy * n / 100), n)
-        accuracy = Estimate(best.val_accuracy, 100 * low, 100 * high, n, "%", method="Wilson")
+        accuracy = share(round(best.val_accuracy * n / 100), n)
     return FitResult(
         T=T,
         encoder=encoder,

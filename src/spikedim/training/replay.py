@@ -11,7 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from spikedim.errors import ConfigError, DataError
+from spikedim.results import SLACK
 from spikedim.training.search import Tried, cheapest, optuna_module
 from spikedim.training.study_table import StudyRow, StudyTable
 from spikedim.training.timestep import check_tolerance, isotonic
@@ -63,12 +66,10 @@ def sufficient(curve: Mapping[int, float], T: int, tolerance: float) -> bool:
     A T between those of the curve counts as the largest of them below it; one below all of them
     does not suffice.
     """
-    import numpy as np
-
     steps = sorted(curve)
     fitted = isotonic(np.array([[curve[t] for t in steps]]))[0]
     below = [value for t, value in zip(steps, fitted, strict=True) if t <= T]
-    return bool(below) and bool(below[-1] >= fitted[-1] - tolerance - 1e-9)
+    return bool(below) and bool(below[-1] >= fitted[-1] - tolerance - SLACK)
 
 
 def replay_search(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from spikedim.errors import ConfigError, StorageError
-from spikedim.results import Estimate, Result, Table, points_of
+from spikedim.results import SLACK, Estimate, Result, Table, points_of
 from spikedim.storage import Run, digest
 from spikedim.training.chance import at_chance
 from spikedim.training.engines import Engine
@@ -166,7 +166,7 @@ def cheapest(tried: Sequence[Tried], tolerance: float, objective: Objective) -> 
     """The cheapest setting within ``tolerance`` points of the best accuracy; ties to accuracy."""
     if not tried:
         return None
-    enough = max(t.accuracy for t in tried) - tolerance - 1e-9
+    enough = max(t.accuracy for t in tried) - tolerance - SLACK
     able = [t for t in tried if t.accuracy >= enough]
     return min(able, key=lambda t: (t.cost(objective), -t.accuracy, t.T))
 

@@ -28,7 +28,7 @@ from spikedim.neurons import LIFParams
 from spikedim.provenance import provenance
 from spikedim.results import Estimate, Result, Table, plain
 from spikedim.storage import Run
-from spikedim.theory.statistics import mean_interval, wilson_interval
+from spikedim.theory.statistics import mean_interval, share, wilson_interval
 from spikedim.training.batches import check_trainable, why_no_prefix
 from spikedim.training.chance import at_chance
 from spikedim.training.config import TrainConfig, check_timesteps
@@ -339,9 +339,9 @@ def mean_accuracy(rows: Sequence[StudyRow]) -> Estimate:
     """
     values = np.array([row.accuracy for row in rows])
     mean, n = float(values.mean()), rows[0].test_samples
-    low, high = (100 * bound for bound in wilson_interval(mean / 100 * n, n))
     if len(rows) == 1:
-        return Estimate(mean, low, high, n, "%", method="Wilson")
+        return share(mean / 100 * n, n)
+    low, high = (100 * bound for bound in wilson_interval(mean / 100 * n, n))
     below, above = mean_interval(mean, float(values.std(ddof=1)), len(rows))
     low = mean - math.hypot(mean - low, mean - below)
     high = mean + math.hypot(high - mean, above - mean)

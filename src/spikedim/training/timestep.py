@@ -30,12 +30,10 @@ from typing import Any
 import numpy as np
 
 from spikedim.errors import ConfigError, DataError
-from spikedim.results import Estimate, Result, Table, number, points_of
-from spikedim.theory.statistics import wilson_interval
+from spikedim.results import SLACK, Estimate, Result, Table, number, points_of
+from spikedim.theory.statistics import share, wilson_interval
 
 _CHUNK = 1 << 24
-#: Points by which rounding alone may part two accuracies that are equal.
-SLACK = 1e-9
 _FALL = 5.0  # points that a fall of the accuracy is told from
 
 
@@ -114,10 +112,10 @@ def t_star(
     rng = np.random.default_rng(seed)
     observed = 100 * table.mean(axis=1)
     fitted = isotonic(observed[None])[0]
-    first = int(_first_sufficient(fitted[None], tolerance)[0])
+    first = int(first_sufficient(fitted[None], tolerance)[0])
 
     replicates = isotonic(_bootstrap(table, resamples, rng))
-    firsts = _first_sufficient(replicates, tolerance)
+    firsts = first_sufficient(replicates, tolerance)
     tail = (1 - confidence) / 2
     low_index = min(first, int(np.quantile(firsts, tail, method="inverted_cdf")))
     high_index = max(first, int(np.quantile(firsts, 1 - tail, method="inverted_cdf")))
@@ -175,8 +173,7 @@ def above_chance(accuracies: Sequence[Estimate], chance: float) -> bool:
 def accuracy_estimate(correct: np.ndarray, confidence: float = 0.95) -> Estimate:
     """Accuracy in percent of a 0/1 array, with its Wilson interval."""
     hits, n = int(np.sum(correct)), len(correct)
-    low, high = wilson_interval(hits, n, confidence)
-    return Estimate(100 * hits / n, 100 * low, 100 * high, n, "%", confidence, "Wilson")
+    return share(hits, n, confidence)
 
 
 def isotonic(values: np.ndarray) -> np.ndarray:
@@ -199,6 +196,17 @@ def isotonic(values: np.ndarray) -> np.ndarray:
             best = np.maximum(best, means.min(axis=1))
         fit[:, i] = best
     return fit
+
+
+def first_sufficient(fitted: np.ndarray, tolerance: float) -> np.ndarray:
+    """Place of the first value of each row within ``tolerance`` points of the last.
+
+    Args:
+        fitted: non-decreasing percentages [rows, k], of :func:`isotonic`.
+        tolerance: percentage points.
+    """
+    sufficient = fitted >= fitted[:, [-1]] - tolerance - SLACK
+    return np.argmax(sufficient, axis=1)
 
 
 def check_tolerance(tolerance: float) -> None:
@@ -248,11 +256,6 @@ def _bootstrap(table: np.ndarray, resamples: int, rng: np.random.Generator) -> n
         size = min(chunk, resamples - start)
         parts.append(rng.multinomial(n, counts / n, size=size) @ patterns.T)
     return 100 * np.concatenate(parts) / n
-
-
-def _first_sufficient(fitted: np.ndarray, tolerance: float) -> np.ndarray:
-    sufficient = fitted >= fitted[:, [-1]] - tolerance - SLACK
-    return np.argmax(sufficient, axis=1)
 
 
 def _falls(steps: tuple[int, ...], table: np.ndarray) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from spikedim.design.cases import Case
 from spikedim.errors import ConfigError, DataError
-from spikedim.results import Estimate, Result, Table
+from spikedim.results import SLACK, Estimate, Result, Table
 
 #: What has to be known about a new case before a predictor can answer.
 Needs = Literal["nothing", "the data", "data and network", "one training"]
@@ -239,7 +239,7 @@ def whole(value: float) -> int:
 
 def first_within(losses: np.ndarray, steps: Sequence[int], tolerance: float) -> int:
     """The smallest of ``steps`` from which on no more than ``tolerance`` points are lost."""
-    enough = np.asarray(losses) <= tolerance + 1e-9
+    enough = np.asarray(losses) <= tolerance + SLACK
     bad = np.flatnonzero(~enough)
     place = 0 if len(bad) == 0 else int(bad[-1]) + 1
     return int(steps[min(place, len(steps) - 1)])

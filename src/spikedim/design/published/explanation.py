@@ -287,7 +287,7 @@ class Explanation(Result):
         lines += [f"Seed {self.seed}. {_METHOD}", ""]
         for table in self.tables():
             notes = () if table.notes in (self.conclusion, self.limits) else table.notes
-            lines += [f"## {table.title}", "", *markdown(table), ""]
+            lines += [f"## {table.title}", "", *table.to_markdown(), ""]
             lines += [text for note in notes for text in (note[0].upper() + note[1:] + ".", "")]
         return "\n".join(lines)
 
@@ -303,12 +303,6 @@ _METHOD = (
     "32 x 32 are averaged down to it. `own` uses all samples of a set, `matched` as many of each "
     "as the smallest image set has."
 )
-
-
-def markdown(table: Table) -> list[str]:
-    """A table as Markdown lines."""
-    head = ["| " + " | ".join(map(str, table.columns)) + " |", "|" + "---|" * len(table.columns)]
-    return head + ["| " + " | ".join(row) + " |" for row in table.cells()]
 
 
 def centring(centered: bool) -> str:
