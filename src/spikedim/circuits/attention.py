@@ -113,6 +113,10 @@ class SpikingAttention(Circuit):
         limit = float((weight * distance).sum())
         return max(1, math.ceil(limit / (error * float(target.norm())) ** 2))
 
+    def limit(self, *inputs: Tensor) -> Tensor:
+        """See :meth:`Circuit.limit`; the target."""
+        return self.target(*inputs)
+
     def run(
         self, *inputs: Tensor, T: int, trials: int = 1, generator: torch.Generator
     ) -> AttentionSimulation:

@@ -138,6 +138,10 @@ class BernoulliCode(RateCode):
     name: ClassVar[str] = "bernoulli code"
     claim: ClassVar[str] = "RATE"
 
+    def limit(self, *inputs: Tensor) -> Tensor:
+        """See :meth:`Circuit.limit`; the target."""
+        return self.target(*inputs)
+
     def run(
         self, *inputs: Tensor, T: int, trials: int = 1, generator: torch.Generator
     ) -> Simulation:
@@ -159,6 +163,11 @@ class IntegrateFireCode(RateCode):
 
     name: ClassVar[str] = "integrate-and-fire code"
     claim: ClassVar[str] = "RATE"
+    random: ClassVar[bool] = False
+
+    def limit(self, *inputs: Tensor) -> Tensor:
+        """See :meth:`Circuit.limit`; the target."""
+        return self.target(*inputs)
 
     def run(
         self, *inputs: Tensor, T: int, trials: int = 1, generator: torch.Generator
@@ -185,6 +194,7 @@ class LeakyCode(RateCode):
 
     name: ClassVar[str] = "leaky code"
     claim: ClassVar[str] = "RATE-LIF"
+    random: ClassVar[bool] = False
     beta: float = 0.5
     affine: bool = False
 

@@ -103,6 +103,7 @@ class GridNetwork(Circuit):
     grid: int
     name: ClassVar[str] = "universal"
     claim: ClassVar[str] = "UNIVERSAL"
+    random: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("n", "d", "grid"):
@@ -129,6 +130,12 @@ class GridNetwork(Circuit):
         """f(x) for x [..., n, d] in [0, 1], float64."""
         x = self.check(*inputs)
         values = self.function(x.reshape(-1, self.n, self.d))
+        return values.reshape(*x.shape[:-1], values.shape[-1])
+
+    def limit(self, *inputs: Tensor) -> Tensor:
+        """See :meth:`Circuit.limit`; :func:`interpolate`."""
+        x = self.check(*inputs)
+        values = interpolate(self.function, x.reshape(-1, self.n, self.d), self.grid)
         return values.reshape(*x.shape[:-1], values.shape[-1])
 
     def run(

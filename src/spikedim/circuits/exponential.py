@@ -50,6 +50,10 @@ class Exponential(Circuit):
         """e^z."""
         return self._domain(*inputs).exp()
 
+    def limit(self, *inputs: Tensor) -> Tensor:
+        """See :meth:`Circuit.limit`; the mean of one step."""
+        return self.moments(*inputs).mean
+
     @abstractmethod
     def moments(self, *inputs: Tensor) -> Moments:
         """What one timestep gives; over T steps the output has variance ``variance/T``."""

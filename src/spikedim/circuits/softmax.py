@@ -47,6 +47,7 @@ class SubtractiveSoftmax(Softmax):
 
     name: ClassVar[str] = "subtractive softmax"
     claim: ClassVar[str] = "SOFTMAX-SUBTRACTIVE"
+    random: ClassVar[bool] = False
     scale: float = 1.0
     beta: float = 1.0
 
@@ -99,6 +100,11 @@ class ShuntingSoftmax(Softmax):
 
     name: ClassVar[str] = "shunting softmax"
     claim: ClassVar[str] = "SOFTMAX-SHUNTING"
+    random: ClassVar[bool] = False
+
+    def limit(self, *inputs: Tensor) -> Tensor:
+        """See :meth:`Circuit.limit`; the target."""
+        return self.target(*inputs)
 
     def run(
         self, *inputs: Tensor, T: int, trials: int = 1, generator: torch.Generator
@@ -148,6 +154,10 @@ class RaceSoftmax(Softmax):
 
     name: ClassVar[str] = "race softmax"
     claim: ClassVar[str] = "SOFTMAX-RACE"
+
+    def limit(self, *inputs: Tensor) -> Tensor:
+        """See :meth:`Circuit.limit`; the target."""
+        return self.target(*inputs)
 
     def run(
         self, *inputs: Tensor, T: int, trials: int = 1, generator: torch.Generator
