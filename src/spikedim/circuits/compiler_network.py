@@ -184,6 +184,8 @@ class GridNetwork(Circuit):
         if len(inputs) != 1:
             raise ConfigError(f"{len(inputs)} inputs given; expected one tensor x [..., n, d]")
         x = inputs[0]
+        if not isinstance(x, Tensor):
+            raise ConfigError(f"x is a {type(x).__name__}; expected a tensor [..., n, d]")
         if x.shape[-2:] != (self.n, self.d):
             raise ConfigError(
                 f"x has shape {tuple(x.shape)}; this network takes [..., {self.n}, {self.d}]"

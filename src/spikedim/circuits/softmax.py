@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spikedim.circuits.base import Circuit, Simulation, check_run
-from spikedim.circuits.codes import arguments, spans
+from spikedim.circuits.codes import arguments, poisson, spans
 from spikedim.errors import ConfigError
 
 _LN2 = math.log(2)
@@ -206,9 +206,9 @@ class Veto(NamedTuple):
 
     def spikes(self, events: Events, generator: torch.Generator) -> Tensor:
         """Spikes that the sources spent, drawn from what is known of their events."""
-        vetoes = events.vetoes + torch.poisson(events.further, generator=generator)
+        vetoes = events.vetoes + poisson(events.further, generator)
         per_veto, per_idle = self.cost
-        return per_veto * vetoes + per_idle * torch.poisson(events.idle, generator=generator)
+        return per_veto * vetoes + per_idle * poisson(events.idle, generator)
 
 
 class Events(NamedTuple):
