@@ -76,7 +76,8 @@ def compile(
         d: channels.
         eps: largest error allowed in any output coordinate.
         max_neurons: most units the network may have.
-        points: test points of each kind (lattice, random, tied, switching), at least 16.
+        points: test points of each kind (lattice, random, tied, switching), at least 16; all
+            switching points where they are few.
         seed: of all test points.
 
     Raises:
@@ -249,8 +250,8 @@ def _candidates(
                 steps += network.units.level * grid * windows
                 if steps > _MAX_STEPS:
                     raise BudgetError(
-                        f"f={name}, n={n}, d={d}: the search has come to grid {grid} with {windows} "
-                        f"windows, beyond {_MAX_STEPS:.0e} steps of level units; give a larger eps, or "
+                        f"f={name}, n={n}, d={d}: the search has come to grid {grid}, {windows} "
+                        f"windows and {_MAX_STEPS:.0e} steps of level units; give a larger eps, or "
                         "a function that does not jump: no eps below half a jump can be reached"
                     )
                 task.advance(detail=f"grid {grid}, {windows} windows")

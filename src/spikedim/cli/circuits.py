@@ -72,8 +72,8 @@ def circuits(
 ) -> None:
     """List the spike circuits, or measure how the error of one falls with its timesteps.
 
-    Slope and floor of the error come with 95 % intervals; a circuit that T does not improve is
-    reported as not converging.
+    Slope and floor of the error come with 95 % intervals; the verdict says whether the circuit
+    converges and what decides, or that these runs cannot tell.
 
     Example: spikedim circuits softmax-race --logits 0,1,2 -T 16,64,256,1024
     """
