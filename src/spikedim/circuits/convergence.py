@@ -295,11 +295,13 @@ def _judge(
         return False, f"at infinite T an error of {number(limit_error)} is left"
     measured = math.isnan(limit_error)
     if measured and any(map(_told, sure)):
-        return False, f"a floor is told from 0 at {SURE if circuit.random else CONFIDENCE:.1%}"
+        level = SURE if circuit.random else CONFIDENCE
+        return False, f"a floor is told from 0 at {100 * level:g} %"
     if measured and any(map(_told, floors)):
         return (
             None,
-            f"a floor is told from 0 at {CONFIDENCE:.0%} but not at {SURE:.1%}; raise trials",
+            f"a floor is told from 0 at {100 * CONFIDENCE:g} % but not at {100 * SURE:g} %; "
+            "raise trials",
         )
     few = [str(point.T) for point in points if math.isnan(point.error.value)]
     ended = not circuit.random and points[-1].error.value == 0
@@ -309,8 +311,8 @@ def _judge(
         more = "T or trials" if circuit.random else "T"
         return None, f"the error is not seen to fall, {why}; raise {more}"
     if measured:
-        return True, f"no floor above {number(floors[0].high or 0.0)} (95 %)"
-    return True, "its limit is the target"
+        return True, f"the error falls, no floor above {number(floors[0].high or 0.0)} (95 %)"
+    return True, "the error falls, and its limit is known to be 0"
 
 
 def _told(floor: Estimate) -> bool:
