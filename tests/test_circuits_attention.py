@@ -9,7 +9,7 @@ from torch import Tensor
 from spikedim.circuits import convergence
 from spikedim.circuits.attention import NORMALISATIONS, SpikingAttention, scores
 from spikedim.circuits.softmax import draw
-from spikedim.errors import ConfigError
+from spikedim.errors import BudgetError, ConfigError
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -191,3 +191,17 @@ def test_degenerate_heads(normalisation):
     sharp = 12 * torch.eye(3, dtype=torch.float64)
     output = run(torch.eye(3).double(), sharp, 5 * torch.eye(3).double())
     assert torch.allclose(output, circuit.target(torch.eye(3), sharp, 5 * torch.eye(3)), atol=0.2)
+
+
+def test_races_without_end_are_refused():
+    q = torch.tensor([[1.0, 1.0], [30.0, -30.0]])
+    k, v = torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.tensor([[1.0], [0.0]])
+    with pytest.raises(BudgetError, match=r"row 1 of q has M_i = 42\.43 .* about 1e18"):
+        SpikingAttention().run(q, k, v, T=1, generator=torch.Generator())
+
+
+def test_a_row_that_never_fires_is_no_verdict():
+    q, k, v = (torch.tensor(rows) for rows in ([[30.0, -30.0]], [[1.0, 1], [-1, -1]], [[1.0], [0]]))
+    found = convergence(SpikingAttention("shunting"), q, k, v, T_values=(4, 8, 16, 32), trials=20)
+    assert found.converges is None
+    assert "too few trials differ at T = 4, 8, 16, 32" in found.verdict

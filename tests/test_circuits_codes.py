@@ -425,6 +425,7 @@ def test_inputs_outside_the_domain_are_named(case):
         (lambda: VetoExponential(0.0), "bound=0.0"),
         (lambda: TaylorExponential(math.inf), "bound=inf"),
         (lambda: TaylorExponential(order=0), "order=0"),
+        (lambda: TaylorExponential(order=True), "order=True"),
         (lambda: TaylorExponential(form="signed"), "published, collected, positive"),
         (lambda: compare_exponentials(trials=1), "trials=1"),
         (lambda: compare_exponentials((9,)), "raise bound"),
@@ -441,3 +442,18 @@ def test_steps_and_trials_are_whole(name, fault):
     circuit, inputs = CIRCUITS[name]
     with pytest.raises(ConfigError, match="whole number"):
         circuit.run(*inputs, **fault, generator=seeded())
+
+
+def test_counts_too_large_for_64_bits_are_means():
+    generator, mean = torch.Generator().manual_seed(0), torch.tensor([3.0, 1e20]).double()
+    (counts,) = poisson_spikes(mean, 100, 2, generator)
+    assert float(counts[..., 0].mean()) == pytest.approx(3, abs=0.5)
+    assert torch.allclose(counts[..., 1], torch.tensor(1e20).double(), rtol=1e-7)
+    spikes = VetoExponential().run(torch.tensor([-1e19]), T=3, generator=generator).spikes
+    assert float(spikes) == pytest.approx(3e19)
+
+
+@pytest.mark.parametrize(("x", "budget"), [((), 100), ((0.0,), -5)])
+def test_comparison_of_nothing_is_refused(x, budget):
+    with pytest.raises(ConfigError, match="expected at least 1 of both"):
+        compare_exponentials(x, budget=budget, trials=10)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spikedim.circuits import compiler_network
+from spikedim.circuits import compiler, compiler_network
 from spikedim.circuits.compiler import compile
 from spikedim.circuits.compiler_network import GridNetwork, fixed_point, interpolate, layer_units
 from spikedim.circuits.compiler_points import SCALES, lattice, modulus, switching, tied
@@ -38,7 +38,7 @@ def test_test_functions_compile_within_eps_and_exactly_equivariant(name, n, d, e
     report = network.report
     assert report.sup_error < eps
     assert report.sup_error == max(e.sup for e in report.errors)
-    assert min(e.points for e in report.errors) >= 3000
+    assert all(e.points >= min(3000, (2 * report.T) ** (n * d)) for e in report.errors)
     assert report.failures.value == 0
     assert report.failures.high < 1e-3
     assert report.equivariant
@@ -296,6 +296,8 @@ def test_inputs_that_cannot_be_run_are_refused():
     for bad in (x + 1, x * math.nan, x.long()):
         with pytest.raises(ConfigError, match="not numbers in"):
             network.run(bad, T=8)
+    with pytest.raises(ConfigError, match="x is a list"):
+        network.run([[0.2], [0.7]], T=8)
     with pytest.raises(ConfigError, match="2 inputs given"):
         network.run(x, x, T=8)
     with pytest.raises(ConfigError, match="trials=0"):
@@ -323,3 +325,17 @@ def test_report_is_the_same_again_and_stands_beside_the_published_budget():
     text = str(first)
     for word in ("sup error", "bit for bit", "n²d/ε²", "spikes per input", "Modulus"):
         assert word in text
+
+
+def test_a_jump_between_the_points_is_found_and_the_search_ends(monkeypatch):
+    monkeypatch.setattr(compiler, "_MAX_STEPS", 10**6)
+    with pytest.raises(BudgetError, match="half a jump"):
+        compile(lambda x: (x > 0.31371).double(), 1, 1, 0.1, points=256)
+
+
+def test_few_switching_points_are_all_tried():
+    points = switching(1, 2, 16, torch.Generator(), 3)
+    expected = [(j + 0.5) / 3 + side for j in range(3) for side in (-1e-9, 1e-9)]
+    found = torch.tensor(sorted(points.squeeze(1).tolist()))
+    assert torch.allclose(found, torch.tensor(sorted(itertools.product(expected, repeat=2))))
+    assert len(switching(1, 2, 16, torch.Generator(), 1000)) == 16

@@ -12,12 +12,17 @@ from spikedim.circuits import (
     LeakyCode,
     MatrixProduct,
     Product,
+    RaceSoftmax,
+    ShuntingSoftmax,
     Simulation,
+    SpikingAttention,
     TaylorExponential,
     VetoExponential,
     convergence,
 )
+from spikedim.circuits.compiler_network import GridNetwork
 from spikedim.errors import ConfigError, ModelError
+from spikedim.results import number
 
 UNIFORM = torch.rand(1000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 FEW = (16, 64, 256, 1024)
@@ -33,6 +38,10 @@ class Law(Circuit):
     shift: float = 0.0
     bias: float = 0.0
     jitter: float = 0.0
+
+    @property
+    def random(self):
+        return self.spread > 0 or self.jitter > 0
 
     def target(self, *inputs):
         return torch.full((4,), 2.0, dtype=torch.float64)
@@ -94,10 +103,12 @@ def test_only_independent_copies_converge(shared):
     for circuit, inputs in (
         (Product(shared), (x, x)),
         (MatrixProduct(shared), (x, x.T)),
-        (TaylorExponential(1.0, 8, "positive", shared), (x,)),
+        (TaylorExponential(1.0, 24, "positive", shared), (x,)),
     ):
         found = convergence(circuit, *inputs, trials=60, T_values=T_values)
         assert found.converges is not shared
+        assert (found.limit_error > 0) is shared
+        assert (found.floor.low == found.bias_floor.low == 0) is not shared
         if shared:
             assert found.floor.low > 0
             assert found.bias_floor.low > 0
@@ -134,6 +145,10 @@ def test_intervals_cover_and_verdicts_hold(name):
         assert sum(inside(f.slope, -0.5) for f in found) >= 0.9 * repeats
     right = sum(f.converges is (truth == 0) for f in found)
     assert right >= 0.93 * repeats
+    if truth == 0:  # seldom undecided, never against
+        assert all(f.converges is not False for f in found)
+        assert all(f"no floor above {number(f.floor.high)}" in f.verdict
+                   for f in found if f.converges)  # fmt: skip
 
 
 def test_deterministic_laws():
@@ -151,6 +166,87 @@ def test_deterministic_laws():
     assert perfect.converges is None
     assert "exact on these inputs, which says nothing" in str(perfect)
     assert math.isnan(perfect.bias_floor.value)
+
+
+RARE = {
+    "race": (RaceSoftmax(), [0.0, 8.0], 20),
+    "veto": (VetoExponential(), [-6.0], 100),
+    "veto, silent": (VetoExponential(), [-20.0], 100),
+}
+
+
+@pytest.mark.parametrize("name", RARE)
+def test_events_too_rare_to_be_seen_are_no_verdict(name):
+    circuit, values, trials = RARE[name]
+    found = convergence(circuit, torch.tensor(values), T_values=FEW, trials=trials)
+    assert found.converges is None
+    assert "too few trials differ at T = 16, 64, 256" in str(found)
+    first = found.points[0]
+    assert math.isnan(first.error.value)
+    assert math.isnan(first.bias_error)
+    assert math.isnan(found.bias_floor.value) or found.bias_floor.low == 0
+
+
+def test_intervals_cover_where_events_are_few():
+    alpha = torch.tensor([0.0, 3.0], dtype=torch.float64).softmax(0)
+    exact = float((1 - alpha.square().sum()) / 2)
+    points = [
+        point
+        for seed in range(30)
+        for point in convergence(
+            RaceSoftmax(), alpha.log(), T_values=(4, 8, 16, 32), trials=40, seed=seed
+        ).points
+        if not math.isnan(point.error.value)
+    ]
+    covered = sum(inside(p.error, math.sqrt(exact / p.T)) for p in points)
+    assert len(points) > 30
+    assert covered > 0.85 * len(points)
+
+
+def test_a_unit_below_one_spike_is_no_floor():
+    found = convergence(ShuntingSoftmax(), torch.tensor([0.0, 10.0]), T_values=FEW, trials=2)
+    assert found.limit_error == 0
+    assert found.converges is None
+    assert "not seen to fall" in found.verdict
+
+
+def test_limits_are_what_long_runs_give():
+    x, generator = UNIFORM[:4].reshape(2, 2), torch.Generator()
+    compiled = GridNetwork(lambda values: values**2, 1, 1, 2)
+    for circuit, inputs in (
+        (IntegrateFireCode(), (x,)),
+        (ShuntingSoftmax(), (x,)),
+        (BernoulliCode(), (x,)),
+        (RaceSoftmax(), (x,)),
+        (SpikingAttention(), (x, x, x)),
+        (SpikingAttention("shunting"), (x, x, x)),
+        (VetoExponential(1.0), (x,)),
+        (TaylorExponential(1.0, 2), (x,)),
+        (Product(True), (x, x)),
+        (MatrixProduct(True), (x, x.T)),
+        (compiled, (UNIFORM[:1].reshape(1, 1, 1),)),
+    ):
+        long = circuit.run(*inputs, T=20_000, trials=4, generator=generator).output.mean(0)
+        assert torch.allclose(circuit.limit(*inputs), long, atol=0.02), circuit.name
+    assert LeakyCode().limit(x) is None
+
+
+def test_truncation_bias_under_the_noise_is_known():
+    found = convergence(
+        TaylorExponential(order=12, form="positive"),
+        torch.linspace(1, 2, 9),
+        T_values=FEW,
+        trials=20,
+    )
+    assert found.floor.low == found.bias_floor.low == 0
+    assert found.converges is False
+    assert "at infinite T an error of 0.0" in str(found)
+
+
+def test_two_trials_are_too_few_for_a_verdict():
+    found = convergence(RaceSoftmax(), torch.tensor([0.0, 1.0, 2.0]), trials=2, T_values=FEW)
+    assert found.converges is None
+    assert found.bias_floor.method == "fewer than 3 trials"
 
 
 def test_norms_measure_what_they_say():
@@ -197,7 +293,9 @@ def test_record_is_shown_and_exported():
         ({"T_values": (16, 64, 256)}, "at least four, ascending"),
         ({"T_values": (16, 64, 64, 256)}, "at least four, ascending"),
         ({"T_values": (0, 16, 64, 256)}, "at least four, ascending"),
+        ({"T_values": (1, 2, 3, 4.5)}, "whole numbers"),
         ({"trials": 1}, "trials=1"),
+        ({"trials": 2.5}, "trials=2.5"),
         ({"norm": "l1"}, "rms, max, frobenius"),
         ({"seed": -1}, "seed=-1"),
     ],

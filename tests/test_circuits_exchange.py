@@ -248,6 +248,10 @@ def test_mistakes_are_one_clear_line(tmp_path, monkeypatch):
     code = IntegrateFireCode()
     with pytest.raises(ConfigError, match="positive sizes"):
         to_nir(code, (0,))
+    with pytest.raises(ConfigError, match="positive sizes"):
+        to_nir(code, 3)
+    with pytest.raises(ConfigError, match="dt=inf"):
+        to_nir(code, (3,), dt=float("inf"))
     with pytest.raises(ConfigError, match="one row"):
         to_nir(SubtractiveSoftmax(), (2, 3))
     with pytest.raises(ConfigError, match=r"\[T, ...\] followed by \(4,\)"):

@@ -365,3 +365,8 @@ def test_rounds_of_a_race_stay_few():
         for logits in (torch.zeros(n), gaussian(n), 6 * gaussian(n)):
             ran = RaceSoftmax().run(logits, T=40, trials=20, generator=seeded())
             assert 2 <= float(ran.rounds.mean()) < 12
+
+
+def test_spikes_of_a_logit_far_below_are_not_negative():
+    ran = RaceSoftmax().run(torch.tensor([0.0, -1e20]), T=4, generator=torch.Generator())
+    assert float(ran.spikes) > 4e20

@@ -77,6 +77,8 @@ def test_several_inputs_and_rows_are_given_by_repeating_values(capsys):
     matrices = ("--values", "0.1,0.2;0.3,0.4", "--values", "1;0.5")
     assert run("circuits", "matrix-product", *matrices, *STEPS) == 0
     assert "matrix product" in capsys.readouterr().out
+    assert run("circuits", "matrix-product", "--values", "0.5", "--values", "0.5", *STEPS) == 0
+    assert "matrix product" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from spikedim import theory
+from spikedim.circuits import compile
 from spikedim.claims.statistics import average
+from spikedim.design.plan import Target
 from spikedim.dimension import measure
 from spikedim.errors import ConfigError
 from spikedim.results import Estimate
@@ -203,3 +205,30 @@ def test_published_bounds():
 def test_bounds_refuse_values_outside_their_domain(call):
     with pytest.raises(ConfigError):
         call()
+
+
+@pytest.mark.parametrize("epsilon", [1e-200, 1e200])
+def test_errors_whose_square_is_no_number_are_named(epsilon):
+    for call in (
+        lambda: theory.spikes_worst_case(4, 4, epsilon),
+        lambda: theory.timestep_rule(47, epsilon),
+        lambda: theory.timesteps_deterministic(16, epsilon),
+        lambda: theory.bits_shannon(16, epsilon),
+        lambda: theory.bits_published(4, 4, epsilon),
+        lambda: Target(epsilon=epsilon),
+    ):
+        with pytest.raises(ConfigError, match=r"epsilon=1e.*from 1e-50 to 1e"):
+            call()
+    with pytest.raises(ConfigError, match="delta=1e"):
+        theory.timesteps_hoeffding(epsilon)
+    with pytest.raises(ConfigError, match="eps=1e"):
+        compile(lambda x: x, 1, 1, epsilon, points=16)
+
+
+def test_a_constant_of_the_source_letter_changes_no_rate():
+    near = np.array([[0.0, 1], [1, 0]])
+    plain = theory.blahut_arimoto([0.5, 0.5], near, 1000)
+    moved = theory.blahut_arimoto([0.5, 0.5], near + np.array([[5], [7]]), 1000)
+    assert (moved.bits, moved.lower) == pytest.approx((plain.bits, plain.lower))
+    assert moved.bits == pytest.approx(1)
+    assert moved.distortion == pytest.approx(plain.distortion + 6)

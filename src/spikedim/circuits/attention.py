@@ -16,9 +16,11 @@ from torch import Tensor
 from spikedim.circuits.base import Circuit, Simulation, check_run
 from spikedim.circuits.codes import arguments, spans
 from spikedim.circuits.softmax import Events, Tally, Veto, draw, races, shunt
-from spikedim.errors import ConfigError
+from spikedim.errors import BudgetError, ConfigError
+from spikedim.results import number
 
 NORMALISATIONS = ("race", "shunting")
+_MOST_ROUNDS = 10_000  # expected micro-steps of a race; a minute of simulation
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class SpikingAttention(Circuit):
     values' rounding, which falls as 1/T²: slope −1/2.
 
     Inputs: q [n, d], k [m, d], v [m, dv], any real numbers. Each bound enters the cost, not the
-    result: a row needs about 1/Σ_j p_ij micro-steps where that is large, exponential in M_i.
+    result: a row needs about 1/Σ_j p_ij micro-steps where that is large, exponential in M_i. A race
+    of more than 1e4 is refused (:class:`~spikedim.errors.BudgetError`).
 
     Args:
         normalisation: ``"race"`` or ``"shunting"``.
@@ -113,6 +116,10 @@ class SpikingAttention(Circuit):
         limit = float((weight * distance).sum())
         return max(1, math.ceil(limit / (error * float(target.norm())) ** 2))
 
+    def limit(self, *inputs: Tensor) -> Tensor:
+        """See :meth:`Circuit.limit`; the target."""
+        return self.target(*inputs)
+
     def run(
         self, *inputs: Tensor, T: int, trials: int = 1, generator: torch.Generator
     ) -> AttentionSimulation:
@@ -120,8 +127,11 @@ class SpikingAttention(Circuit):
         q, k, v = _heads(*inputs)
         check_run(T, trials)
         units = scores(q, k)
-        compete = races if self.normalisation == "race" else _conductances
-        tally = compete(units, T, trials, generator)
+        if self.normalisation == "race":
+            _check_races(units, q, k)
+            tally = races(units, T, trials, generator)
+        else:
+            tally = _conductances(units, T, trials, generator)
         values = _values(tally.wins, v, generator)
         (n, d), (m, dv) = q.shape, v.shape
         # Per pair: two lines each of q, k and their coincidences in d channels; competitor; winner;
@@ -157,6 +167,19 @@ def scores(q: Tensor, k: Tensor) -> Veto:
     differ = plus @ (1 - positive).T + minus @ positive.T
     agree = plus @ positive.T + minus @ (1 - positive).T
     return Veto(differ.clamp(min=0), agree.clamp(min=0), (3, 2))
+
+
+def _check_races(units: Veto, q: Tensor, k: Tensor) -> None:
+    """Raise :class:`BudgetError` where a race would go on for more than ``_MOST_ROUNDS``."""
+    rounds = -(-units.mean).logsumexp(1) / math.log(10)  # log10 of 1/Σ_j p_ij
+    row = int(rounds.argmax())
+    if float(rounds[row]) > math.log10(_MOST_ROUNDS):
+        bound = (q[row].abs() * (k.amax(0) - k.amin(0)) / 2).sum() / math.sqrt(q.shape[1])
+        raise BudgetError(
+            f"row {row} of q has M_i = {number(float(bound))} and its keys fire with a probability "
+            f"of 1e-{float(rounds[row]):.0f} per micro-step: a race takes about "
+            f"1e{float(rounds[row]):.0f} of them, more than {_MOST_ROUNDS:,}; scale q or k down"
+        )
 
 
 def _conductances(units: Veto, T: int, trials: int, generator: torch.Generator) -> Tally:

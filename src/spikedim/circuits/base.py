@@ -51,14 +51,21 @@ class Circuit(ABC):
     Attributes:
         name: short name used in tables and on the command line.
         claim: id of the published claim it implements, e.g. ``"SOFTMAX"``.
+        random: whether trials differ. Only of a circuit that is not random does agreement of the
+            trials say that they always agree.
     """
 
     name: ClassVar[str]
     claim: ClassVar[str]
+    random: ClassVar[bool] = True
 
     @abstractmethod
     def target(self, *inputs: Tensor) -> Tensor:
         """The exact value, float64, of what the circuit computes."""
+
+    def limit(self, *inputs: Tensor) -> Tensor | None:
+        """What the output tends to as T grows; ``None`` where it is not known in closed form."""
+        return None
 
     @abstractmethod
     def run(

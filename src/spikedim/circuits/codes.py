@@ -17,6 +17,7 @@ from spikedim.circuits.base import Circuit, Simulation, check_run, same_trials
 from spikedim.errors import ConfigError
 from spikedim.neurons import LIFParams, lif
 
+_COUNTED = 1e15  # largest mean of a Poisson count that is drawn
 _CHUNK_ELEMENTS = 1 << 22  # 32 MiB of float64: a bound on memory, with no effect on CPU draws
 
 
@@ -111,7 +112,16 @@ def poisson_spikes(
         float64 counts [t, trials, *shape], chunks as in :func:`uniform_draws`.
     """
     for t in spans(T, trials * mean.numel()):
-        yield torch.poisson(mean.expand(t, trials, *mean.shape), generator=generator)
+        yield poisson(mean.expand(t, trials, *mean.shape), generator)
+
+
+def poisson(mean: Tensor, generator: torch.Generator) -> Tensor:
+    """Events of Poisson sources, float64; of a mean above 1e15 the rest is added without spread.
+
+    torch counts in 64 bits and overflows at 9e18; what is lost is 3e-8 of the mean at most.
+    """
+    rest = (mean - _COUNTED).clamp(min=0)
+    return torch.poisson(mean.clamp(max=_COUNTED), generator=generator) + rest
 
 
 def per_trial(count: Tensor) -> Tensor:
@@ -138,6 +148,10 @@ class BernoulliCode(RateCode):
     name: ClassVar[str] = "bernoulli code"
     claim: ClassVar[str] = "RATE"
 
+    def limit(self, *inputs: Tensor) -> Tensor:
+        """See :meth:`Circuit.limit`; the target."""
+        return self.target(*inputs)
+
     def run(
         self, *inputs: Tensor, T: int, trials: int = 1, generator: torch.Generator
     ) -> Simulation:
@@ -159,6 +173,11 @@ class IntegrateFireCode(RateCode):
 
     name: ClassVar[str] = "integrate-and-fire code"
     claim: ClassVar[str] = "RATE"
+    random: ClassVar[bool] = False
+
+    def limit(self, *inputs: Tensor) -> Tensor:
+        """See :meth:`Circuit.limit`; the target."""
+        return self.target(*inputs)
 
     def run(
         self, *inputs: Tensor, T: int, trials: int = 1, generator: torch.Generator
@@ -185,6 +204,7 @@ class LeakyCode(RateCode):
 
     name: ClassVar[str] = "leaky code"
     claim: ClassVar[str] = "RATE-LIF"
+    random: ClassVar[bool] = False
     beta: float = 0.5
     affine: bool = False
 

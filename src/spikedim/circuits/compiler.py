@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,11 +18,13 @@ from spikedim.circuits.compiler_report import CompileReport, PointError, publish
 from spikedim.circuits.functions import FUNCTIONS, TokenFunction
 from spikedim.errors import BudgetError, ConfigError, ModelError
 from spikedim.results import Estimate, number
+from spikedim.theory.bounds import check_square
 from spikedim.theory.statistics import mean_interval, wilson_interval
 
 _INTERPOLATION_SHARE = 0.75
 _SEARCH_MARGIN = 0.95
 _MAX_WINDOWS = 1024
+_MAX_STEPS = 10**8  # of level units, summed: the search for a function that jumps has no end
 _MAX_PERMUTATIONS = 24
 _EQUIVARIANCE_INPUTS = 256
 _ROUNDING = 1e-9
@@ -75,14 +76,15 @@ def compile(
         d: channels.
         eps: largest error allowed in any output coordinate.
         max_neurons: most units the network may have.
-        points: test points of each kind (lattice, random, tied, switching), at least 16.
+        points: test points of each kind (lattice, random, tied, switching), at least 16; all
+            switching points where they are few.
         seed: of all test points.
 
     Raises:
         ConfigError: an argument out of its domain.
         ModelError: f is not permutation-equivariant, or its output has the wrong shape or values.
         BudgetError: no grid within ``max_neurons`` is fine enough; the message says for which eps
-            one would be.
+            one would be. Or none was found within 1e8 steps of level units.
 
     Example:
         >>> network = compile("max", n=2, d=1, eps=0.1)
@@ -92,8 +94,7 @@ def compile(
     started = time.perf_counter()
     name, function = _resolve(f)
     _check(n=n, d=d, max_neurons=max_neurons, points=points)
-    if not (math.isfinite(eps) and eps > 0):
-        raise ConfigError(f"eps={eps}: expected a positive error, e.g. 0.1")
+    check_square(eps=eps)
     generator = torch.Generator().manual_seed(seed)
     search = torch.cat([draw(n, d, points // 2, generator) for draw in (lattice, uniform, tied)])
     values = _checked_values(name, function, search)
@@ -240,11 +241,19 @@ def _candidates(
     name: str, f: TokenFunction, n: int, d: int, grids: range
 ) -> Iterator[tuple[GridNetwork, int]]:
     """Networks with a growing number of windows, then with a finer grid."""
+    steps = 0
     with progress.task(f"compile {name}") as task:
         for grid in grids:
             network = GridNetwork(f, n, d, grid)
             windows = 1
             while windows <= _MAX_WINDOWS:
+                steps += network.units.level * grid * windows
+                if steps > _MAX_STEPS:
+                    raise BudgetError(
+                        f"f={name}, n={n}, d={d}: the search has come to grid {grid}, {windows} "
+                        f"windows and {_MAX_STEPS:.0e} steps of level units; give a larger eps, or "
+                        "a function that does not jump: no eps below half a jump can be reached"
+                    )
                 task.advance(detail=f"grid {grid}, {windows} windows")
                 yield network, windows
                 windows = max(windows + 1, windows * 6 // 5)

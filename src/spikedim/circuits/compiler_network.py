@@ -103,6 +103,7 @@ class GridNetwork(Circuit):
     grid: int
     name: ClassVar[str] = "universal"
     claim: ClassVar[str] = "UNIVERSAL"
+    random: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("n", "d", "grid"):
@@ -129,6 +130,12 @@ class GridNetwork(Circuit):
         """f(x) for x [..., n, d] in [0, 1], float64."""
         x = self.check(*inputs)
         values = self.function(x.reshape(-1, self.n, self.d))
+        return values.reshape(*x.shape[:-1], values.shape[-1])
+
+    def limit(self, *inputs: Tensor) -> Tensor:
+        """See :meth:`Circuit.limit`; :func:`interpolate`."""
+        x = self.check(*inputs)
+        values = interpolate(self.function, x.reshape(-1, self.n, self.d), self.grid)
         return values.reshape(*x.shape[:-1], values.shape[-1])
 
     def run(
@@ -177,6 +184,8 @@ class GridNetwork(Circuit):
         if len(inputs) != 1:
             raise ConfigError(f"{len(inputs)} inputs given; expected one tensor x [..., n, d]")
         x = inputs[0]
+        if not isinstance(x, Tensor):
+            raise ConfigError(f"x is a {type(x).__name__}; expected a tensor [..., n, d]")
         if x.shape[-2:] != (self.n, self.d):
             raise ConfigError(
                 f"x has shape {tuple(x.shape)}; this network takes [..., {self.n}, {self.d}]"

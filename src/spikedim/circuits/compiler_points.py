@@ -10,6 +10,7 @@ from spikedim.circuits.functions import TokenFunction
 SCALES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 512, 1024)
 _DIRECTIONS = 2
 _BESIDE = 1e-9
+_ENUMERATED = 1 << 14  # switching points that are all tried, however few are asked for
 
 
 def lattice(n: int, d: int, points: int, generator: torch.Generator) -> Tensor:
@@ -36,11 +37,16 @@ def tied(n: int, d: int, points: int, generator: torch.Generator) -> Tensor:
 
 
 def switching(n: int, d: int, points: int, generator: torch.Generator, steps: int) -> Tensor:
-    """Points where a network of ``steps`` = G·W steps switches: its worst, [points, n, d].
+    """Points where a network of ``steps`` = G·W steps switches: its worst, [B, n, d].
 
     Spike counts change at ``x = (j + ½)/(G·W)``; every coordinate is just below or above one of
-    these, every second point has ties.
+    these. All (2·G·W)^{nd} of them where that is at most ``points`` or 16,384; else B = ``points``
+    are drawn, and every second has ties.
     """
+    if (2 * steps) ** (n * d) <= max(points, _ENUMERATED):
+        switch = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
+        both = torch.cat([switch - _BESIDE, switch + _BESIDE])
+        return torch.cartesian_prod(*[both] * (n * d)).view(-1, n, d)
     shape = (points, n, d)
     switch = torch.randint(steps, shape, generator=generator, dtype=torch.float64) + 0.5
     switch[::2] = _tie(switch[::2], generator)

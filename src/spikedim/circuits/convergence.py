@@ -21,12 +21,15 @@ from torch import Tensor
 from spikedim.circuits.base import Circuit, Simulation
 from spikedim.errors import ConfigError, ModelError
 from spikedim.progress import task
-from spikedim.results import Estimate, Result, Table
+from spikedim.results import Estimate, Result, Table, number
 
 Array = NDArray[np.float64]
 T_VALUES = (16, 64, 256, 1024, 4096, 16384)
 CONFIDENCE = 0.95
+SURE = 0.999  # of a verdict against a random circuit; two floors at 95 % err in 4 % of the runs
 _ROUNDING = 1e-12  # squared relative residual that a perfect fit may leave
+_NONE = 1e-9  # a slope, or an error of the limit relative to the target, that is rounding
+_CARRIERS = 10  # trials that must carry the variation of the error; of few trials, almost half
 
 
 class _Sample(NamedTuple):
@@ -44,10 +47,10 @@ class ConvergencePoint:
     Attributes:
         T: timesteps.
         error: root mean square over trials of the norm of output − target; without bounds where
-            every trial is the same.
+            the circuit is not random, NaN where too few trials of a random one differ to tell it.
         bias: the same norm of (mean output over trials) − target.
         bias_error: the same norm of the standard errors of that mean. An unbiased circuit has a
-            bias of about this size.
+            bias of about this size. NaN where ``error`` is.
         spikes: mean per trial.
         seconds: wall-clock time of the simulation.
     """
@@ -73,14 +76,15 @@ class Convergence(Result):
         neurons, depth: size of the circuit.
         points: by ascending T.
         slope: of log error against log T, with a 95 % interval; NaN where fewer than three errors
-            are positive.
+            are positive and known.
         floor: the error F left at infinite T, from error² = F² + A/T + B/T² with F, A, B >= 0 (the
             laws of a variance and of a squared bias), with a 95 % interval.
         bias_floor: the part of it that averaging over trials does not remove, root mean square
             over elements (relative with ``frobenius``), from the two largest T; sharper than
             ``floor`` where the noise of one trial hides a bias. NaN without randomness.
-        converges: no floor can be told from zero (``low == 0`` of both) and the error falls
-            (``slope.high < 0``); ``None`` where every error is 0, which says nothing about it.
+        limit_error: the same norm of :meth:`Circuit.limit` − target; NaN where it is not known.
+        converges: ``None`` where these runs cannot tell.
+        reason: what decides, see :func:`convergence`.
     """
 
     circuit: str
@@ -94,14 +98,15 @@ class Convergence(Result):
     slope: Estimate
     floor: Estimate
     bias_floor: Estimate
+    limit_error: float
     converges: bool | None
+    reason: str
 
     @property
     def verdict(self) -> str:
-        """``converges`` in words."""
-        if self.converges is None:
-            return "exact on these inputs, which says nothing about convergence"
-        return "converges" if self.converges else "does not converge"
+        """``converges`` and ``reason`` in words."""
+        words = {True: "converges", False: "does not converge", None: "undecided"}
+        return f"{words[self.converges]}: {self.reason}"
 
     def tables(self) -> list[Table]:
         """One row per T; slope, floor and verdict in the notes."""
@@ -167,7 +172,14 @@ def convergence(
     explains, by a χ² test at 5 %, as where nothing is random: then from the scatter. The floor of
     the bias b is the root of (b²(T) − b²(T')·T'/T)/(1 − T'/T) at the largest T and the next, T',
     positive only if b falls more slowly than 1/√T; b² is estimated from pairs of trials, its error
-    by the jackknife.
+    the jackknife.
+
+    Where the limit of the circuit is known, it decides: the circuit does not converge if the limit
+    misses the target, and converges if it meets it and the error is seen to fall
+    (``slope.high < 0``). Elsewhere the circuit does not converge if either floor can be told from
+    zero, at 99.9 % where it is random, and converges if neither can at 95 % and the error is seen
+    to fall. All else is undecided. Points where too few trials differ are left out of both fits:
+    the spread of rare events that did not happen is not 0.
 
     Args:
         circuit: any circuit.
@@ -206,7 +218,7 @@ def convergence(
             ran = circuit.run(*inputs, T=T, trials=trials, generator=generator)
             spikes = float(ran.spikes.mean())  # waits for a device that works in the background
             seconds = time.perf_counter() - start
-            point, sample = _measure(circuit.name, ran, target, norm, spikes, seconds)
+            point, sample = _measure(circuit, ran, target, norm, spikes, seconds)
             points.append(point)
             samples.append(sample)
             progress.advance(T, f"T={T}")
@@ -214,9 +226,16 @@ def convergence(
     spread = np.array([s.relative for s in samples])
     steps = np.array(T_values, np.float64)
     slope = _slope(steps, values, spread, trials)
-    floor = _floor(steps, values, spread, trials)
-    bias_floor = _bias_floor(T_values[-2] / T_values[-1], samples[-2], samples[-1], trials)
-    falls = floor.low == 0 and not (bias_floor.low or 0.0) > 0 and (slope.high or 0.0) < 0
+    ratio = T_values[-2] / T_values[-1]
+    floors, sure = (
+        (
+            _floor(steps, values, spread, trials, level),
+            _bias_floor(ratio, samples[-2], samples[-1], trials, level),
+        )
+        for level in (CONFIDENCE, SURE)
+    )
+    limit_error = _limit_error(circuit, inputs, target, norm)
+    converges, reason = _judge(circuit, points, slope, floors, sure, limit_error)
     return Convergence(
         circuit=circuit.name,
         claim=circuit.claim,
@@ -227,60 +246,129 @@ def convergence(
         depth=ran.depth,
         points=tuple(points),
         slope=slope,
-        floor=floor,
-        bias_floor=bias_floor,
-        converges=bool(values[-1] == 0 or falls) if values.any() else None,
+        floor=floors[0],
+        bias_floor=floors[1],
+        limit_error=limit_error,
+        converges=converges,
+        reason=reason,
     )
 
 
 def _check(T_values: Sequence[int], trials: int, norm: str, seed: int) -> None:
-    if len(T_values) < 4 or any(a >= b for a, b in pairwise(T_values)) or T_values[0] < 1:
+    whole = all(isinstance(T, int) for T in T_values)
+    ascending = all(a < b for a, b in pairwise(T_values))
+    if len(T_values) < 4 or not (whole and ascending) or T_values[0] < 1:
         raise ConfigError(
             f"timesteps T {', '.join(map(str, T_values))}: expected at least four, ascending, "
-            "from 1 on, e.g. 16,64,256,1024"
+            "whole numbers from 1 on, e.g. 16,64,256,1024"
         )
-    if trials < 2:
-        raise ConfigError(f"trials={trials}: an interval needs at least 2")
+    if not isinstance(trials, int) or trials < 2:
+        raise ConfigError(f"trials={trials}: an interval needs at least 2, a whole number")
     if norm not in NORMS:
         raise ConfigError(f"norm={norm!r} is unknown; choose one of {', '.join(NORMS)}")
     if seed < 0:
         raise ConfigError(f"seed={seed}: expected a whole number, 0 or more")
 
 
+def _limit_error(circuit: Circuit, inputs: Sequence[Tensor], target: Tensor, norm: str) -> float:
+    limit = circuit.limit(*inputs)
+    if limit is None:
+        return math.nan
+    left = limit - target
+    if float(left.norm()) <= _NONE * float(target.norm()):
+        return 0.0
+    return math.sqrt(float(_size(left[None].square(), target, norm)))
+
+
+def _judge(
+    circuit: Circuit,
+    points: Sequence[ConvergencePoint],
+    slope: Estimate,
+    floors: tuple[Estimate, Estimate],
+    sure: tuple[Estimate, Estimate],
+    limit_error: float,
+) -> tuple[bool | None, str]:
+    """Whether it converges and why, see :func:`convergence`; ``sure``: the floors at 99.9 %."""
+    if all(point.error.value == 0 for point in points):
+        return None, "exact on these inputs, which says nothing about convergence"
+    if limit_error > 0:
+        return False, f"at infinite T an error of {number(limit_error)} is left"
+    measured = math.isnan(limit_error)
+    if measured and any(map(_told, sure)):
+        level = SURE if circuit.random else CONFIDENCE
+        return False, f"a floor is told from 0 at {100 * level:g} %"
+    if measured and any(map(_told, floors)):
+        return (
+            None,
+            f"a floor is told from 0 at {100 * CONFIDENCE:g} % but not at {100 * SURE:g} %; "
+            "raise trials",
+        )
+    few = [str(point.T) for point in points if math.isnan(point.error.value)]
+    ended = not circuit.random and points[-1].error.value == 0
+    unknown = measured and math.isnan(floors[0].value)
+    if unknown or not (ended or (slope.high or 0.0) < -_NONE):
+        why = f"too few trials differ at T = {', '.join(few)}" if few else f"slope {slope}"
+        more = "T or trials" if circuit.random else "T"
+        return None, f"the error is not seen to fall, {why}; raise {more}"
+    if measured:
+        return True, f"the error falls, no floor above {number(floors[0].high or 0.0)} (95 %)"
+    return True, "the error falls, and its limit is known to be 0"
+
+
+def _told(floor: Estimate) -> bool:
+    """Whether it is told from zero."""
+    return (floor.low or 0.0) > 0
+
+
+def _size(square: Tensor, target: Tensor, norm: str) -> Tensor:
+    """Squared errors [trials, *shape] in a norm, [trials]."""
+    return NORMS[norm](square.reshape(len(square), -1), target)
+
+
 def _measure(
-    name: str, ran: Simulation, target: Tensor, norm: str, spikes: float, seconds: float
+    circuit: Circuit, ran: Simulation, target: Tensor, norm: str, spikes: float, seconds: float
 ) -> tuple[ConvergencePoint, _Sample]:
     output = ran.output
     if not bool(torch.isfinite(output).all()):
-        raise ModelError(f"{name} returned a value that is not finite at T={ran.T}; raise T")
+        raise ModelError(
+            f"{circuit.name} returned a value that is not finite at T={ran.T}; raise T"
+        )
     trials = len(output)
-
-    def size(square: Tensor) -> Tensor:
-        return NORMS[norm](square.reshape(len(square), -1), target)
-
-    squares = size((output - target).square())
+    squares = _size((output - target).square(), target, norm)
     mean_square = float(squares.mean())
     error = math.sqrt(mean_square)
     relative = 0.0
-    estimate = Estimate(error, n=trials, method="the same in every trial")
-    if not torch.allclose(squares, squares[0], rtol=1e-9, atol=0.0):
+    if not circuit.random or mean_square == 0:
+        estimate = Estimate(error, n=trials, method="the same in every trial")
+    elif _carriers(squares) < max(0.5, min(_CARRIERS, trials / 2 - 2)):
+        estimate = Estimate(math.nan, n=trials, method="too few trials differ")
+    else:
         relative = float(squares.std()) / math.sqrt(trials) / (2 * mean_square)
         factor = math.exp(_two_sided(trials - 1) * relative)
         method = "Student, on the log scale"
         estimate = Estimate(error, error / factor, error * factor, trials, "", CONFIDENCE, method)
-    bias = size((output.mean(0, keepdim=True) - target).square())
-    noise = size(output.var(0, keepdim=True) / trials)
+    bias = _size((output.mean(0, keepdim=True) - target).square(), target, norm)
+    noise = _size(output.var(0, keepdim=True) / trials, target, norm)
     point = ConvergencePoint(
         T=ran.T,
         error=estimate,
         bias=float(bias.sqrt()),
-        bias_error=float(noise.sqrt()),
+        bias_error=math.nan if math.isnan(estimate.value) else float(noise.sqrt()),
         spikes=spikes,
         seconds=seconds,
     )
     deviations = (output - target).reshape(trials, -1).cpu().numpy()
     scale = float(target.norm()) if norm == "frobenius" else math.sqrt(target.numel())
     return point, _Sample(relative, *_square_bias(deviations / scale))
+
+
+def _carriers(squares: Tensor) -> float:
+    """Trials that carry the variation, (Σd)²/Σd² of their errors' distances d from the least."""
+    if torch.allclose(squares, squares[0], rtol=1e-9, atol=0.0):
+        return 0.0
+    errors = (squares / squares.max()).sqrt()
+    distance = errors - errors.min()
+    return float(distance.sum() ** 2 / distance.square().sum())
 
 
 def _square_bias(deviations: Array) -> tuple[float, float]:
@@ -314,11 +402,11 @@ def _slope(T: Array, error: Array, relative: Array, trials: int) -> Estimate:
     return Estimate(slope, slope - half, slope + half, count, "", CONFIDENCE, method)
 
 
-def _floor(T: Array, error: Array, relative: Array, trials: int) -> Estimate:
+def _floor(T: Array, error: Array, relative: Array, trials: int, confidence: float) -> Estimate:
     """F of error² = F² + A/T + B/T², non-negative least squares, see :func:`convergence`."""
     used = error > 0
     count = int(used.sum())
-    if error[-1] == 0:
+    if error[-1] == 0 and not relative.any():
         return Estimate(0.0, 0.0, 0.0, method="no error at the largest T")
     if count < 4:
         return Estimate(math.nan, method="fewer than four positive errors")
@@ -333,7 +421,8 @@ def _floor(T: Array, error: Array, relative: Array, trials: int) -> Estimate:
 
     (found, *_), best = nnls(np.column_stack([level, laws]), np.ones(count))
     variance = 4 * relative[used] ** 2
-    allowed = max(float(variance.mean()) * _two_sided(trials - 1) ** 2, _ROUNDING)
+    allowed = max(float(variance.mean()) * _two_sided(trials - 1, confidence) ** 2, _ROUNDING)
+    # The few degrees of freedom of the scatter would tell nothing at more than 95 %
     if not _explained(best**2, count - 3, variance):
         lack = best**2 / (count - 3) * float(fisher.ppf(CONFIDENCE, 1, count - 3))
         allowed = max(allowed, lack)
@@ -349,19 +438,23 @@ def _floor(T: Array, error: Array, relative: Array, trials: int) -> Estimate:
     high = float(brentq(excess, found, top))
     value, low, high = (math.sqrt(max(v, 0.0) * unit) for v in (found, low, high))
     method = "error² = F² + A/T + B/T², likelihood ratio"
-    return Estimate(value, low, high, count, "", CONFIDENCE, method)
+    return Estimate(value, low, high, count, "", confidence, method)
 
 
-def _bias_floor(ratio: float, before: _Sample, last: _Sample, trials: int) -> Estimate:
+def _bias_floor(
+    ratio: float, before: _Sample, last: _Sample, trials: int, confidence: float
+) -> Estimate:
     """Floor of the bias from the two largest T, see :func:`convergence`; ratio = T'/T."""
-    if not (last.relative > 0 and last.square_bias_error > 0):
-        return Estimate(math.nan, method="no randomness")
+    if trials < 3:
+        return Estimate(math.nan, method="fewer than 3 trials")
+    if not (before.relative > 0 and last.relative > 0):
+        return Estimate(math.nan, method="no randomness, or too few trials that differ")
     found = (last.square_bias - ratio * before.square_bias) / (1 - ratio)
     error = math.hypot(last.square_bias_error, ratio * before.square_bias_error) / (1 - ratio)
-    half = _two_sided(trials - 1) * error
+    half = _two_sided(trials - 1, confidence) * error
     value, low, high = (math.sqrt(max(v, 0.0)) for v in (found, found - half, found + half))
     method = "contrast of the two largest T, jackknife"
-    return Estimate(value, low, high, trials, "", CONFIDENCE, method)
+    return Estimate(value, low, high, trials, "", confidence, method)
 
 
 def _explained(scatter: float, degrees: int, variance: Array) -> bool:
@@ -369,8 +462,8 @@ def _explained(scatter: float, degrees: int, variance: Array) -> bool:
     return scatter <= float(chi2.ppf(CONFIDENCE, degrees)) * float(variance.mean())
 
 
-def _two_sided(degrees: int) -> float:
-    return float(student.ppf(0.5 + CONFIDENCE / 2, degrees))
+def _two_sided(degrees: int, confidence: float = CONFIDENCE) -> float:
+    return float(student.ppf(0.5 + confidence / 2, degrees))
 
 
 def _reach(error: Estimate) -> tuple[float, float]:

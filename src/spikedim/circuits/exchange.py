@@ -23,6 +23,7 @@ a mapping of these for nirtorch, and then has the same spikes.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -96,8 +97,11 @@ def to_nir(source: Circuit | nn.Module, shape: Sequence[int], dt: float = DT) ->
         ModelError: NIR cannot express it; the message names every node that it lacks.
         ConfigError: ``shape`` or ``dt`` out of its domain, or ``nir`` not installed.
     """
-    if not dt > 0 or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise ConfigError(f"shape={tuple(shape)}, dt={dt}: expected positive sizes and seconds")
+    sizes = isinstance(shape, Sequence) and all(isinstance(n, int) and n > 0 for n in shape)
+    if not (sizes and 0 < dt < math.inf):
+        raise ConfigError(
+            f"shape={shape}, dt={dt}: expected positive sizes such as (8,), and positive seconds"
+        )
     graph = _Graph(package(), tuple(shape), dt)
     if isinstance(source, Circuit):
         _write_circuit(graph, source)

@@ -50,6 +50,10 @@ class Exponential(Circuit):
         """e^z."""
         return self._domain(*inputs).exp()
 
+    def limit(self, *inputs: Tensor) -> Tensor:
+        """See :meth:`Circuit.limit`; the mean of one step."""
+        return self.moments(*inputs).mean
+
     @abstractmethod
     def moments(self, *inputs: Tensor) -> Moments:
         """What one timestep gives; over T steps the output has variance ``variance/T``."""
@@ -129,7 +133,11 @@ class TaylorExponential(Exponential):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.order, int) or not 1 <= self.order <= 200:
+        if (
+            isinstance(self.order, bool)
+            or not isinstance(self.order, int)
+            or not 1 <= self.order <= 200
+        ):
             raise ConfigError(f"order={self.order!r}: expected a whole number J from 1 to 200")
         if self.form not in FORMS:
             raise ConfigError(f"form={self.form!r} is unknown; choose one of {', '.join(FORMS)}")
@@ -331,6 +339,8 @@ def compare_exponentials(
     """
     if trials < 2:
         raise ConfigError(f"trials={trials}: an interval needs at least 2")
+    if budget < 1 or not len(x):
+        raise ConfigError(f"budget={budget}, {len(x)} distances x: expected at least 1 of both")
     circuits: dict[str, Exponential] = {
         "veto": VetoExponential(bound),
         "Taylor, published": TaylorExponential(bound, order),

@@ -54,6 +54,10 @@ class Product(Circuit):
         x, y = self._pair(*inputs)
         return torch.minimum(x, y) - x * y if self.shared else torch.zeros_like(x)
 
+    def limit(self, *inputs: Tensor) -> Tensor:
+        """See :meth:`Circuit.limit`; the target and the covariance of the trains."""
+        return self.target(*inputs) + self.covariance(*inputs)
+
     def run(
         self, *inputs: Tensor, T: int, trials: int = 1, generator: torch.Generator
     ) -> ProductSimulation:
@@ -107,6 +111,10 @@ class MatrixProduct(Circuit):
         if not self.shared:
             return a.new_zeros(a.shape[0], b.shape[1])
         return torch.diag((torch.minimum(a, b.T) - a * b.T).sum(1))
+
+    def limit(self, *inputs: Tensor) -> Tensor:
+        """See :meth:`Circuit.limit`; the target and the covariance of the trains."""
+        return self.target(*inputs) + self.covariance(*inputs)
 
     def run(
         self, *inputs: Tensor, T: int, trials: int = 1, generator: torch.Generator

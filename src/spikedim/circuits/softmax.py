@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spikedim.circuits.base import Circuit, Simulation, check_run, same_trials
-from spikedim.circuits.codes import arguments, spans
+from spikedim.circuits.codes import arguments, poisson, spans
 from spikedim.errors import ConfigError
 
 _LN2 = math.log(2)
@@ -47,6 +47,7 @@ class SubtractiveSoftmax(Softmax):
 
     name: ClassVar[str] = "subtractive softmax"
     claim: ClassVar[str] = "SOFTMAX-SUBTRACTIVE"
+    random: ClassVar[bool] = False
     scale: float = 1.0
     beta: float = 1.0
 
@@ -99,6 +100,11 @@ class ShuntingSoftmax(Softmax):
 
     name: ClassVar[str] = "shunting softmax"
     claim: ClassVar[str] = "SOFTMAX-SHUNTING"
+    random: ClassVar[bool] = False
+
+    def limit(self, *inputs: Tensor) -> Tensor:
+        """See :meth:`Circuit.limit`; the target."""
+        return self.target(*inputs)
 
     def run(
         self, *inputs: Tensor, T: int, trials: int = 1, generator: torch.Generator
@@ -149,6 +155,10 @@ class RaceSoftmax(Softmax):
     name: ClassVar[str] = "race softmax"
     claim: ClassVar[str] = "SOFTMAX-RACE"
 
+    def limit(self, *inputs: Tensor) -> Tensor:
+        """See :meth:`Circuit.limit`; the target."""
+        return self.target(*inputs)
+
     def run(
         self, *inputs: Tensor, T: int, trials: int = 1, generator: torch.Generator
     ) -> RaceSimulation:
@@ -196,9 +206,9 @@ class Veto(NamedTuple):
 
     def spikes(self, events: Events, generator: torch.Generator) -> Tensor:
         """Spikes that the sources spent, drawn from what is known of their events."""
-        vetoes = events.vetoes + torch.poisson(events.further, generator=generator)
+        vetoes = events.vetoes + poisson(events.further, generator)
         per_veto, per_idle = self.cost
-        return per_veto * vetoes + per_idle * torch.poisson(events.idle, generator=generator)
+        return per_veto * vetoes + per_idle * poisson(events.idle, generator)
 
 
 class Events(NamedTuple):

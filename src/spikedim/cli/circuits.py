@@ -72,8 +72,8 @@ def circuits(
 ) -> None:
     """List the spike circuits, or measure how the error of one falls with its timesteps.
 
-    Slope and floor of the error come with 95 % intervals; a circuit that T does not improve is
-    reported as not converging.
+    Slope and floor of the error come with 95 % intervals; the verdict says whether the circuit
+    converges and what decides, or that these runs cannot tell.
 
     Example: spikedim circuits softmax-race --logits 0,1,2 -T 16,64,256,1024
     """
@@ -122,18 +122,24 @@ def _row(key: str, example: Example) -> dict[str, str]:
 def _inputs(name: str, example: Example, values: list[str] | None, seed: int) -> tuple[Tensor, ...]:
     import torch
 
+    defaults = example.draw(torch.Generator().manual_seed(seed))
     if not values:
-        return example.draw(torch.Generator().manual_seed(seed))
+        return defaults
     if len(values) != len(example.takes):
         raise ConfigError(
             f"--values is given {len(values)} times; {name} takes {len(example.takes)} inputs: "
             f"{', '.join(example.takes)}"
         )
-    return tuple(torch.tensor(_numbers(text), dtype=torch.float64) for text in values)
+    given = [torch.tensor(_rows(text), dtype=torch.float64) for text in values]
+    # A single row has as many axes as the default: a circuit of matrices takes it as [1, k]
+    return tuple(
+        rows[0] if len(rows) == 1 and default.dim() == 1 else rows
+        for rows, default in zip(given, defaults, strict=True)
+    )
 
 
-def _numbers(text: str) -> Any:
-    """``1,2`` as a row, ``1,2;3,4`` as rows."""
+def _rows(text: str) -> list[list[float]]:
+    """``1,2;3,4`` as rows."""
     try:
         rows = [[float(word) for word in row.split(",")] for row in text.split(";")]
     except ValueError as error:
@@ -142,4 +148,4 @@ def _numbers(text: str) -> Any:
         ) from error
     if len({len(row) for row in rows}) > 1:
         raise ConfigError(f"--values {text!r}: its rows have different lengths")
-    return rows if len(rows) > 1 else rows[0]
+    return rows

@@ -16,6 +16,7 @@ from spikedim.profiling import Profile
 from spikedim.provenance import Provenance
 from spikedim.results import Estimate, Result, Table, number
 from spikedim.theory import TimestepPrediction
+from spikedim.theory.bounds import check_square
 from spikedim.training import NeuronSweep, TimestepSweep
 
 #: Kinds of data there are designs for, in words.
@@ -46,8 +47,7 @@ class Target:
     tolerance: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
-            raise ConfigError(f"epsilon={self.epsilon} must be above 0 percentage points, e.g. 5")
+        check_square(epsilon=self.epsilon)
         if not (math.isfinite(self.tolerance) and 0 <= self.tolerance < 100):
             raise ConfigError(
                 f"tolerance={self.tolerance} must be 0 or more percentage points, e.g. 1"

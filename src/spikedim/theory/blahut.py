@@ -58,7 +58,9 @@ def blahut_arimoto(
         raise ConfigError(
             f"distortions must be finite, >= 0, [{len(p)}, k], and slope={slope} above 0"
         )
-    kernel = np.exp(-slope * d)
+    # A constant of a row changes no test channel, and keeps its kernel from vanishing
+    least = d.min(axis=1, keepdims=True)
+    kernel = np.exp(-slope * (d - least))
     q = np.full(d.shape[1], 1 / d.shape[1])
     for _ in range(iterations):
         mixture = kernel @ q
@@ -71,7 +73,7 @@ def blahut_arimoto(
     mixture = kernel @ q
     weights = kernel * q / mixture[:, None]
     distortion = float(p @ (weights * d).sum(axis=1))
-    base = -slope * distortion - float(p @ np.log(mixture))
+    base = slope * (float(p @ least[:, 0]) - distortion) - float(p @ np.log(mixture))
     factor = kernel.T @ (p / mixture)
     above = base - float(q @ (factor * np.log(np.maximum(factor, 1e-300))))
     below = base - float(np.log(factor.max()))

@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from spikedim.errors import ConfigError
 from spikedim.results import Result
 
+_LEAST, _MOST = 1e-50, 1e50
+
 
 def spikes_worst_case(tokens: int, channels: int, epsilon: float, lipschitz: float = 1.0) -> float:
     """Published worst case ``N >= L_f²·n·d/ε²`` spikes (claim BOUND-WORST).
@@ -27,7 +29,7 @@ def spikes_worst_case(tokens: int, channels: int, epsilon: float, lipschitz: flo
         lipschitz: L_f of the target; an upper bound on its variation, so a constant target
             (which needs no spike at all) is not excluded by any L_f > 0.
     """
-    _positive(tokens=tokens, channels=channels, epsilon=epsilon)
+    _positive(tokens=tokens, channels=channels)
     return _gain(lipschitz, epsilon) * tokens * channels
 
 
@@ -39,7 +41,7 @@ def spikes_input_dependent(
     ``L_f²·d_eff/ε²`` (as stated) or, with ``tokens`` given, ``L_f²·n·d_eff/ε²`` (implied by the
     timestep rule, where T = N/n per token).
     """
-    _positive(d_eff=d_eff, epsilon=epsilon)
+    _positive(d_eff=d_eff)
     return _gain(lipschitz, epsilon) * d_eff * (1 if tokens is None else tokens)
 
 
@@ -49,7 +51,8 @@ def bits_published(tokens: int, channels: int, epsilon: float, lipschitz: float 
     Clamped at 0, where the printed formula turns negative (ε > L_f): a rate cannot.
     Not a bound either way: above R(D) for few components, below it for 18 or more.
     """
-    _positive(tokens=tokens, channels=channels, epsilon=epsilon, lipschitz=lipschitz)
+    _positive(tokens=tokens, channels=channels)
+    check_square(epsilon=epsilon, lipschitz=lipschitz)
     return max(0.0, tokens * channels * math.log2(lipschitz / epsilon))
 
 
@@ -60,7 +63,8 @@ def bits_shannon(components: int, epsilon: float, lipschitz: float = 1.0) -> flo
     a uniform component has zero differential entropy, a Gaussian of variance D/m has
     ``½·log2(2πe·D/m)``.
     """
-    _positive(components=components, epsilon=epsilon, lipschitz=lipschitz)
+    _positive(components=components)
+    check_square(epsilon=epsilon, lipschitz=lipschitz)
     distortion = (epsilon / lipschitz) ** 2
     return max(0.0, components / 2 * math.log2(components / (2 * math.pi * math.e * distortion)))
 
@@ -169,16 +173,28 @@ def timesteps_deterministic(components: int, epsilon: float, lipschitz: float = 
 
 def timesteps_hoeffding(delta: float, failure: float = 0.05) -> float:
     """Bernoulli code: ``T0 = ln(2/p)/(2δ²)`` steps put P(|s̄-x| > δ) below p (claim RATE)."""
-    _positive(delta=delta)
+    check_square(delta=delta)
     if not 0 < failure < 1:
         raise ConfigError(f"failure={failure} must be a probability strictly between 0 and 1")
     return math.log(2 / failure) / (2 * delta**2)
 
 
+def check_square(**values: float) -> None:
+    """Raise :class:`ConfigError` unless each value, its square and 1/square are sound numbers.
+
+    Errors ε enter as 1/ε², which floating point cannot hold for every positive ε.
+    """
+    for name, value in values.items():
+        if not _LEAST <= value <= _MOST:
+            raise ConfigError(
+                f"{name}={value} must be a positive number, from {_LEAST:g} to {_MOST:g}"
+            )
+
+
 def _gain(lipschitz: float, epsilon: float) -> float:
-    _positive(epsilon=epsilon)
-    if lipschitz < 0 or not math.isfinite(lipschitz):
-        raise ConfigError(f"lipschitz={lipschitz} must be a finite number >= 0")
+    check_square(epsilon=epsilon)
+    if lipschitz < 0 or not lipschitz <= _MOST:
+        raise ConfigError(f"lipschitz={lipschitz} must be a number >= 0, at most {_MOST:g}")
     return (lipschitz / epsilon) ** 2
 
 

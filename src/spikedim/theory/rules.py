@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from spikedim.errors import ConfigError
 from spikedim.results import Estimate, Result, Table
+from spikedim.theory.bounds import check_square
 from spikedim.theory.statistics import product_interval
 
 EpsilonUnit = Literal["percent", "fraction"]
@@ -77,8 +78,7 @@ def timestep_rule(
     """
     if epsilon_unit not in get_args(EpsilonUnit):
         raise ConfigError(f"epsilon_unit={epsilon_unit!r}; use 'percent' or 'fraction'")
-    if not (math.isfinite(epsilon) and epsilon > 0):
-        raise ConfigError(f"epsilon={epsilon} must be a positive number, e.g. 5 (percent)")
+    check_square(epsilon=epsilon)
     dimension, scale = _estimate(d_eff, "d_eff"), _estimate(constant, "constant")
     inverse_square = epsilon**-2
     low, closed = product_interval(
