@@ -119,10 +119,9 @@ def order(
     }
     if model is None:
         options.refuse(given, "needs --model, the network whose layers are ordered")
-    training = {"objective": objective, "steps": steps}
     if estimator != "network":
-        options.refuse(training, f"trains a score network; estimator {estimator} has none")
-    set_ones = {name: value for name, value in training.items() if value is not None}
+        why = f"trains a score network; estimator {estimator} has none"
+        options.refuse({"objective": objective, "steps": steps}, why)
     known = _numbers(noise_variance)
     with working(quiet):
         if model is None:
@@ -150,7 +149,7 @@ def order(
             noise_variance=known,
             basis=basis,
             level=level,
-            config=ScoreConfig(seed=seed, **set_ones),
+            config=ScoreConfig(objective or "implicit", steps=steps or 1500, seed=seed),
             seed=seed,
         )
         if out is not None:

@@ -158,8 +158,8 @@ class ScoreNetwork(nn.Module):
 def train(network: ScoreNetwork, x: Tensor, config: ScoreConfig, label: str = "score") -> float:
     """Train ``network`` on samples [n, d] in place; returns the held-out implicit loss.
 
-    A fifth of the samples is held out; the weights kept are those with the least held-out loss among
-    20 checks and the start.
+    A fifth of the samples is held out; the weights kept are those with the least held-out loss
+    among 20 checks and the start.
 
     Raises:
         DataError: fewer than 10 samples, or the loss is not finite.
