@@ -148,6 +148,24 @@ def test_float32_products_keep_the_promised_accuracy():
     assert_allclose(ratio(spectrum(tiny)), ratio(spectrum(x)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(60, 20), (20, 60)])
+@pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix])
+def test_small_values_keep_the_dimension_or_are_refused(shape, kind):
+    x = data(*shape)
+    plain, small = (measure(kind(v), ["pr", "pr_corrected", "pca95"]) for v in (x, x * 1e-69))
+    for key, estimate in plain.estimates.items():
+        for end in ("value", "low", "high"):
+            assert getattr(small[key], end) == pytest.approx(getattr(estimate, end), rel=1e-6)
+    for factor in (1e-81, 1e-200):
+        with pytest.raises(DataError, match="too small"):
+            measure(kind(x * factor), ["pr"])
+
+
+def test_single_precision_values_whose_squares_underflow_are_measured_in_double():
+    x = np.random.default_rng(0).standard_normal((4000, 300)).astype(np.float32)
+    assert_allclose(ratio(spectrum(x * np.float32(1e-30))), ratio(spectrum(x)), rtol=1e-4)
+
+
 def test_large_offset_does_not_cancel():
     x = data(200, 10, scale=False)
     assert_allclose(spectrum(x + 1e7).eigenvalues, spectrum(x).eigenvalues, rtol=1e-6)
