@@ -165,7 +165,7 @@ def participation_ratio_of(spectrum: Spectrum) -> float:
 
 @estimator("pr_corrected", least=1.0)
 def corrected_ratio_of(spectrum: Spectrum) -> float:
-    """Participation ratio from unbiased estimates of (tr C)² and tr C², free of 1/n bias."""
+    """Participation ratio of unbiased (tr C)² and tr C²; no 1/n bias of independent samples."""
     if spectrum.fourth is None:
         return float("nan")
     return corrected_ratio(
