@@ -160,11 +160,17 @@ def test_small_values_keep_the_dimension_or_are_refused(shape, kind):
     for factor in (1e-81, 1e-200):
         with pytest.raises(DataError, match="too small"):
             measure(kind(x * factor), ["pr"])
+        for limits in ({"tolerance": 0.1}, {"memory_limit": 1e3}):
+            with pytest.raises(DataError, match="too small"):
+                participation_ratio(kind(x * factor), **limits)
 
 
 def test_single_precision_values_whose_squares_underflow_are_measured_in_double():
     x = np.random.default_rng(0).standard_normal((4000, 300)).astype(np.float32)
-    assert_allclose(ratio(spectrum(x * np.float32(1e-30))), ratio(spectrum(x)), rtol=1e-4)
+    small = x * np.float32(1e-30)
+    assert_allclose(ratio(spectrum(small)), ratio(spectrum(x)), rtol=1e-4)
+    probed = participation_ratio(small, tolerance=0.1)
+    assert probed.low < ratio(spectrum(x)) < probed.high
 
 
 def test_large_offset_does_not_cancel():

@@ -135,12 +135,12 @@ def moments(samples: Samples, shift: Array | None = None) -> Moments:
             scatter = blas.dsyrk(1.0, z.T, beta=1.0, c=scatter, overwrite_c=1)
     if not (np.isfinite(norm2) and np.isfinite(norm)):
         raise DataError(TOO_LARGE)
-    _check_size(size)
+    check_size(size)
     assert shift is not None
     return Moments(samples.n, shift, total, scatter, norm, norm2, norm_z)
 
 
-def _check_size(largest: float) -> None:
+def check_size(largest: float) -> None:
     """Refuse values other than 0 whose fourth powers, for the participation ratio, underflow."""
     if 0 < largest < _SMALLEST:
         raise DataError(TOO_SMALL)
@@ -170,7 +170,7 @@ def provisional_mean(block: Float, integer: bool) -> Array:
 def _sparse_moments(samples: Samples) -> Moments:
     x = samples.array
     d = samples.d
-    _check_size(float(abs(x).max()))
+    check_size(float(abs(x).max()))
     transposed = x.T.tocsr()
     scatter = np.zeros((d, d), order="F")
     for start, stop in spans(d, max(1, (32 << 20) // (8 * d))):
@@ -218,7 +218,7 @@ def gram(samples: Samples, center: bool) -> Array:
             out = blas.dsyrk(1.0, z.T, beta=1.0, trans=1, c=out, overwrite_c=1)
     if not np.isfinite(np.diagonal(out)).all():
         raise DataError(TOO_LARGE)
-    _check_size(size)
+    check_size(size)
     return symmetric(out)
 
 
@@ -233,7 +233,7 @@ def symmetric(upper: Array) -> Array:
 
 def _sparse_gram(samples: Samples, center: bool) -> Array:
     x, n = samples.array, samples.n
-    _check_size(float(abs(x).max()))
+    check_size(float(abs(x).max()))
     out = np.empty((n, n), order="F")
     for start, stop in spans(n, max(1, (32 << 20) // (8 * n))):
         out[:, start:stop] = (x[start:stop] @ x.T).toarray().T
