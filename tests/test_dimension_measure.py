@@ -28,7 +28,7 @@ from spikedim.dimension import (
 from spikedim.dimension.arrays import as_samples
 from spikedim.dimension.coverage import KEYS, CoverageCell, cover, coverage, heavy_tails, main
 from spikedim.dimension.coverage_cases import growth, neighbourhoods, neighbours
-from spikedim.dimension.estimators import corrected_traces
+from spikedim.dimension.estimators import corrected_traces, pca_share
 from spikedim.dimension.growth import fit_growth
 from spikedim.dimension.heldout import crossing, held_out
 from spikedim.dimension.intervals import INTERVALS, MOSTLY_BIAS
@@ -549,9 +549,42 @@ def test_intrinsic_dimensions_of_a_curved_surface():
 
 @pytest.mark.filterwarnings("error")
 def test_points_that_are_all_equally_far_have_no_finite_intrinsic_dimension():
-    corners = measure(np.eye(48), ["mle", "pr"])["mle"]
-    assert corners.value == np.inf
-    assert (corners.low, corners.high, corners.method) == (None, None, "no interval")
+    report = measure(np.eye(60), ["mle", "two_nn", "pr"])
+    for key in ("mle", "two_nn"):
+        corners = report[key]
+        assert corners.value == np.inf
+        assert (corners.low, corners.high, corners.method) == (None, None, "no interval")
+    assert any("100 % of the samples are equally far" in note for note in report.warnings)
+
+
+def test_tied_neighbours_are_told_and_give_no_interval_of_no_width():
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(np.arange(15), np.arange(15)), axis=-1).reshape(-1, 2)
+    assert measure(grid, ["two_nn"])["two_nn"].value == np.inf
+    counts = measure(rng.integers(0, 9, (300, 1)), ["two_nn", "mle"])
+    for key in ("two_nn", "mle"):
+        assert (counts[key].low, counts[key].method) == (None, "no interval")
+    assert any(note.startswith("two_nn and mle are for points") for note in counts.warnings)
+    smooth = measure(rng.standard_normal((300, 3)).astype(np.float32), ["two_nn", "mle"])
+    assert not any("continuum" in note for note in smooth.warnings)
+
+
+@pytest.mark.parametrize("q", [0.9999999, 1e-7, 1 / 3, 0.07])
+def test_the_default_count_is_at_the_quantile_to_its_last_digit(q):
+    x = np.random.default_rng(0).standard_normal((30, 4))
+    key = next(key for key in measure(x, quantile=q, interval="none").estimates if "pca" in key)
+    assert pca_share(key) == pytest.approx(q, rel=1e-14)
+    assert get_estimator(key).summary.startswith(f"components that reach {key[3:]} %")
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(1.0, 3e7), (1.0, 1e9), (1e-69, 0.0), (1e70, 0.0)])
+def test_neighbours_do_not_depend_on_the_mean_or_the_unit(factor, shift):
+    x = np.random.default_rng(0).standard_normal((120, 20))
+    plain, moved = (measure(v, ["two_nn", "mle"]) for v in (x, factor * x + shift))
+    for key in ("two_nn", "mle"):
+        for end in ("value", "low", "high"):
+            found = getattr(moved[key], end)
+            assert found == pytest.approx(getattr(plain[key], end), rel=1e-4)
 
 
 def test_published_protocol_on_subsamples():

@@ -148,6 +148,31 @@ def test_float32_products_keep_the_promised_accuracy():
     assert_allclose(ratio(spectrum(tiny)), ratio(spectrum(x)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(60, 20), (20, 60)])
+@pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix])
+def test_small_values_keep_the_dimension_or_are_refused(shape, kind):
+    x = data(*shape)
+    plain, small = (measure(kind(v), ["pr", "pr_corrected", "pca95"]) for v in (x, x * 1e-69))
+    for key, estimate in plain.estimates.items():
+        for end in ("value", "low", "high"):
+            found, expected = (getattr(e, end) for e in (small[key], estimate))
+            assert found is expected is None or found == pytest.approx(expected, rel=1e-6)
+    for factor in (1e-81, 1e-200):
+        with pytest.raises(DataError, match="too small"):
+            measure(kind(x * factor), ["pr"])
+        for limits in ({"tolerance": 0.1}, {"memory_limit": 1e3}):
+            with pytest.raises(DataError, match="too small"):
+                participation_ratio(kind(x * factor), **limits)
+
+
+def test_single_precision_values_whose_squares_underflow_are_measured_in_double():
+    x = np.random.default_rng(0).standard_normal((4000, 300)).astype(np.float32)
+    small = x * np.float32(1e-30)
+    assert_allclose(ratio(spectrum(small)), ratio(spectrum(x)), rtol=1e-4)
+    probed = participation_ratio(small, tolerance=0.1)
+    assert probed.low < ratio(spectrum(x)) < probed.high
+
+
 def test_large_offset_does_not_cancel():
     x = data(200, 10, scale=False)
     assert_allclose(spectrum(x + 1e7).eigenvalues, spectrum(x).eigenvalues, rtol=1e-6)

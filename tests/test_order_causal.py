@@ -63,6 +63,30 @@ def test_true_order_gives_the_true_graph_of_linear_models(linear, basis):
                 assert edge.weight is None
 
 
+@pytest.mark.parametrize(("basis", "unit"), [("linear", 1e-13), ("spline", 1e-8), ("linear", 1e12)])
+def test_the_unit_of_the_data_changes_nothing_but_units(linear, basis, unit):
+    model, x = linear
+    x = x[:500]
+    plain, scaled = (causal_order(v, estimator="gaussian", basis=basis) for v in (x, x * unit))
+    assert len(plain.edges) == model.graph.sum()
+    assert [(e.cause, e.effect) for e in scaled.edges] == [(e.cause, e.effect) for e in plain.edges]
+    assert scaled.order == plain.order
+    assert scaled.warnings == plain.warnings
+    for one, other in zip(plain.variables, scaled.variables, strict=True):
+        assert other.noise_variance.value == pytest.approx(one.noise_variance.value * unit**2)
+        assert other.diagonal == pytest.approx(one.diagonal / unit**2)
+
+
+def test_rows_of_a_period_are_not_mistaken_for_all():
+    """Rows of T = 5 timesteps a sample: from the second one on, x1 causes x2."""
+    x = np.random.default_rng(0).standard_normal((19_996, 2))
+    x[np.arange(19_996) % 5 > 0, 1] += 2 * x[np.arange(19_996) % 5 > 0, 0]
+    assert graph_of(sparse_regressions(x, [0, 1]))[0, 1]
+    noise = sparse_regressions(x, [0, 1])[1].noise_variance.value
+    whole = sparse_regressions(x, [0, 1], "linear")[1].noise_variance.value
+    assert noise == pytest.approx(whole, rel=0.1)
+
+
 def test_splines_see_what_a_line_does_not():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1000, 2))
@@ -248,6 +272,28 @@ def test_what_the_data_contradict_is_told(linear):
     assert any("4 timesteps" in t for t in causal_order(steps, estimator="gaussian").warnings)
 
 
+def test_only_the_ratios_of_known_noise_variances_count():
+    model = random_model(4, "gp-add", edges=1.5, noise=np.array([1, 2, 1, 0.5]), seed=2)
+    x = model.sample(500)
+    known = model.noise**2
+    small, large = (
+        causal_order(x, estimator="stein", noise_variance=factor * known) for factor in (1e-3, 1e3)
+    )
+    assert any("expectation gap" in text for text in small.warnings)
+    assert small.warnings == large.warnings
+    for one, other in zip(small.variables, large.variables, strict=True):
+        assert other.diagonal == pytest.approx(one.diagonal, rel=1e-9)
+    metres = causal_order(x / 1000, estimator="stein", noise_variance=known)
+    assert metres.variables[0].diagonal == pytest.approx(1e6 * small.variables[0].diagonal)
+    assert list(large.to_dict()["noise_variance"].values()) == pytest.approx(list(1e3 * known))
+    assert "noise variances known (x1 0.001, " in str(small)
+    # equal ones are those that are assumed
+    plain = causal_order(x, estimator="stein")
+    same = causal_order(x, estimator="stein", noise_variance=np.full(4, 7.0))
+    assert same.variables == plain.variables
+    assert plain.noise_variance is None
+
+
 def test_the_expectation_gap_is_told_of_bent_functions_only():
     def gap_told(kind, seed):
         x = random_model(5, kind, edges=1.5, seed=seed).sample(1000, seed=seed + 100)
@@ -268,7 +314,7 @@ def test_rows_that_splines_leave_out_are_told():
         causal_order(x[:4000], estimator="stein"),
         causal_order(x, estimator="gaussian"),
     ):
-        assert not any("evenly spaced" in text for text in all_rows.warnings)
+        assert not any("drawn at random" in text for text in all_rows.warnings)
 
 
 def test_the_order_of_populations_comes_back_from_their_potentials():
@@ -351,6 +397,10 @@ def test_bad_options_give_one_line(tmp_path, capsys, linear):
         capsys, "--data", path, "--noise-variance", "1,2", "--estimator", "gaussian"
     )
     assert "level" in fails(capsys, "--data", path, "--level", 2, "--estimator", "gaussian")
+    assert "ridge" in fails(capsys, "--data", path, "--marginal", "refit", "--ridge", 0.5)
+    for option, value in (("--steps", 7), ("--objective", "sliced")):
+        words = ("--data", path, "--estimator", "stein", option, value)
+        assert f"{option} {value} trains a score network" in fails(capsys, *words)
     assert "does not exist" in fails(capsys, "--data", tmp_path / "none.csv")
     np.savez(tmp_path / "k.npz", other=x)
     assert "expected a table called" in fails(capsys, "--data", tmp_path / "k.npz")
@@ -384,6 +434,7 @@ def test_layers_of_a_network_from_the_command(capsys):
     found = json.loads(capsys.readouterr().out)
     assert all(variable["name"].startswith("block.0.") for variable in found["variables"])
     assert 0 <= found["backward"] <= len(found["edges"])
+    assert (found["training"]["steps"], found["training"]["objective"]) == (50, "implicit")
     recorded = found["recorded"]
     assert (recorded["T"], recorded["time"], recorded["split"]) == (2, "mean", "train")
     assert recorded["trained"] is False

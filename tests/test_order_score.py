@@ -88,6 +88,14 @@ def test_training_repeats():
     np.testing.assert_array_equal(first.information(), again.information())
 
 
+def test_samples_of_every_phase_of_a_period_are_held_out():
+    """Rows of T = 5 timesteps a sample: a fifth of the rows, not one timestep of all."""
+    phases = np.bincount(np.flatnonzero(held_out(5000)) % 5, minlength=5)
+    assert phases.sum() == 1000
+    assert (np.abs(phases - 200) < 60).all()
+    assert (held_out(5000) != held_out(5000, seed=1)).any()
+
+
 def test_held_out_samples_do_not_enter_the_start():
     x = random_model(4, seed=0).sample(400)
     x[held_out(400)] *= 5

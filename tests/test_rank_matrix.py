@@ -113,6 +113,17 @@ def test_stable_rank_and_effective_dimension_against_their_definitions():
     assert float(found.dimension) == measure(x, ["pca95"])["pca95"].value
 
 
+@pytest.mark.parametrize("factor", [1e-300, 1e200, 1e307])
+def test_ranks_have_no_scale(factor):
+    rng = np.random.default_rng(0)
+    low = rng.standard_normal((2, 12, 3)) @ rng.standard_normal((3, 20))
+    low[1] *= 1e-9  # of every matrix its own
+    plain, scaled = token_ranks(low), token_ranks(low * factor)
+    for name in ("rank", "affine", "dimension", "ambiguous"):
+        np.testing.assert_array_equal(getattr(scaled, name), getattr(plain, name))
+    np.testing.assert_allclose(scaled.stable, plain.stable, rtol=1e-9)
+
+
 @pytest.mark.parametrize(
     "bad", [np.zeros(3), np.zeros((0, 3)), np.full((2, 2), np.nan), np.zeros((2, 2), complex)]
 )

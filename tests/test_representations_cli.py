@@ -122,6 +122,8 @@ def test_large_data_are_measured_without_intervals_and_say_so(capsys, monkeypatc
         (["-r", "patches", "--option", "size"], "NAME=VALUE"),
         (["-r", "patches", "--estimators", "mle"], "independent samples"),
         (["--quantile", "2"], "fraction"),
+        (["--quantile", "0.5", "--per", "class"], "--quantile 0.5 is of the default PCA count"),
+        (["--quantile", "0.5", "--estimators", "pr"], "--quantile 0.5 is of the default PCA count"),
         (["--data", "nothing", "--growth", "--plot", "x.jpg"], "name a .png, .pdf or .svg file"),
     ],
 )

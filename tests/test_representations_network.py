@@ -367,6 +367,16 @@ def test_cluster_intervals_cover():
     assert 0.89 <= hits / 200 <= 0.99
 
 
+def test_the_correction_of_rows_leaves_the_bias_of_clusters_to_the_interval():
+    """50 rows each of 20 clusters that share 0.9 of the variance in 50 equal directions."""
+    x, cluster = clustered(np.random.default_rng(0), 20, 50, np.ones(50), within=0.1)
+    report = measure_clustered(x, cluster, ["pr_corrected"])
+    found = report["pr_corrected"]
+    assert found.value < 20
+    assert (found.low, found.high) == (found.value, None)
+    assert report.tables()[0].rows[0][-1].endswith("no 1/n bias of independent samples.")
+
+
 def test_cluster_faults_are_named():
     x = np.random.default_rng(0).standard_normal((12, 3))
     with pytest.raises(DataError, match=r"expected \(12,\)"):

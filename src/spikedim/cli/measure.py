@@ -70,8 +70,9 @@ def measure(
         str | None, typer.Option(help="Comma-separated estimators; default all that apply.")
     ] = None,
     quantile: Annotated[
-        float, typer.Option(help="Share of the variance PCA-q % must reach, in (0, 1).")
-    ] = 0.95,
+        float | None,
+        typer.Option(help="Share of the variance PCA-q % must reach, in (0, 1), default 0.95."),
+    ] = None,
     center: Annotated[
         bool, typer.Option("--center/--no-center", help="Subtract the mean first.")
     ] = True,
@@ -118,7 +119,10 @@ def measure(
         run_explain(chosen_data, data_root, representation, limit, seed, out, as_json, quiet)
         return
     keys = estimators.split(",") if estimators else None
-    how = How(per, growth, keys, quantile, center, seed)
+    if keys or per != "none":
+        why = "is of the default PCA count; name one instead, e.g. --estimators pca90"
+        options.refuse({"quantile": quantile}, why)
+    how = How(per, growth, keys, 0.95 if quantile is None else quantile, center, seed)
     how.check()
     with working(quiet):
         if model is None:
@@ -166,7 +170,9 @@ class How:
     @property
     def pca(self) -> str:
         """Key of the PCA count at the chosen quantile."""
-        return f"pca{100 * self.quantile:g}"
+        from spikedim.dimension.estimators import pca_key
+
+        return pca_key(self.quantile)
 
     @property
     def whole(self) -> bool:

@@ -64,10 +64,12 @@ def order(
         typer.Option(help="How leaves are removed: Schur complement, or a new estimate."),
     ] = "schur",
     objective: Annotated[
-        Literal["implicit", "sliced", "denoising"],
-        typer.Option(help="Score matching of the network."),
-    ] = "implicit",
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of the network.")] = 1500,
+        Literal["implicit", "sliced", "denoising"] | None,
+        typer.Option(help="Score matching of the network, default implicit."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps of the network, default 1500.")
+    ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0, help="Leaves are within this share of the smallest entry.")
     ] = 0.05,
@@ -117,6 +119,9 @@ def order(
     }
     if model is None:
         options.refuse(given, "needs --model, the network whose layers are ordered")
+    if estimator != "network":
+        why = f"trains a score network; estimator {estimator} has none"
+        options.refuse({"objective": objective, "steps": steps}, why)
     known = _numbers(noise_variance)
     with working(quiet):
         if model is None:
@@ -144,7 +149,7 @@ def order(
             noise_variance=known,
             basis=basis,
             level=level,
-            config=ScoreConfig(objective=objective, steps=steps, seed=seed),
+            config=ScoreConfig(objective or "implicit", steps=steps or 1500, seed=seed),
             seed=seed,
         )
         if out is not None:

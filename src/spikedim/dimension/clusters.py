@@ -1,7 +1,8 @@
 """Samples that come in clusters: the tokens of one image, the timesteps of one recording.
 
 Rows of one cluster depend on each other, so they are one observation: intervals come from a
-jackknife that leaves out groups of whole clusters.
+jackknife that leaves out groups of whole clusters. Values are those of all rows; pr_corrected takes
+out the bias of so many independent rows, that of the few clusters stays and is in the interval.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,16 @@ def pca_share(key: str) -> float | None:
     return float(match[1]) / 100 if match and 0 < float(match[1]) < 100 else None
 
 
+def pca_key(q: float) -> str:
+    """Key of the PCA count at a share q of the variance, with all its digits.
+
+    Example:
+        >>> pca_key(0.95), pca_key(0.9999999)
+        ('pca95', 'pca99.99999')
+    """
+    return f"pca{(100 * Decimal(str(q))).normalize():f}"
+
+
 def get_estimator(key: str) -> Estimator:
     """Find an estimator by key; ``pcaQQ`` (pca90, pca99.5, …) exists for every 0 < QQ < 100.
 
@@ -103,7 +114,8 @@ def get_estimator(key: str) -> Estimator:
     """
     q = pca_share(key)
     if q is not None:
-        summary = f"components that reach {100 * q:g} % of the variance"
+        percent = key.removeprefix("pca").removesuffix("_real")
+        summary = f"components that reach {percent} % of the variance"
         if key.endswith("_real"):
             summary += ", real-valued"
             return Estimator(key, lambda s: pca_quantile(s, q), summary=summary)
@@ -153,7 +165,7 @@ def participation_ratio_of(spectrum: Spectrum) -> float:
 
 @estimator("pr_corrected", least=1.0)
 def corrected_ratio_of(spectrum: Spectrum) -> float:
-    """Participation ratio from unbiased estimates of (tr C)² and tr C², free of 1/n bias."""
+    """Participation ratio of unbiased (tr C)² and tr C²; no 1/n bias of independent samples."""
     if spectrum.fourth is None:
         return float("nan")
     return corrected_ratio(

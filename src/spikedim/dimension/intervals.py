@@ -45,6 +45,7 @@ SPREAD = "spread of the estimator at n, its bias not included"
 #: Samples that intervals need at least.
 FEWEST = 8
 _PART = 100
+_SAME = 1e-9
 
 
 def curve_of(item: Estimator) -> Curve:
@@ -285,7 +286,8 @@ def interval_for_samples(
     # disjoint parts: a resample with repeats would create neighbours at distance 0
     parts = np.array_split(rng.permutation(index), m)
     draws = [float(item.function(samples.take(np.sort(p)), rng)) for p in parts]
-    if not np.isfinite([value, *draws]).all():
+    # parts that agree but for rounding hold the same few distinct rows
+    if not np.isfinite([value, *draws]).all() or np.ptp(draws) < _SAME * abs(value):
         return Estimate(value, n=n, method="no interval"), []
     mean = float(np.mean(draws))
     spread = float(np.std(draws, ddof=1)) / math.sqrt(m) * (abs(value / mean) if mean else 1.0)

@@ -16,6 +16,9 @@ from spikedim.dimension.moments import Array
 CAP = 5000
 _CAP_BYTES = 256 << 20
 NEIGHBOURS = 20
+#: Samples that are searched for ties.
+TIES_FROM = 1000
+_ROUNDING = 1e-9
 
 
 def sample_cap(d: int) -> int:
@@ -24,29 +27,46 @@ def sample_cap(d: int) -> int:
 
 
 def distinct_sample(x: Any, rng: np.random.Generator, cap: int = CAP) -> Array:
-    """At most ``cap`` distinct rows of x, drawn without replacement.
+    """Distinct rows of ``cap`` rows of x drawn without replacement, centred and scaled.
 
-    Equal rows have distance 0, for which neighbour-ratio estimators are undefined.
+    Equal rows have distance 0, for which neighbour-ratio estimators are undefined. Distances come
+    from inner products, in which a large mean would cancel all digits.
     """
     x = np.asarray(x, np.float64)
     if len(x) > cap:
         x = x[np.sort(rng.choice(len(x), cap, replace=False))]
-    return np.asarray(np.unique(x, axis=0))
+    x = x / (np.abs(x).max() or 1.0)
+    return np.asarray(np.unique(x - x.mean(axis=0), axis=0))
+
+
+def tied_share(x: Any) -> float:
+    """Share of the distinct rows of x whose two nearest ones are equally far; 0 below 5 of them."""
+    points = distinct_sample(x, np.random.default_rng(0))
+    if len(points) < 5:
+        return 0.0
+    nearest = _distances(points, 2)
+    return float((nearest[:, 0] == nearest[:, 1]).mean())
 
 
 def two_nn_dimension(x: Any, rng: np.random.Generator, cap: int = CAP) -> float:
     """Two-NN dimension of at most ``cap`` distinct rows of x [n, d]; NaN below 5 of them.
 
-    P(μ) = 1 − μ^−D for the ratio μ of the two nearest distances (Facco et al. 2017).
+    P(μ) = 1 − μ^−D for the ratio μ of the two nearest distances (Facco et al. 2017), without the
+    tenth of largest μ. Infinite where all others are 1.
     """
     points = distinct_sample(x, rng, cap)
     if len(points) < 5:
         return 0.0 if len(points) == 1 else float("nan")
     from skdim.id import TwoNN
 
+    nearest = _distances(points, 2)
+    nearest = nearest[nearest[:, 0] > 0]
+    if len(nearest) < 5:
+        return float("nan")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return float(TwoNN().fit(_two_columns(points)).dimension_)
+        found = TwoNN(dist=True).fit(nearest)
+    return float(found.dimension_) if found.x_.any() else float("inf")
 
 
 def mle_dimension(
@@ -65,13 +85,25 @@ def mle_dimension(
     from skdim.id import MLE
 
     k = min(neighbours, len(points) - 1)
+    distances = _distances(points, k)
+    distances = distances[distances[:, 0] > 0]
+    if len(distances) < 5:
+        return float("nan")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        local = MLE().fit(_two_columns(points), n_neighbors=k).dimension_pw_
+        known = (distances, None)
+        local = MLE().fit(distances, precomputed_knn_arrays=known, n_neighbors=k).dimension_pw_
     with np.errstate(divide="ignore"):  # neighbours all equally far: infinite
         return float(1 / np.mean(1 / local))
 
 
-def _two_columns(points: Array) -> Array:
-    """Add a constant feature to one-dimensional data: the library wants at least two."""
-    return np.pad(points, ((0, 0), (0, 1))) if points.shape[1] == 1 else points
+def _distances(points: Array, k: int) -> Array:
+    """Distances of every point to its k nearest others, [n, k] ascending.
+
+    Those that rounding alone parts from the farthest are equal to it.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    found, _ = NearestNeighbors(n_neighbors=k).fit(points).kneighbors()
+    far = found[:, -1:]
+    return np.asarray(np.where(found > far * (1 - _ROUNDING), far, found))

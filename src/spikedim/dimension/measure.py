@@ -10,18 +10,21 @@ from typing import Any
 import numpy as np
 
 from spikedim.dimension.arrays import Samples, as_samples
-from spikedim.dimension.estimators import DEFAULT, Estimator, get_estimator, pca_count
+from spikedim.dimension.estimators import DEFAULT, Estimator, get_estimator, pca_count, pca_key
 from spikedim.dimension.intervals import (
     FEWEST,
     INTERVALS,
     interval_for_samples,
     spectral_intervals,
 )
-from spikedim.dimension.intrinsic import sample_cap
+from spikedim.dimension.intrinsic import TIES_FROM, sample_cap, tied_share
 from spikedim.dimension.resampling import Resampler
 from spikedim.dimension.spectrum import Spectrum, check_memory
 from spikedim.errors import ConfigError
 from spikedim.results import Estimate, Result, Table, number
+
+_NEAREST = ("two_nn", "mle")
+_TIED = 0.1
 
 
 @dataclass(frozen=True)
@@ -162,16 +165,16 @@ def measure(
             # 0 is the dimension of equal samples: one alone has no neighbour.
             found[item.key] = replace(found[item.key], value=math.nan)
         notes += limits
-    notes += _notes(samples, spec, direct)
+    notes += _notes(samples, spec, direct, seed)
     ordered = {key: found[key] for key in keys}
     return DimensionReport(ordered, spec, tuple(notes), samples.n, spec.d, center, seed)
 
 
 def _defaults(quantile: float) -> list[str]:
-    return [f"pca{100 * quantile:g}" if key == "pca95" else key for key in DEFAULT]
+    return [pca_key(quantile) if key == "pca95" else key for key in DEFAULT]
 
 
-def _notes(samples: Samples, spec: Spectrum, direct: list[Estimator]) -> list[str]:
+def _notes(samples: Samples, spec: Spectrum, direct: list[Estimator], seed: int) -> list[str]:
     notes = []
     if spec.total_variance == 0:
         notes.append("no variance: all samples are equal, so every dimension is 0")
@@ -180,6 +183,14 @@ def _notes(samples: Samples, spec: Spectrum, direct: list[Estimator]) -> list[st
         notes.append(
             f"{names} use {sample_cap(samples.d):,} of {samples.n:,} samples, drawn at random"
         )
+    if neighbour := [e.key for e in direct if e.key in _NEAREST]:
+        some = np.random.default_rng(seed).permutation(samples.n)[:TIES_FROM]
+        share = tied_share(samples.take(some))
+        if share > _TIED:
+            notes.append(
+                f"{' and '.join(neighbour)} are for points of a continuum: the two nearest of "
+                f"{100 * share:.0f} % of the samples are equally far, as on grids and among counts"
+            )
     return notes
 
 

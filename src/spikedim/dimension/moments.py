@@ -16,6 +16,8 @@ from spikedim.progress import track
 
 Array = NDArray[np.float64]
 TOO_LARGE = "values of x are too large to be squared in float64; rescale x first"
+TOO_SMALL = "values of x are too small to be squared twice in float64; rescale x first"
+_SMALLEST = 1e-70
 _SINGLE_WORK = 1 << 28
 SINGLE_RANGE = (1e-24, 1e30)
 
@@ -93,7 +95,7 @@ def moments(samples: Samples, shift: Array | None = None) -> Moments:
     there is enough work for it to pay; the rest runs in float64.
 
     Raises:
-        DataError: a value is NaN or infinite, or too large to be squared.
+        DataError: a value is NaN or infinite, or too large, or all too small, to be squared.
     """
     if samples.sparse:
         return _sparse_moments(samples)
@@ -102,7 +104,7 @@ def moments(samples: Samples, shift: Array | None = None) -> Moments:
     d = samples.d
     scatter = np.zeros((d, d), order="F")
     total, norm_z = np.zeros(d), np.zeros(d)
-    norm = norm2 = 0.0
+    norm = norm2 = size = 0.0
     for start, stop in _shown(samples.row_blocks(4 if single else 8), "moments"):
         block = samples.rows(start, stop, dtype)
         if shift is None:
@@ -116,12 +118,13 @@ def moments(samples: Samples, shift: Array | None = None) -> Moments:
                 raise DataError(TOO_LARGE)
             single = False
         peak = float(a.max())
-        if single and not (peak == 0 or SINGLE_RANGE[0] < peak < SINGLE_RANGE[1]):
+        if single and not SINGLE_RANGE[0] < peak < SINGLE_RANGE[1] and z.any():
             single = False
         if not single and z.dtype != np.float64:
             dtype = np.float64
             z = samples.rows(start, stop) - shift
             a = np.einsum("ij,ij->i", z, z)
+        size = max(size, float(a.max()) ** 0.5 or float(np.abs(z).max()))
         total += np.ones(len(z), z.dtype) @ z
         norm += float(a.sum())
         norm2 += float(a @ a)
@@ -132,8 +135,15 @@ def moments(samples: Samples, shift: Array | None = None) -> Moments:
             scatter = blas.dsyrk(1.0, z.T, beta=1.0, c=scatter, overwrite_c=1)
     if not (np.isfinite(norm2) and np.isfinite(norm)):
         raise DataError(TOO_LARGE)
+    check_size(size)
     assert shift is not None
     return Moments(samples.n, shift, total, scatter, norm, norm2, norm_z)
+
+
+def check_size(largest: float) -> None:
+    """Refuse values other than 0 whose fourth powers, for the participation ratio, underflow."""
+    if 0 < largest < _SMALLEST:
+        raise DataError(TOO_SMALL)
 
 
 def _shown(blocks: Iterable[tuple[int, int]], label: str) -> Iterable[tuple[int, int]]:
@@ -160,6 +170,7 @@ def provisional_mean(block: Float, integer: bool) -> Array:
 def _sparse_moments(samples: Samples) -> Moments:
     x = samples.array
     d = samples.d
+    check_size(float(abs(x).max()))
     transposed = x.T.tocsr()
     scatter = np.zeros((d, d), order="F")
     for start, stop in spans(d, max(1, (32 << 20) // (8 * d))):
@@ -178,13 +189,14 @@ def gram(samples: Samples, center: bool) -> Array:
     subtracted before the products and nothing cancels.
 
     Raises:
-        DataError: a value is NaN or infinite, or too large to be squared.
+        DataError: a value is NaN or infinite, or too large, or all too small, to be squared.
     """
     if samples.sparse:
         return _sparse_gram(samples, center)
     n, d = samples.n, samples.d
     single = samples.single and n * n * d > _SINGLE_WORK
     out = np.zeros((n, n), order="F")
+    size = 0.0
     step = max(1, min(4096, (64 << 20) // (8 * n)))
     for start, stop in _shown(spans(d, step), "Gram matrix"):
         block = samples.columns(start, stop)
@@ -198,6 +210,7 @@ def gram(samples: Samples, center: bool) -> Array:
         peak = float(np.abs(z).max())
         if not np.isfinite(peak):
             samples.check_finite(block, 0, start)
+        size = max(size, peak)
         if single and (peak == 0 or 1e-12 < peak < 1e15):
             # the upper triangle only: BLAS reads a row-major block as its transpose
             out += blas.ssyrk(1.0, np.asarray(z, np.float32).T, trans=1)
@@ -205,6 +218,7 @@ def gram(samples: Samples, center: bool) -> Array:
             out = blas.dsyrk(1.0, z.T, beta=1.0, trans=1, c=out, overwrite_c=1)
     if not np.isfinite(np.diagonal(out)).all():
         raise DataError(TOO_LARGE)
+    check_size(size)
     return symmetric(out)
 
 
@@ -219,6 +233,7 @@ def symmetric(upper: Array) -> Array:
 
 def _sparse_gram(samples: Samples, center: bool) -> Array:
     x, n = samples.array, samples.n
+    check_size(float(abs(x).max()))
     out = np.empty((n, n), order="F")
     for start, stop in spans(n, max(1, (32 << 20) // (8 * n))):
         out[:, start:stop] = (x[start:stop] @ x.T).toarray().T

@@ -10,7 +10,13 @@ import numpy as np
 
 from spikedim.dimension.arrays import Float, Samples
 from spikedim.dimension.kernels import product
-from spikedim.dimension.moments import SINGLE_RANGE, TOO_LARGE, Array, provisional_mean
+from spikedim.dimension.moments import (
+    SINGLE_RANGE,
+    TOO_LARGE,
+    Array,
+    check_size,
+    provisional_mean,
+)
 from spikedim.errors import DataError
 
 
@@ -74,12 +80,13 @@ def covariance_operator(samples: Samples, center: bool) -> tuple[CovarianceOpera
     """The operator and ‖x − μ‖² of every sample, [n]; the data are read twice.
 
     Raises:
-        DataError: a value is NaN or infinite, or too large to be squared.
+        DataError: a value is NaN or infinite, or too large, or all too small, to be squared.
     """
     n = samples.n
     divisor = n - 1 if center else n
     if samples.sparse:
         x = samples.array
+        check_size(float(abs(x).max()))
         squares = np.asarray(x.multiply(x).sum(axis=1)).ravel()
         mean = np.asarray(x.mean(axis=0)).ravel() if center else np.zeros(samples.d)
         norms = squares - 2 * (x @ mean) + mean @ mean
@@ -127,7 +134,7 @@ def first_look(samples: Samples, center: bool, vectors: Float | None = None) -> 
     """Mean, total variance and C·vectors of dense samples, all from one pass over the data.
 
     Raises:
-        DataError: a value is NaN or infinite, or too large to be squared.
+        DataError: a value is NaN or infinite, or too large, or all too small, to be squared.
     """
     n, d = samples.n, samples.d
     dtype: Any = np.float32 if samples.single else np.float64
@@ -141,14 +148,15 @@ def first_look(samples: Samples, center: bool, vectors: Float | None = None) -> 
         shift = provisional_mean(start, samples.integer)
     # products with the probes, sums and sums weighted by the norms come from one multiplication
     right, sums = np.ones((step, k + 2), dtype), np.zeros((d, k + 2))
-    norm = norm2 = 0.0
+    norm = norm2 = size = 0.0
     for first, z in shifted(samples, shift.astype(dtype), step):
         a = np.einsum("ij,ij->i", z, z)
         peak = float(a.max())
         if not np.isfinite(a).all():
             samples.check_finite(z, first)
-        if samples.single and peak != 0 and not SINGLE_RANGE[0] < peak < SINGLE_RANGE[1]:
+        if samples.single and not SINGLE_RANGE[0] < peak < SINGLE_RANGE[1] and z.any():
             return first_look(replace(samples, single=False), center, vectors)
+        size = max(size, peak**0.5 or float(np.abs(z).max()))
         norm += float(a.sum(dtype=np.float64))
         norm2 += float(np.square(a, dtype=np.float64).sum())
         block = right[: len(z)]
@@ -157,6 +165,7 @@ def first_look(samples: Samples, center: bool, vectors: Float | None = None) -> 
         sums += z.T @ block
     if not np.isfinite(norm2):
         raise DataError(TOO_LARGE)
+    check_size(size)
     divisor = n - 1 if center else n
     offset = sums[:, 0] / n if center else np.zeros(d)
     image = sums[:, 1:-1] - n * np.outer(offset, offset @ vectors)

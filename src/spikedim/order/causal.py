@@ -77,15 +77,19 @@ def causal_order(
     if n < 50:
         raise DataError(f"{n} samples; an order needs at least 50")
     started = time.monotonic()
-    scales = None if noise_variance is None else checked_variances(noise_variance, d)
+    given = None if noise_variance is None else checked_variances(noise_variance, d)
+    if ridge and marginal == "refit":
+        raise ConfigError(f"ridge={ridge} is of marginal schur; refit has no use for one")
+    # with columns in units of their noise the noise is equal; only its ratios are used
+    scales = np.ones(d) if given is None else given / given.mean()
     score = estimate(x, estimator, config, seed)
     if marginal == "schur":
         extraction = schur_sort(score.information(), tolerance, ridge, scales)
     else:
         extraction = refit_sort(score, tolerance, scales)
     chosen = basis or ("linear" if estimator == "gaussian" else "spline")
-    regressions = sparse_regressions(x, extraction.order, chosen)
-    checks = check_residuals(x, regressions, chosen, level, seed)
+    regressions = sparse_regressions(x, extraction.order, chosen, seed=seed)
+    checks = check_residuals(x / np.sqrt(scales), regressions, chosen, level, seed)
     used = rows_regressed(n, chosen)
     notes = [
         *_about_samples(table, tolerance, used),
@@ -109,6 +113,8 @@ def causal_order(
         ridge=ridge,
         level=level,
         loss=score.loss if isinstance(score, NetworkScore) else None,
+        training=score.config if isinstance(score, NetworkScore) else None,
+        noise_variance=None if given is None else dict(zip(names, given.tolist(), strict=True)),
         seed=seed,
         seconds=time.monotonic() - started,
         recorded=table.recorded,
@@ -157,7 +163,7 @@ def _about_samples(table: Variables, tolerance: float, used: int) -> list[str]:
     if used < n:
         notes.append(
             f"edges, their p-values and noise variances are of {used:,} of the {n:,} rows, "
-            "evenly spaced; basis linear takes all"
+            "drawn at random; basis linear takes all"
         )
     spread = table.values.std(0)
     if d > 2 and spread.max() < 1.02 * spread.min():
@@ -168,13 +174,9 @@ def _about_samples(table: Variables, tolerance: float, used: int) -> list[str]:
     return notes
 
 
-def _about_variances(
-    used: int, regressions: Sequence[Regression], scales: Array | None
-) -> list[str]:
+def _about_variances(used: int, regressions: Sequence[Regression], scales: Array) -> list[str]:
     """Bartlett's test of equal noise variances."""
-    found = np.array([r.noise_variance.value for r in regressions])
-    if scales is not None:
-        found = found / scales[[r.variable for r in regressions]]
+    found = np.array([r.noise_variance.value / scales[r.variable] for r in regressions])
     if not (found > 0).all():
         return ["some variable is a function of others without noise: the order is arbitrary there"]
     free = used - 1

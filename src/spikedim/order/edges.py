@@ -68,15 +68,16 @@ class Regression:
 
 
 def sparse_regressions(
-    x: Array, order: Sequence[int], basis: str = "spline", level: float = LEVEL
+    x: Array, order: Sequence[int], basis: str = "spline", level: float = LEVEL, seed: int = 0
 ) -> tuple[Regression, ...]:
     """Regressions of all variables on their predecessors in ``order``, in that order.
 
     Args:
-        x: samples [n, d]; splines use at most 4,000 of them, evenly spaced.
+        x: samples [n, d]; splines use at most 4,000 of them, drawn at random.
         order: variables, causes first.
         basis: one of :data:`BASES`.
         level: of each Wald test.
+        seed: of that draw.
 
     Raises:
         ConfigError: unknown basis, or a level outside (0, 1).
@@ -87,7 +88,7 @@ def sparse_regressions(
     if not 0 < level < 1:
         raise ConfigError(f"level={level}; expected a probability between 0 and 1")
     if (rows := rows_regressed(len(x), basis)) < len(x):
-        x = x[np.linspace(0, len(x) - 1, rows).astype(int)]
+        x = x[np.sort(np.random.default_rng(seed).choice(len(x), rows, replace=False))]
     if len(x) < 10 * _KNOTS:
         raise DataError(f"{len(x)} samples; regressions need at least {10 * _KNOTS}")
     expand = _linear if basis == "linear" else _splines
@@ -153,7 +154,7 @@ def _proposed(y: Array, before: dict[int, Array]) -> list[int]:
     lasso = LassoLarsIC("bic") if n > width + 2 else LassoCV(cv=5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        coefficients = lasso.fit(design, y).coef_
+        coefficients = lasso.fit(design, y / y.std()).coef_  # its tolerances are absolute
     owner = np.repeat(list(before), [block.shape[1] for block in before.values()])
     strength = {i: float(np.abs(coefficients[owner == i]).sum()) for i in before}
     chosen = sorted((i for i in before if strength[i] > 0), key=lambda i: -strength[i])

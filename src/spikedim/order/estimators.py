@@ -119,7 +119,7 @@ class NetworkScore:
     def __init__(self, x: Array, config: ScoreConfig | None = None) -> None:
         self.config = config or ScoreConfig()
         n, d = x.shape
-        covariance = np.atleast_2d(np.cov(x[~held_out(n)], rowvar=False))
+        covariance = np.atleast_2d(np.cov(x[~held_out(n, self.config.seed)], rowvar=False))
         ridge = 1e-9 if n > 2 * d else d / n
         precision = np.linalg.inv(covariance + np.diag(ridge * covariance.diagonal()))
         self.unit = float(np.median(precision.diagonal())) ** -0.5

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from spikedim.order.score import ScoreConfig
 from spikedim.order.tables import Recorded
 from spikedim.results import Estimate, Result, Table
 
@@ -38,12 +39,13 @@ class OrderedVariable:
     Attributes:
         name: of the variable.
         block: round of removal, from 1 (leaves).
-        diagonal: entry of the information matrix when it was removed, 1/unit² of the data.
+        diagonal: entry of the information matrix when it was removed, 1/unit² of the data; with
+            known noise variances times that of the variable over their mean.
         noise_variance: of its residual given its causes.
         causes: names of its causes.
         p_value: residual test, adjusted for all variables; ``None`` for the first.
         dependent: the residual depends on variables before it.
-        gap: what one Schur complement of it adds to the diagonal of a cause.
+        gap: what one Schur complement of it adds to the diagonal of a cause, in the same units.
         gap_p_value: of such a gap where all functions are linear, adjusted for all variables;
             ``None`` without causes and with linear regressions.
     """
@@ -75,6 +77,8 @@ class CausalOrder(Result):
         seconds: time it took.
         warnings: assumptions that the data contradict, and limits.
         recorded: how the network was recorded; ``None`` for other data.
+        training: of the score network; ``None`` for other estimators.
+        noise_variance: of the variables as given, by name; ``None`` where it was taken to be equal.
     """
 
     source: str
@@ -93,6 +97,8 @@ class CausalOrder(Result):
     seconds: float
     warnings: tuple[str, ...]
     recorded: Recorded | None = None
+    training: ScoreConfig | None = None
+    noise_variance: dict[str, float] | None = None
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -134,6 +140,8 @@ class CausalOrder(Result):
             "residual",
         )
         how = f"{self.estimator}, {self.marginal}, {self.basis} regressions"
+        if self.noise_variance is not None:
+            how += f", noise variances known ({_listed(self.noise_variance)})"
         title = f"Causal order of {len(order)} variables, causes first: {self.source}, n = {self.n}"
         notes = [f"{how}; {self.seconds:.1f} s", *(f"limit: {text}" for text in self.warnings)]
         if self.backward is not None:
@@ -201,6 +209,11 @@ def _draw(ax: Any, found: CausalOrder) -> None:
     if any(variable.dependent for variable in found.variables):
         text = "orange: the residual depends on variables before it"
         ax.text(0.5, 0, text, transform=ax.transAxes, ha="center", fontsize=8)
+
+
+def _listed(variances: dict[str, float]) -> str:
+    shown = [f"{name} {value:.4g}" for name, value in list(variances.items())[:5]]
+    return ", ".join(shown) + (", ..." if len(variances) > 5 else "")
 
 
 def _rest(rows: list[Any]) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ class ScoreConfig:
         group_lasso: λ.
         noise: standard deviation of the noise of ``denoising``, in units of a typical variable's
             standard deviation given all others.
-        seed: of initial weights, batches, projections and noise.
+        seed: of initial weights, samples held out, batches, projections and noise.
 
     Raises:
         ConfigError: a value out of its domain.
@@ -158,8 +158,8 @@ class ScoreNetwork(nn.Module):
 def train(network: ScoreNetwork, x: Tensor, config: ScoreConfig, label: str = "score") -> float:
     """Train ``network`` on samples [n, d] in place; returns the held-out implicit loss.
 
-    Every fifth sample is held out; the weights kept are those with the least held-out loss among
-    20 checks and the start.
+    A fifth of the samples is held out; the weights kept are those with the least held-out loss
+    among 20 checks and the start.
 
     Raises:
         DataError: fewer than 10 samples, or the loss is not finite.
@@ -167,7 +167,7 @@ def train(network: ScoreNetwork, x: Tensor, config: ScoreConfig, label: str = "s
     if len(x) < 2 * _HELD_OUT:
         raise DataError(f"{len(x)} samples; a score network needs at least {2 * _HELD_OUT}")
     generator = torch.Generator().manual_seed(config.seed)
-    held = torch.from_numpy(held_out(len(x)))
+    held = torch.from_numpy(held_out(len(x), config.seed))
     valid, fitted = x[held], x[~held]
     adam = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
     plan = torch.optim.lr_scheduler.OneCycleLR(
@@ -195,9 +195,11 @@ def train(network: ScoreNetwork, x: Tensor, config: ScoreConfig, label: str = "s
     return best
 
 
-def held_out(n: int) -> NDArray[np.bool_]:
-    """Which of ``n`` samples no network is trained on: every fifth."""
-    return np.arange(n) % _HELD_OUT == 0
+def held_out(n: int, seed: int = 0) -> NDArray[np.bool_]:
+    """Which of ``n`` samples no network is trained on: a fifth, drawn at random."""
+    held = np.zeros(n, bool)
+    held[np.random.default_rng(seed).permutation(n)[: n // _HELD_OUT]] = True
+    return held
 
 
 def information(score: Callable[[Tensor], Tensor], x: Tensor) -> Array:

@@ -200,7 +200,7 @@ def _of_units(found: dict[str, np.ndarray], units: str, rows: int, source: str) 
 
 
 def _without_constants(table: Variables) -> Variables:
-    varies = table.values.std(0) > 1e-12 * np.maximum(1, np.abs(table.values).max(0))
+    varies = table.values.std(0) > 1e-12 * np.abs(table.values).max(0)
     if varies.all():
         return table
     gone = [name for name, keep in zip(table.names, varies, strict=True) if not keep]

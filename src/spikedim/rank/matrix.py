@@ -64,7 +64,7 @@ def token_ranks(x: Any, eps: float | None = None) -> TokenRanks:
     """
     value = checked(x)
     n, d = value.shape[-2:]
-    work = value.double()
+    work = _of_size_one(value.double())
     plain = torch.linalg.svdvals(work)  # [..., min(n, d)]
     centred = torch.linalg.svdvals(work - work.mean(-2, keepdim=True))
     limit = relative_tolerance(value, eps) * plain[..., :1]
@@ -118,6 +118,12 @@ def checked(x: Any) -> Tensor:
     if not torch.isfinite(value).all():
         raise DataError("token matrix holds NaN or infinity; a rank needs finite values")
     return value
+
+
+def _of_size_one(x: Tensor) -> Tensor:
+    """Every matrix over a power of two near its largest entry; ranks have no scale."""
+    _, exponent = torch.frexp(x.abs().amax((-2, -1), keepdim=True))
+    return x * (-exponent.clamp(-1000, 1000)).double().exp2()
 
 
 def _single(x: Any) -> Tensor:
