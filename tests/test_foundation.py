@@ -29,7 +29,7 @@ SOURCE = Path(spikedim.__file__).parent
 
 # Each floor may import the floors on its left, never those on its right.
 FLOORS = [
-    {"errors", "results", "storage", "provenance", "progress", "gather"},
+    {"errors", "results", "storage", "provenance", "progress", "gather", "cluster"},
     {"neurons", "theory", "dimension"},
     {"adapters", "circuits", "models", "data"},
     {"profiling", "order"},

@@ -46,11 +46,16 @@ def provenance(
         data_fingerprint=data_fingerprint,
         versions=versions(),
         platform=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        command=" ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+        command=" ".join([_program(), *sys.argv[1:]]),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         device=device,
         notes=notes,
     )
+
+
+def _program() -> str:
+    name = os.path.basename(sys.argv[0])
+    return "python -m spikedim" if name == "__main__.py" else name
 
 
 def versions() -> dict[str, str]:

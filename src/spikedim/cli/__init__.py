@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import typer
 
@@ -81,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
         # Not standalone: usage errors come here instead of being printed by the parser.
         code = app(words, prog_name="spikedim", standalone_mode=False) or 0
     except SpikedimError as error:
-        _fail(f"error: {error}", 2, debug)
+        _fail(f"error: {_as_typed(str(error), words)}", 2, debug)
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except OSError as error:
@@ -99,8 +100,25 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _verb(words: list[str]) -> str:
-    known = cast(typer.core.TyperGroup, typer.main.get_command(app)).commands
-    return f"{words[0]} " if words and words[0] in known else ""
+    return f"{words[0]} " if words and words[0] in _commands() else ""
+
+
+def _commands() -> dict[str, Any]:
+    return dict(cast(typer.core.TyperGroup, typer.main.get_command(app)).commands)
+
+
+def _as_typed(text: str, words: list[str]) -> str:
+    """The message with the options of this command in place of the parameters they stand for."""
+    command = _commands().get(words[0]) if words else None
+    for parameter in getattr(command, "params", ()):
+        option = next((o for o in parameter.opts if o.startswith("--")), None)
+        name = re.escape(parameter.name)
+        if option is None:
+            continue
+        text = re.sub(rf"(?<![\w(,.\-] )(?<![\w(.\-/]){name}=(?=[\w.'\"-])", f"{option} ", text)
+        if "_" in parameter.name:
+            text = re.sub(rf"(?<![\w(.\-/]){name}\b(?![=(.])", option, text)
+    return text
 
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:

@@ -21,9 +21,14 @@ if TYPE_CHECKING:
 
 LARGE = 5000
 NETWORK_ONLY = ("spikes", "potential", "rates")
+_EXPLAINED = {
+    *("data", "data_root", "representation", "limit", "seed", "out", "as_json", "quiet"),
+    *("explain", "config"),
+}
 
 
 def measure(
+    context: typer.Context,
     data: options.Data = "digits",
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
     representation: Annotated[
@@ -115,9 +120,12 @@ def measure(
     """
     check_suffix("plot", plot, *PICTURES)
     if explain:
-        chosen_data = None if data == "digits" else data
+        others = [name for name in context.params if name not in _EXPLAINED]
+        options.refuse_given(context, others, "has no effect with --explain-published")
+        chosen_data = data if options.is_given(context, "data") else None
         run_explain(chosen_data, data_root, representation, limit, seed, out, as_json, quiet)
         return
+    options.refuse_given(context, ["out"], "is of --explain-published; use --json or --plot")
     keys = estimators.split(",") if estimators else None
     if keys or per != "none":
         why = "is of the default PCA count; name one instead, e.g. --estimators pca90"

@@ -94,11 +94,18 @@ def integers(text: Any) -> tuple[int, ...]:
     return values
 
 
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether a parameter does not keep its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 def refuse_given(context: typer.Context, names: Sequence[str], why: str) -> None:
     """Refuse the first of the parameters that does not keep its default, as :func:`refuse`."""
     for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if parameter.name not in names or source is None or source.name == "DEFAULT":
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if name not in names or source is None or not is_given(context, name):
             continue
         off = context.params[parameter.name] is False and parameter.secondary_opts
         option = (parameter.secondary_opts if off else parameter.opts)[0]

@@ -13,7 +13,6 @@ def train(
     encoder: options.Encoder = "direct",
     epochs: options.Epochs = None,
     train_samples: options.TrainSamples = None,
-    test_samples: options.TestSamples = None,
     out: options.Out = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -32,7 +31,7 @@ def train(
 
     with working(quiet):
         job = prepare(
-            data, data_root, model, (timesteps,), epochs, train_samples, test_samples, seed, device
+            data, data_root, model, (timesteps,), epochs, train_samples, None, seed, device
         )
         check_encoder(job.dataset, encoder)
         job.dataset.check_steps(timesteps)

@@ -27,5 +27,5 @@ def at_chance(found: Iterable[tuple[str, Estimate, float]]) -> tuple[str, ...]:
     return (
         f"At chance: {'; '.join(none[:_NAMED] + more)}. So many test samples do not tell it from "
         "always answering the most frequent class: no learning is seen; train longer, or on more "
-        "samples, or test more.",
+        "samples.",
     )
