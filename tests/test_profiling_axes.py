@@ -117,7 +117,7 @@ def test_samples_first_is_time_first_in_another_order(made, T):
 def test_a_kept_neuron_that_puts_the_samples_first():
     with pytest.warns(SpikedimWarning, match="kept as it is"):
         network = wrap(Dense(True, Kept), input_shape=(1, 8, 8), layout="BT")
-    x, T = frames(4), 4
+    x, T = frames(5), 4
     (layer,) = profile(network, x, T).layers
     original = Dense(True, Kept)
     spikes = original.lif(original.current(x[:, None].expand(-1, T, -1, -1, -1)))

@@ -44,13 +44,16 @@ class Counter(TorchDispatchMode):
     Args:
         model: its parameters tell weights from activations, its modules name the layers.
         T: timesteps of every forward pass.
+
+    Attributes:
         layout: what one call of the network takes, as for :func:`spikedim.adapters.wrap`. With
             ``"BT"`` a pass must be of one sample: nothing tells [B * T] from [T * B].
     """
 
-    def __init__(self, model: nn.Module, T: int, layout: str = "TB") -> None:
+    def __init__(self, model: nn.Module, T: int) -> None:
         super().__init__()
-        self.model, self.T, self.layout, self.samples, self.passes = model, T, layout, 0, 0
+        self.model, self.T, self.samples, self.passes = model, T, 0, 0
+        self.layout = getattr(getattr(model, "config", None), "layout", "TB")
         self.operations: dict[tuple[str, str, int], OperationRecord] = {}
         self.neurons: dict[str, NeuronRecord] = {}
         self.others: defaultdict[tuple[str, str], Tally] = defaultdict(Tally)
@@ -83,7 +86,7 @@ class Counter(TorchDispatchMode):
         """
         if self._other[0] in (0, x.shape[axis]):
             size = 3 if x.shape[axis] == 2 else 2
-            counter = Counter(self.model, self.T, self.layout)
+            counter = Counter(self.model, self.T)
             copies = x.narrow(axis, 0, 1).repeat_interleave(size, axis)
             with counter.batch(size):
                 run(copies)

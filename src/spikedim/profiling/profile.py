@@ -88,10 +88,9 @@ def profile(
         raise ConfigError(f"energy convention {repeated[0]!r} is given twice; name each once")
     gates = batchnorm_gates(model)
     run = forward or _steps
-    layout = getattr(getattr(model, "config", None), "layout", "TB")
-    if layout == "BT":
+    counter = Counter(model, T)
+    if counter.layout == "BT":
         batch_size = 1
-    counter = Counter(model, T, layout)
     static: bool | None = None
     parameter = next(model.parameters(), None)
     predictions: list[Tensor] = []
