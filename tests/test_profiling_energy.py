@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,8 +26,10 @@ from spikedim.profiling import (
     registry,
     rules,
 )
+from spikedim.profiling.assemble import per_correct
 from spikedim.profiling.baselines import bits_of, compare, mac_price
 from spikedim.profiling.counter import Counter
+from spikedim.profiling.energy import mean_estimate
 from spikedim.profiling.records import ONCE, steps_of
 from spikedim.results import UNCHARGED, Estimate, number, plain
 from test_profiling_counts import Products, values
@@ -284,13 +287,14 @@ def test_memory_traffic_by_hand():
     found = profile(model, x, T, ["with-memory", "exact-fanout"])
     memory, arithmetic = found.energy
     neurons = 4 * 25 + 4 * 4 + 4 * 4
-    weights = 72 + T * (144 + 16 + 12)
-    # operands: image (real, once), s1 and tokens (spikes), tokens + s3 (integers)
-    words = 50 + T * 16 + (100 + T * (16 + 16 + 12))
+    weights = T * (72 + 144 + 16 + 12)
+    # operands: image (real, every step by the rule), s1 and tokens (spikes), tokens + s3 (integers)
+    words = T * (50 + 16) + T * (100 + 16 + 16 + 12)
     bits = T * (100 + 16) + T * neurons
     expected = 50 * (weights + words + 2 * T * neurons) + 1.5625 * bits
     traffic = memory.total.value - arithmetic.total.value
     assert traffic == pytest.approx(1e-9 * expected, rel=1e-12)
+    assert profile(Net("merged"), x, T, ["with-memory"]).energy[0].total == memory.total
     far = profile(model, x, T, ["with-memory-dram"]).energy[0]
     assert far.total.value - arithmetic.total.value == pytest.approx(13 * traffic, rel=1e-12)
 
@@ -376,6 +380,19 @@ def test_bits_and_prices():
     assert "3 bits" in found.quantised.scope
 
 
+def test_where_time_is_the_sequence_the_conventional_network_reads_every_token():
+    model = create_model("spikegpt_nano", seed=0)
+    tokens = torch.randint(0, model.num_classes, (2, 8))
+    found = profile(model, tokens, 8, ["paper-sop"])
+    assert found.dense.macs == sum(o.dense for o in found.operations)
+    assert found.quantised.total.value == pytest.approx(
+        found.dense.total.value * mac_price(1) / 4.6, rel=1e-12
+    )
+    assert "each of the 8 tokens" in found.dense.scope
+    assert "activations of 1 bit =" in found.quantised.scope
+    assert found.comparisons[0].baseline_energy == found.dense.total.value
+
+
 @given(
     parts=st.tuples(*[st.floats(0, 10)] * 3).filter(lambda p: p[1] + p[2] > 1e-3),
     target=st.floats(1e-2, 30),
@@ -452,6 +469,37 @@ def test_cost_per_correct_prediction():
     assert profile(model, x, T).per_correct == ()
     with pytest.raises(DataError, match="8 samples"):
         profile(model, x, T, labels=labels[:3])
+
+
+@pytest.mark.parametrize(
+    ("spread", "n", "accuracy"), [(0.005, 64, 0.99), (0.24, 16, 0.9), (0.24, 64, 0.5)]
+)
+def test_cost_per_correct_prediction_is_covered_at_any_accuracy(spread, n, accuracy):
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(400):
+        energy = SimpleNamespace(convention="", samples=1 + spread * rng.standard_normal((1, n)))
+        found = per_correct(energy, (rng.random(n) < accuracy).astype(float)).energy
+        covered.append(found.low <= 1 / accuracy <= found.high)
+        assert found.low >= mean_estimate(energy.samples[0], "").low * (1 - 1e-12)
+    assert 0.92 <= np.mean(covered) <= 0.985
+
+
+def test_cost_per_correct_prediction_is_paired():
+    right = np.arange(40) % 2 == 0.0
+    noise = np.tile([0.9, 0.9, 1.1, 1.1], 10)
+    wide, narrow = (
+        per_correct(SimpleNamespace(convention="", samples=noise[None] + sign * right), right * 1.0)
+        for sign in (-0.4, 0.4)
+    )
+    ratios = [p.energy.high / p.energy.low for p in (wide, narrow)]
+    assert ratios[1] < 0.8 * ratios[0]
+
+
+def test_a_small_crossover_is_written_out():
+    found = profile(Net(), frames(), 2)
+    low = replace(found.comparisons[0], crossover=1.46e-5)
+    assert "below 1.46e-05" in str(replace(found, comparisons=(low,)).tables()[1].rows)
 
 
 # -- export -----------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def subset(labels: np.ndarray | None, n: int, limit: int | None, seed: int) -> n
     """
     if limit is not None and limit < 1:
         raise ConfigError(
-            f"limit={limit} samples (--limit, --samples): give at least 1, or leave it out"
+            f"{limit} samples were asked for: give at least 1, or leave the number out"
         )
     if limit is None or limit >= n:
         return None

@@ -6,15 +6,16 @@ import math
 from collections import Counter as Multiset
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from torch import nn
 
-from spikedim.profiling.baselines import Comparison, bits_of, compare, conventional
+from spikedim.profiling.baselines import bits_of, compare, conventional
 from spikedim.profiling.conventions import EnergyConvention, convention
 from spikedim.profiling.counter import Counter
 from spikedim.profiling.energy import Energy, Neurons, energy
-from spikedim.profiling.gates import Finding, operation_gates, spike_gates
+from spikedim.profiling.gates import Finding, operation_gates, spike_gates, uncounted_gates
 from spikedim.profiling.neurobench import neurobench_keys
 from spikedim.profiling.records import ONCE, NeuronRecord, OperationRecord, Tally
 from spikedim.profiling.result import (
@@ -27,7 +28,7 @@ from spikedim.profiling.result import (
 )
 from spikedim.profiling.rules import Row
 from spikedim.results import Estimate
-from spikedim.theory.statistics import mean_estimate, mean_interval, share
+from spikedim.theory.statistics import mean_estimate, share, wilson_interval
 
 _ROWS = len(Row)
 
@@ -44,6 +45,8 @@ def assemble(
 ) -> Profile:
     """The profile of everything ``counter`` saw; ``correct`` is 0/1 per sample, where known."""
     T, n = counter.T, counter.samples
+    sequence = bool(getattr(model, "reads_in_time", False))
+    bits = bits_of(1 if sequence else T)
     records = list(counter.operations.values())
     names = operation_names(records)
     operations = tuple(_operation(*pair, T, counter) for pair in zip(records, names, strict=True))
@@ -57,6 +60,7 @@ def assemble(
     charged = tuple(charge_counter(counter, rule, static) for rule in conventions)
     peer = charge_counter(counter, convention("neurobench"), static)
     accuracy = None if correct is None else share(float(correct.sum()), n)
+    dense = partial(conventional, records, names, T, sequence=sequence)
     rate = float(total.mean()) / sum(layer.updates for layer in neurons)
     return Profile(
         model=type(model).__name__,
@@ -72,14 +76,23 @@ def assemble(
         ),
         spikes_per_sample=mean_estimate(total, "spikes").within(0, math.inf),
         energy=charged,
-        dense=conventional(records, names, T),
-        quantised=conventional(records, names, T, bits=bits_of(T)),
-        comparisons=_comparisons(charged, conventions, records, names, T, rate),
-        gates=(*gates, *spike_gates(layers, saturation), *operation_gates(operations)),
+        dense=dense(),
+        quantised=dense(bits=bits),
+        comparisons=tuple(
+            compare(item, dense(bits=width, price=rule.energy), rate)
+            for item, rule in zip(charged, conventions, strict=True)
+            for width in (32, bits)
+        ),
+        gates=(
+            *gates,
+            *uncounted_gates(counter.uncounted),
+            *spike_gates(layers, saturation),
+            *operation_gates(operations),
+        ),
         unsupported=_unsupported(counter, records, n),
         neurobench=neurobench_keys(model, counter.neurons.values(), records, peer, accuracy),
         accuracy=accuracy,
-        per_correct=tuple(_per_correct(e, correct) for e in charged if correct is not None),
+        per_correct=tuple(per_correct(e, correct) for e in charged if correct is not None),
         sample_spikes=total,
         state=state,
     )
@@ -198,33 +211,31 @@ def _unsupported(
     )
 
 
-def _comparisons(
-    charged: Sequence[Energy],
-    conventions: Sequence[EnergyConvention],
-    records: Sequence[OperationRecord],
-    names: Sequence[str],
-    T: int,
-    rate: float,
-) -> tuple[Comparison, ...]:
-    found = []
-    for item, rule in zip(charged, conventions, strict=True):
-        for bits in (32, bits_of(T)):
-            other = conventional(records, names, T, bits=bits, price=rule.energy)
-            found.append(compare(item, other, rate))
-    return tuple(found)
+def per_correct(item: Energy, correct: np.ndarray) -> PerCorrect:
+    """Mean energy over accuracy; its interval from the Student-t and the Wilson interval of both.
 
-
-def _per_correct(item: Energy, correct: np.ndarray) -> PerCorrect:
-    """Ratio of paired means by the delta method: var = mean((e - r·c)²) / (n·mean(c)²)."""
-    costs, n = item.samples.sum(0), len(correct)
-    share = float(correct.mean())
+    ``log(high/value)² = a² + b² - 2ρab`` with the distances a, b to their bounds on the log scale
+    and ρ the correlation of energy and correctness over samples (method of variance estimates
+    recovery; Zou & Donner, Statistics in Medicine 27, 2008); the lower side likewise. It holds
+    where all, or nearly all, predictions are correct, and stays above the lower bound of the
+    energy of one inference.
+    """
+    costs, n, share = item.samples.sum(0), len(correct), float(correct.mean())
     if not share:
         return PerCorrect(item.convention, Estimate(np.inf, n=n, unit="mJ"))
-    ratio = float(costs.mean()) / share
-    low = high = None
-    if n > 1:
-        spread = float(np.std(costs - ratio * correct, ddof=1)) / share
-        below, high = mean_interval(ratio, spread, n)
-        low = max(0.0, below)
-    method = "ratio of paired means, Student t over samples"
-    return PerCorrect(item.convention, Estimate(ratio, low, high, n, "mJ", method=method))
+    cost = mean_estimate(costs, "mJ")
+    if cost.low is None or cost.high is None or not cost.value:
+        return PerCorrect(item.convention, Estimate(cost.value / share, n=n, unit="mJ"))
+    worst, best = wilson_interval(float(correct.sum()), n)
+    spread = float(costs.std() * correct.std())
+    paired = float(np.mean((costs - cost.value) * (correct - share))) / spread if spread else 0.0
+
+    def factor(energy: float, accuracy: float) -> float:
+        a, b = math.log(energy), math.log(accuracy)
+        return math.exp(math.sqrt(max(0.0, a**2 + b**2 - 2 * paired * a * b)))
+
+    value = cost.value / share
+    low = value / factor(cost.value / cost.low, best / share) if cost.low else 0.0
+    high = value * factor(cost.high / cost.value, share / worst)
+    method = "Student t of the energy and Wilson of the accuracy, on the log scale"
+    return PerCorrect(item.convention, Estimate(value, low, high, n, "mJ", method=method))

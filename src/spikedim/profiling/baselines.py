@@ -62,8 +62,9 @@ def conventional(
     *,
     bits: int = _WORD_BITS,
     price: UnitEnergy | None = None,
+    sequence: bool = False,
 ) -> Energy:
-    """The network of the same shapes without spikes or time: one dense pass.
+    """The network of the same shapes without spikes: one dense pass.
 
     Args:
         records: counted operations, with their ``names``.
@@ -72,12 +73,14 @@ def conventional(
         bits: width of an activation; 32 is the dense ANN.
         price: unit energies of traffic, charged where they are; the arithmetic is always that of
             45 nm, 32-bit floating point (4.6 pJ per MAC, 0.9 of it the addition).
+        sequence: whether the timesteps are the tokens of the input: the conventional network, too,
+            computes each of them, and a value is one spike or silence.
     """
     price = price or UnitEnergy()
     mac = mac_price(bits)
     charges = []
     for record, name in zip(records, names, strict=True):
-        steps = T if record.copies % T == 0 else 1
+        steps = T if record.copies % T == 0 and not sequence else 1
         words = record.size(WRITTEN) + sum(
             record.size(ELEMENTS + operand) for operand in range(len(record.kinds))
         )
@@ -93,7 +96,10 @@ def conventional(
     name, what = "dense-ann", "32-bit floating point"
     if bits != _WORD_BITS:
         name = "quantised-ann"
-        what = f"activations of {bits} bits = ceil(log2(T + 1)) for T = {T}, 32-bit weights"
+        seen = "one spike or silence" if sequence else f"T = {T}"
+        width = f"{bits} bit{'s' * (bits > 1)}"
+        what = f"activations of {width} = ceil(log2(T + 1)) for {seen}, 32-bit weights"
+    passes = f"one pass over each of the {T} tokens" if sequence else "one pass"
     traffic = " and the traffic of weights and activations" if price.memory else ""
     return Energy(
         name,
@@ -101,7 +107,7 @@ def conventional(
         math.fsum(c.count for c in charges if c.unit == "MAC"),
         0.0,
         tuple(charges),
-        f"{name}: a conventional network of the same shapes, one pass, every MAC (convolutions, "
+        f"{name}: a conventional network of the same shapes, {passes}, every MAC (convolutions, "
         f"linear layers, attention products; padding included) at {mac:.4g} pJ{traffic} (45 nm, "
         f"{what}; Horowitz, ISSCC 2014). Leaves out softmax, normalisation, pooling, elementwise "
         f"operations{'' if price.memory else ', memory traffic'}, zeros among its activations.",

@@ -59,7 +59,7 @@ def amounts(
     for key in keys:
         blank = [np.zeros((T + 1, n)) for n in widths]
         slots = np.concatenate([p.get(key, b) for p, b in zip(parts, blank, strict=True)], axis=1)
-        if record.stem and static and key[0] in ("MAC", "accumulation"):
+        if record.stem and static:
             slots = _repeated(slots, record.copies % T == 0, convention)
         found.append(Amount(key[0], slots, key[1]))
     return found

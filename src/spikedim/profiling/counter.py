@@ -2,7 +2,8 @@
 
 A :class:`torch.utils._python_dispatch.TorchDispatchMode` sees what really runs: functional
 products, ``@``, einsum and fused attention included. Forward hooks tell which module is
-innermost. The counter steps aside inside a spiking neuron: its update is counted as a whole.
+innermost. The counter steps aside inside a spiking neuron: its update is counted as a whole. Only
+the synapses of a neuron that has its own, a recurrent one, are counted like any others.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from math import prod
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -26,12 +29,12 @@ from spikedim.profiling.registry import counting_rule, neuron_types
 from spikedim.profiling.rules import Count
 
 ROOT = "(model)"
+_VIEWS = (torch.ops.aten.view, torch.ops.aten._unsafe_view, torch.ops.aten._reshape_alias)
 
 
 @dataclass
 class _Frame:
     layer: str
-    shape: tuple[int, ...]
     seen: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
 
 
@@ -41,17 +44,24 @@ class Counter(TorchDispatchMode):
     Args:
         model: its parameters tell weights from activations, its modules name the layers.
         T: timesteps of every forward pass.
+
+    Attributes:
+        layout: what one call of the network takes, as for :func:`spikedim.adapters.wrap`. With
+            ``"BT"`` a pass must be of one sample: nothing tells [B * T] from [T * B].
     """
 
     def __init__(self, model: nn.Module, T: int) -> None:
         super().__init__()
         self.model, self.T, self.samples, self.passes = model, T, 0, 0
+        self.layout = getattr(getattr(model, "config", None), "layout", "TB")
         self.operations: dict[tuple[str, str, int], OperationRecord] = {}
         self.neurons: dict[str, NeuronRecord] = {}
         self.others: defaultdict[tuple[str, str], Tally] = defaultdict(Tally)
         self.unsupported: defaultdict[str, Tally] = defaultdict(Tally)
         self.batch_size = 0
+        self.uncounted: dict[str, str] = {}  # operation that reads weights → its layer
         self._depth = 0
+        self._aside = False
         self._fired = False
         self._frames: list[_Frame] = []
         tensors = (*model.parameters(), *model.buffers())
@@ -59,20 +69,46 @@ class Counter(TorchDispatchMode):
         self._weights = {t.untyped_storage()._cdata for t in tensors}
         self._derived: list[Tensor] = []
         self._last: tuple[Tensor, int, int, Count] | None = None
+        # Shapes of what was counted in the pass, in order, and in another of another size.
+        self._shapes: list[tuple[int, ...]] = []
+        self._other: tuple[int, list[tuple[int, ...]]] = (0, [])
+
+    def locate(self, run: Callable[[Tensor], Any], x: Tensor, axis: int) -> None:
+        """Find the axis of the samples in every operand of a pass: the one that has their number.
+
+        Other axes, of tokens or channels, may be as long as it by chance, but not in a pass over
+        another number of samples too.
+
+        Args:
+            run: one forward pass.
+            x: its input; the first sample of it is run two or three times over.
+            axis: that of the samples in ``x``.
+        """
+        if self._other[0] in (0, x.shape[axis]):
+            size = 3 if x.shape[axis] == 2 else 2
+            counter = Counter(self.model, self.T)
+            copies = x.narrow(axis, 0, 1).repeat_interleave(size, axis)
+            with counter.batch(size):
+                run(copies)
+            self._other = size, counter._shapes
 
     # -- one forward pass -------------------------------------------------------------------
 
     @contextmanager
     def batch(self, size: int) -> Iterator[None]:
         """Count what runs inside as one forward pass over ``size`` samples."""
-        self.batch_size, self._fired, self._depth = size, False, 0
-        self._frames = [_Frame(ROOT, ())]
+        self.batch_size, self._fired, self._depth, self._aside = size, False, 0, False
+        self._frames = [_Frame(ROOT)]
+        self._shapes = []
         handles = [handle for item in self.model.named_modules() for handle in self._hooks(*item)]
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # a whole layer in one operation
         self.__enter__()
         try:
             yield
         finally:
-            if not self._depth:  # an error inside a neuron finds the counter already off
+            torch.backends.mha.set_fastpath_enabled(fused)
+            if not self._aside:  # an error inside a neuron finds the counter already off
                 self.__exit__(None, None, None)
             self._last = None
             self._weights -= {x.untyped_storage()._cdata for x in self._derived}
@@ -98,9 +134,7 @@ class Counter(TorchDispatchMode):
             return
 
         def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            first = inputs[0] if inputs else None
-            shape = tuple(first.shape) if isinstance(first, Tensor) else ()
-            self._frames.append(_Frame(layer, shape))
+            self._frames.append(_Frame(layer))
 
         def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             self._frames.pop()
@@ -109,8 +143,10 @@ class Counter(TorchDispatchMode):
         yield module.register_forward_hook(leave)
 
     def _enter_neuron(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if not self._depth:
+        self._fired = True
+        if not self._depth and all(weight.ndim < 2 for weight in module.parameters()):
             self.__exit__(None, None, None)
+            self._aside = True
         self._depth += 1
 
     def _neuron_hook(self, layer: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
@@ -118,23 +154,22 @@ class Counter(TorchDispatchMode):
             self._depth -= 1
             if not self._depth:
                 self._neuron(layer, type(module).__name__, _first_tensor(output))
-                self.__enter__()
+                if self._aside:
+                    self.__enter__()
+                    self._aside = False
 
         return leave_neuron
 
     def _neuron(self, layer: str, type_name: str, spikes: Tensor | None) -> None:
-        self._fired = True
         if spikes is None:
             return
-        rows = spikes.shape[0]
-        if spikes.ndim > 1 and spikes.shape[1] == self.batch_size and rows in (1, self.T):
-            rows *= spikes.shape[1]
-        by_row = spikes.reshape(rows, -1)
-        kind, nonzero, units = rules.scan(by_row, lambda chunk: chunk.sum(1))
-        folded = self._fold(units[None], None)
-        if folded is None:
+        order = self._order(spikes.shape)
+        if order is None:
             self._missed(f"neuron {type_name} output", (), spikes)
             return
+        by_row = spikes.reshape(prod(order), -1)
+        kind, nonzero, units = rules.scan(by_row, lambda chunk: chunk.sum(1))
+        folded = _folded(units[None], order)
         record = self.neurons.setdefault(layer, NeuronRecord(layer, type_name))
         record.kind = max(record.kind, kind)
         record.elements += spikes.numel()
@@ -161,6 +196,10 @@ class Counter(TorchDispatchMode):
             if result is not NotImplemented:
                 return result
         output = func(*args, **kwargs)
+        if func.overloadpacket in _VIEWS:
+            shape = self.whole(args[0])
+            if set(accumulate(output.shape, mul)) <= {1, *accumulate(shape, mul)}:
+                output._spikedim_whole = shape
         if self._derive(args, output):
             return output
         if own is not None:
@@ -173,7 +212,7 @@ class Counter(TorchDispatchMode):
         elif handler is not None:
             for count in handler(self, *args, **kwargs):
                 self._record(func, count, args, output)
-        else:
+        elif not self._depth:
             label = categories.category(func)
             if label is None:
                 self._missed(str(func.overloadpacket), args, output)
@@ -193,6 +232,10 @@ class Counter(TorchDispatchMode):
     def is_weight(self, x: Tensor) -> bool:
         """Whether ``x`` is a parameter or buffer of the model, or made of them alone."""
         return x.untyped_storage()._cdata in self._weights
+
+    def whole(self, x: Tensor) -> tuple[int, ...]:
+        """Shape of ``x`` before a view merged axes of it, as the linear layer does with tokens."""
+        return getattr(x, "_spikedim_whole", tuple(x.shape))
 
     def linear(self, x: Tensor, weight: Tensor, shape: Sequence[int] | None = None) -> Count:
         """:func:`rules.linear`, remembering the last input: q, k and v share theirs."""
@@ -217,10 +260,12 @@ class Counter(TorchDispatchMode):
         counts = torch.cat([events.counts for events in count.operands])
         if count.coincident is not None:
             counts = torch.cat([counts, count.coincident[None]])
-        folded = self._fold(counts, count.shape)
-        if folded is None:
+        groups = counts.shape[1]
+        order = self._order(count.shape or (groups,))
+        if order is None or groups % prod(order):
             self._missed(f"{func.overloadpacket}, not per sample", args, output)
             return
+        folded = _folded(counts, order)
         frame = self._frames[-1]
         index = frame.seen[count.op]
         frame.seen[count.op] += 1
@@ -238,26 +283,34 @@ class Counter(TorchDispatchMode):
         sizes = [v / passes for v in (*values, *(e.elements for e in count.operands))]
         record.pending.append((folded, [int(kind) for kind in kinds], sizes))
 
-    def _fold(self, counts: Tensor, shape: Sequence[int] | None) -> np.ndarray | None:
-        """Sum groups [rows, G] to [copies, rows, B]; ``None`` if they are not samples.
+    def _order(self, shape: Sequence[int]) -> tuple[int, int, int, int] | None:
+        """Leading axes of ``shape`` as (before, T or 1, between, B); ``None`` without samples.
 
-        Groups run over time first, then samples (the layout [T, B, ...] or [T*B, ...]), or over
-        samples alone where the operation ran once for all timesteps. Where the number of groups
-        fits both, the input of the innermost module decides, if it is the operand of ``shape``.
+        Time may be the first axis, be merged with the samples and run before them, or, in layout
+        ``"BT"``, come after them (of which there is one). Where it is none of these, one timestep
+        was seen, or one pass for all.
         """
-        T, B, groups = self.T, self.batch_size, counts.shape[1]
-        if groups % B:
+        T, B = self.T, self.batch_size
+        axis = self._sample_axis(tuple(shape))
+        if not shape or shape[axis] % B:
             return None
-        entered = self._frames[-1].shape
-        static = groups == B or (
-            shape is not None
-            and prod(entered) == prod(shape)
-            and entered[:1] == (B,)
-            and entered[:2] != (T, B)
-        )
-        copies = 1 if static or groups % (T * B) else T
-        folded = counts.reshape(len(counts), copies, B, -1).sum(-1).transpose(0, 1)
-        return np.zeros(folded.shape) if folded.is_meta else folded.cpu().numpy()
+        before, merged = prod(shape[:axis]), shape[axis] // B
+        if self.layout == "step":
+            return before, 1, 1, B
+        if axis and shape[0] == T:
+            return 1, T, before // T, B
+        after = self.layout == "BT" and tuple(shape[axis : axis + 2]) == (1, T)
+        return before, T if after or merged % T == 0 else 1, 1, B
+
+    def _sample_axis(self, shape: tuple[int, ...]) -> int:
+        """The first axis that differs in the pass of another size; the usual one without that."""
+        self._shapes.append(shape)
+        others = self._other[1][len(self._shapes) - 1 :]
+        if others and len(others[0]) == len(shape):
+            for axis, (size, other) in enumerate(zip(shape, others[0], strict=True)):
+                if size != other:
+                    return axis
+        return 1 if shape[:2] == (self.T, self.batch_size) else 0
 
     def _tally(self, label: str, args: Sequence[Any], output: Any) -> None:
         tensor = _first_tensor(output)
@@ -268,8 +321,8 @@ class Counter(TorchDispatchMode):
         tally.calls += 1
         tally.elements += tensor.numel()
         tally.operations += amount
-        T, B, shape = self.T, self.batch_size, tensor.shape
-        if shape[:2] == (T, B) or (shape and shape[0] % (T * B) == 0):
+        order = self._order(tensor.shape)
+        if order is not None and order[1] == self.T:
             tally.stepwise += amount
         else:
             tally.single += 1
@@ -278,7 +331,15 @@ class Counter(TorchDispatchMode):
         tensors = [x for x in (*args, _first_tensor(output)) if isinstance(x, Tensor)]
         tally = self.unsupported[name]
         tally.calls += 1
+        if any(map(self.is_weight, tensors)):
+            self.uncounted.setdefault(name, self._frames[-1].layer)
         tally.operations += max((x.numel() for x in tensors), default=0)
+
+
+def _folded(counts: Tensor, order: tuple[int, int, int, int]) -> np.ndarray:
+    """Sum groups [rows, G], in that order, to [copies, rows, B]."""
+    folded = counts.reshape(len(counts), *order, -1).sum((1, 3, 5)).transpose(0, 1)
+    return np.zeros(folded.shape) if folded.is_meta else folded.cpu().numpy()
 
 
 def _first_tensor(output: Any) -> Tensor | None:

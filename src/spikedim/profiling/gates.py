@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,9 @@ class Finding:
 
     Attributes:
         gate: ``dead``, ``saturated``, ``uncalibrated-batchnorm``, ``non-binary``, ``real-input``,
-            ``integer-input``.
-        severity: ``error`` (the figures describe no working network), ``warning`` or ``note``.
+            ``integer-input``, ``uncounted``.
+        severity: ``error`` (the figures describe no working network, or not all of it),
+            ``warning`` or ``note``.
         layer: the layer at fault.
         message: what was found.
         mend: what to do.
@@ -108,6 +109,20 @@ def operation_gates(operations: Iterable[OperationProfile]) -> list[Finding]:
             )
         )
     return found
+
+
+def uncounted_gates(operations: Mapping[str, str]) -> list[Finding]:
+    """Operations without a counting rule that read weights, by the layer each first ran in."""
+    return [
+        Finding(
+            "uncounted",
+            "error",
+            layer,
+            f"{name} reads weights and has no counting rule: no energy includes its synapses",
+            "give it one (spikedim.profiling.register_rule)",
+        )
+        for name, layer in operations.items()
+    ]
 
 
 def batchnorm_gates(model: nn.Module) -> list[Finding]:

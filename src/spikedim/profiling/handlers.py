@@ -23,16 +23,29 @@ class Context(Protocol):
         """Whether ``x`` is a parameter or buffer of the model."""
         ...
 
+    def whole(self, x: Tensor) -> tuple[int, ...]:
+        """Shape of ``x`` before a view merged axes of it."""
+        ...
+
     def linear(self, x: Tensor, weight: Tensor, shape: Sequence[int] | None = None) -> Count:
         """Count ``x @ weight``."""
         ...
 
 
 def _convolution(context: Context, x: Tensor, weight: Tensor, *rest: Any) -> list[Count]:
-    return [rules.convolution(x, weight, *rest[1:])]
+    count = rules.convolution(x, weight, *rest[1:])
+    count.shape = context.whole(x)
+    return [count]
 
 
 def _mm(context: Context, a: Tensor, b: Tensor, **options: Any) -> list[Count]:
+    return _matrices(context, a, b, context.whole(a), context.whole(b))
+
+
+def _matrices(
+    context: Context, a: Tensor, b: Tensor, rows: tuple[int, ...], columns: tuple[int, ...]
+) -> list[Count]:
+    """``a @ b``, given their shapes before axes of them were merged."""
     # A product of matrices has no batch axis, so one side is shared by all samples: a weight.
     batch = context.batch_size
     left, right = context.is_weight(a), context.is_weight(b)
@@ -40,19 +53,23 @@ def _mm(context: Context, a: Tensor, b: Tensor, **options: Any) -> list[Count]:
         return [rules.matmul(a[None], b[None], (1, *a.shape))]
     a_varies, b_varies = len(a) % batch == 0, b.shape[1] % batch == 0
     if left or (b_varies and not a_varies and not right):
-        return [context.linear(b.t(), a.t(), b.shape)]
-    return [context.linear(a, b)]
+        split = columns[0] == len(b)
+        return [context.linear(b.t(), a.t(), columns[1:] if split else b.shape[1:])]
+    return [context.linear(a, b, rows)]
 
 
 def _bmm(context: Context, a: Tensor, b: Tensor, **options: Any) -> list[Count]:
-    if len(a) == 1:
-        return _mm(context, a[0], b[0])
+    rows, columns = context.whole(a), context.whole(b)
+    if len(a) == 1:  # without its axis, unless the view added it
+        wholes = (s[1:] if s == x.shape else s for s, x in ((rows, a), (columns, b)))
+        return _matrices(context, a[0], b[0], *wholes)
     if context.is_weight(b):
-        return [_weighted(rules.linear(a.flatten(0, 1), b[0], a.shape), b)]
+        return [_weighted(rules.linear(a.flatten(0, 1), b[0], rows), b)]
     if context.is_weight(a):
         flat = b.transpose(1, 2).flatten(0, 1)
-        return [_weighted(rules.linear(flat, a[0].t(), b.shape), a)]
-    return [rules.matmul(a, b)]
+        shape = columns[:-2] if columns[-2:] == b.shape[1:] else b.shape[:1]
+        return [_weighted(rules.linear(flat, a[0].t(), (*shape, b.shape[2])), a)]
+    return [rules.matmul(a, b, rows)]
 
 
 def _weighted(count: Count, weight: Tensor) -> Count:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from spikedim.errors import ConfigError
 from spikedim.profiling.energy import Energy
 from spikedim.profiling.records import NeuronRecord, OperationRecord
 from spikedim.results import Estimate
@@ -76,7 +77,8 @@ def neurobench_model(net: nn.Module, T: int, forward: Any = None) -> Any:
         forward: runs ``forward(net, batch, T)``; by default ``net(batch, T)`` gives the logits.
 
     Raises:
-        ConfigError: neurobench is not installed.
+        ConfigError: neurobench is not installed; when run, a batch of several samples of a network
+            with ``layout="BT"``.
     """
     base = _peer().models.NeuroBenchModel
     from spikedim.profiling.counter import Counter
@@ -99,6 +101,8 @@ def neurobench_model(net: nn.Module, T: int, forward: Any = None) -> Any:
         def __call__(self, batch: Tensor) -> Any:
             self.static = batch.ndim < 5
             size = len(batch) if self.static else batch.shape[1]
+            if self.counter.layout == "BT" and size > 1:
+                raise ConfigError("a network with layout='BT' is counted one sample a batch")
             with torch.no_grad(), self.counter.batch(size):
                 return net(batch, T) if forward is None else forward(net, batch, T)
 
@@ -165,8 +169,6 @@ def _metric(rule: EnergyConvention) -> type:
 
 
 def _peer() -> Any:
-    from spikedim.errors import ConfigError
-
     try:
         import neurobench.metrics.abstract.workload_metric
         import neurobench.models

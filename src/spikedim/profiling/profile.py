@@ -56,7 +56,8 @@ def profile(
         T: timesteps.
         conventions: names, YAML paths or :class:`EnergyConvention`; ``paper-sop`` and
             ``exact-fanout`` by default.
-        batch_size: samples per forward pass; bounds memory and changes no figure.
+        batch_size: samples per forward pass, one where a network has layout ``"BT"``; bounds
+            memory, and changes no figure but those of conventions with ``judged: call``.
         saturation: rate above which a layer is reported as saturated, in (0, 1].
         forward: runs ``forward(model, x, T)`` for a module without ``steps``.
         labels: class of each input, in order, for the cost per correct prediction; the prediction
@@ -88,6 +89,8 @@ def profile(
     gates = batchnorm_gates(model)
     run = forward or _steps
     counter = Counter(model, T)
+    if counter.layout == "BT":
+        batch_size = 1
     static: bool | None = None
     parameter = next(model.parameters(), None)
     predictions: list[Tensor] = []
@@ -99,7 +102,9 @@ def profile(
             static = x.ndim < 5
             check_finite(x, 0 if static else 1, counter.samples)
             x = x if parameter is None else x.to(parameter.device)
-            with counter.batch(x.shape[0 if static else 1]):
+            axis = 0 if static else 1
+            counter.locate(lambda x: run(model, x, T), x, axis)
+            with counter.batch(x.shape[axis]):
                 output = run(model, x, T)
             if isinstance(output, Tensor) and not torch.isfinite(output).all():
                 layer = _first_not_finite(model, x, T, run)

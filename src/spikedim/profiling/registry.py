@@ -21,8 +21,9 @@ _TYPES: list[type[nn.Module]] = [LIF]
 def register_neuron(cls: type[nn.Module]) -> type[nn.Module]:
     """Count modules of ``cls`` (and subclasses) as spiking layers; usable as a class decorator.
 
-    The output, or the first tensor of it, must be spikes [T, B, ...], [T*B, ...] (time first)
-    or, in a module called once per step, [B, ...].
+    The output, or the first tensor of it, must be spikes [T, B, ...], [T*B, ...] (time first),
+    [B, T, ...] in a network adapted with ``layout="BT"`` or, in a module called once per step,
+    [B, ...]. Synapses inside the module are counted, the rest of what it does is its update.
 
     Raises:
         ConfigError: ``cls`` is not a ``torch.nn.Module`` class.

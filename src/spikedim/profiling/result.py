@@ -134,7 +134,8 @@ class PerCorrect:
 
     Attributes:
         convention: whose energy.
-        energy: mJ per correct prediction, with the interval of a ratio of paired means.
+        energy: mJ per correct prediction, with the interval of a ratio of paired means; not
+            below that of the energy of one inference.
     """
 
     convention: str

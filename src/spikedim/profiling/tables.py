@@ -79,7 +79,7 @@ def _comparison(profile: Profile) -> Table:
         elif item.crossover == math.inf or item.crossover >= 1:
             verdict = "always: less even at one spike per step"
         else:
-            verdict = f"below {item.crossover:.3f}"
+            verdict = f"below {number(item.crossover, 3)}"
         gain = number(item.gain, 3) + " x" if math.isfinite(item.gain) else "∞"
         rows.append((item.convention, item.baseline, gain, item.rate, verdict))
     columns = ("convention", "against", "conventional / this", "rate now", "spikes win at rates")
