@@ -14,8 +14,10 @@ import yaml
 from processes import group_is_gone, wait_for
 from spikedim import storage
 from spikedim.cli import main
+from spikedim.errors import ConfigError
 
-QUICK = ["--epochs", "1", "--train-samples", "120", "--test-samples", "80", "--quiet"]
+ONE = ["--epochs", "1", "--train-samples", "120", "--quiet"]
+QUICK = [*ONE, "--test-samples", "80"]
 # One process: starting another takes longer than these trainings.
 VERIFIED = ["design", "--data", "digits", "--model", "spikformer_nano", "--verify", *QUICK]
 VERIFIED += ["--workers", "1"]
@@ -230,9 +232,40 @@ def test_design_without_verification_says_it_is_not_measured(here, capsys):
     assert "untrained" in text
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--explain-published", "--growth"], "--growth has no effect with --explain-published"),
+        (["--explain-published", "--no-center"], "--no-center has no effect with"),
+        (["--explain-published", "--data", "digits"], "digits holds 8 x 8 images"),
+        (["-o", "x.md"], "--out is of --explain-published; use --json or --plot"),
+        (["--quantile", "2"], "--quantile 2.0; expected a fraction between 0 and 1"),
+    ],
+)
+def test_measure_refuses_what_it_would_not_use(words, message, here, capsys):
+    assert message in fails(capsys, "measure", *words, "--quiet")
+
+
+@pytest.mark.parametrize(
+    ("text", "typed"),
+    [
+        ("give one target: target_d_eff or target_reduction", "--target-d-eff or --target-reduct"),
+        ("dt=0.0 s; expected more", "--dt 0.0 s; expected"),
+        ("invert(net, x, target_d_eff=6, dt=1)", "invert(net, x, target_d_eff=6, dt=1)"),
+        ("runs/target_d_eff.npz is damaged", "runs/target_d_eff.npz is damaged"),
+    ],
+)
+def test_messages_name_options_as_they_are_typed(text, typed, capsys, monkeypatch):
+    def refused(*_, **__):
+        raise ConfigError(text)
+
+    monkeypatch.setattr("spikedim.cli.ntk.opened", refused)
+    assert typed in fails(capsys, "ntk", "--quiet")
+
+
 def test_sweep_train_and_profile(here, capsys):
     common = ["--data", "digits", "--model", "spikformer_nano"]
-    assert run("train", *common, *QUICK, "-T", "1", "--out", "t", "--json") == 0
+    assert run("train", *common, *ONE, "-T", "1", "--out", "t", "--json") == 0
     weights = json.loads(capsys.readouterr().out)["weights"]
     assert run("profile", *common, "-T", "1", "--checkpoint", weights, "--json", "--quiet") == 0
     profile = json.loads(capsys.readouterr().out)

@@ -306,6 +306,13 @@ def test_provenance_records_versions_and_command():
     assert record.seed == 3
 
 
+def test_a_recorded_command_can_be_run_again(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/there/spikedim/__main__.py", "info", "--json"])
+    assert provenance().command == "python -m spikedim info --json"
+    monkeypatch.setattr("sys.argv", ["/bin/spikedim", "info"])
+    assert provenance().command == "spikedim info"
+
+
 def test_progress_is_silent_in_the_library_and_speaks_in_a_log(capsys, monkeypatch):
     assert list(track([1, 2], "work")) == [1, 2]
     assert capsys.readouterr().err == ""
