@@ -73,7 +73,7 @@ class ModelEntry(Result):
         if self.parameters is not None:
             rows += [("parameters", self.parameters), ("of these unused", self.unused_parameters)]
         if self.gmac_per_step is not None:
-            rows.append(("dense GMAC per timestep", self.gmac_per_step))
+            rows.append(("dense GMAC per timestep, as published", self.gmac_per_step))
         if (published := recipe(self.name)) is not None:
             rows.append(("published training", published))
         tables = [Table(f"{self.name}: {self.description}", ("field", "value"), rows)]
