@@ -283,6 +283,28 @@ def test_ctrl_c_passes_through_and_leaves_a_resumable_state(tmp_path, monkeypatc
     assert len(fit(network(), toy(), CONFIG, 2, tmp_path).history) == 3
 
 
+def test_sigterm_is_no_success_and_leaves_a_resumable_state(tmp_path, monkeypatch, capsys):
+    from spikedim import progress
+    from spikedim.training import lightning_run
+
+    original = lightning_run.Learner.training_step
+
+    def step(self, data, index):
+        if self.current_epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, data, index)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(lightning_run.Learner, "training_step", step)
+        with pytest.raises(SystemExit) as left, progress.showing():
+            fit(network(), toy(), CONFIG, 2, tmp_path)
+    assert left.value.code == 143
+    assert "interrupted: run the same command again" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert len(fit(network(), toy(), CONFIG, 2, tmp_path).history) == 3
+
+
 def test_lightning_is_silent_and_leaves_no_folders(tmp_path):
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings(record=True) as seen:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from spikedim import progress
@@ -332,7 +333,11 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C through as KeyboardInterrupt: Lightning exits the process and mutes SIGINT."""
+    """Let Ctrl-C through as KeyboardInterrupt, and leave with 143 on SIGTERM.
+
+    Lightning exits the process and mutes SIGINT on the one, and exits as if all were done on the
+    other.
+    """
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -340,6 +345,9 @@ def _interruptible() -> Iterator[None]:
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
+        if isinstance(error, SIGTERMException):
+            progress.note("interrupted: run the same command again; it goes on after the last epoch")
+            raise SystemExit(128 + signal.SIGTERM) from None
         raise
     finally:
         if main and handler is not None:
