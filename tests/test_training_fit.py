@@ -28,6 +28,7 @@ from spikedim.errors import (
 from spikedim.models import create_model
 from spikedim.training import TrainConfig, evaluate, fit, resolve_device, samples
 from spikedim.training.batches import Batches, augment, held_out, stream
+from spikedim.training.fit import load_trained
 
 CONFIG = TrainConfig(epochs=3, batch_size=16, lr=1e-2, warmup_epochs=1, seed=1)
 
@@ -133,13 +134,22 @@ def test_same_arguments_read_the_finished_training_back(finished, monkeypatch):
     assert equal(weights(result.weights), dict(model.state_dict()))
 
 
-@pytest.mark.parametrize("damage", ["lost", "damaged", "all lost"])
+def flip(path) -> None:
+    """Flip a bit of a weight: the file stays readable."""
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", ["lost", "damaged", "flipped", "all lost"])
 def test_lost_or_damaged_weights_are_restored(finished, tmp_path, monkeypatch, damage):
     result, _ = finished
     shutil.copytree(result.weights.parent, tmp_path, dirs_exist_ok=True)
     best = tmp_path / result.weights.name
     if damage == "damaged":
         best.write_bytes(b"no weights")
+    elif damage == "flipped":
+        flip(best)
     else:
         best.unlink()
     if damage == "all lost":
@@ -150,6 +160,22 @@ def test_lost_or_damaged_weights_are_restored(finished, tmp_path, monkeypatch, d
     fit(model, toy(), CONFIG, 2, tmp_path)
     assert equal(weights(result.weights), weights(best))
     assert equal(weights(result.weights), dict(model.state_dict()))
+
+
+@pytest.mark.parametrize("damage", ["lost", "flipped"])
+def test_weights_are_restored_where_they_are_loaded(finished, tmp_path, damage):
+    result, _ = finished
+    shutil.copytree(result.weights.parent, tmp_path, dirs_exist_ok=True)
+    best = tmp_path / result.weights.name
+    flip(best) if damage == "flipped" else best.unlink()
+    model = network(seed=1)
+    load_trained(model, best, toy())
+    assert equal(weights(result.weights), dict(model.state_dict()))
+    assert equal(weights(result.weights), weights(best))
+    best.unlink()
+    (tmp_path / "last.ckpt").unlink()
+    with pytest.raises(CheckpointError, match=rf"remove {tmp_path} and .*{tmp_path.name}\*\.json"):
+        load_trained(model, best, toy())
 
 
 def test_provenance_is_that_of_the_training(tmp_path, monkeypatch):

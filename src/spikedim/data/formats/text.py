@@ -178,7 +178,7 @@ def _rows(path: Path, known: tuple[str, ...], labels_needed: bool = True) -> Row
         key = known[0] if split_at is None else row[split_at].strip().lower()
         if key not in known:
             raise DataError(
-                f"{path}: row {number} has split {row[split_at]!r}; expected {' or '.join(known)}"
+                f"{path}: row {number} has split {key!r}; expected {' or '.join(known)}"
             )
         labels, texts = splits.setdefault(key, ([], []))
         labels.append(row[label_at].strip())
