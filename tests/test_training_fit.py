@@ -369,6 +369,20 @@ def test_other_settings_in_the_same_directory_are_refused(finished, tmp_path, mo
         fit(network(), toy(44), CONFIG, 2, tmp_path)
 
 
+@pytest.mark.parametrize("content", ["{}", "[1]"])
+def test_a_record_of_no_training_is_named(tmp_path, content):
+    (tmp_path / "fit.json").write_text(content)
+    with pytest.raises(StorageError, match=r"fit\.json is no record of a training; remove it"):
+        fit(network(), toy(), CONFIG, 2, tmp_path)
+
+
+def test_a_key_is_no_reason(tmp_path, monkeypatch):
+    (tmp_path / "last.ckpt").touch()
+    monkeypatch.setattr(torch, "load", lambda *a, **k: {}[244])
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: it is damaged; remove it"):
+        fit(network(), toy(), CONFIG, 2, tmp_path)
+
+
 def test_corrupt_checkpoint_is_named(tmp_path):
     (tmp_path / "last.ckpt").write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match=r"last\.ckpt.*remove it"):

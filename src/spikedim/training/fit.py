@@ -25,6 +25,8 @@ from spikedim.training.config import TrainConfig, check_timesteps
 from spikedim.training.network import reading_of
 from spikedim.training.threads import math_threads, threads_for
 
+_RECORDED = {"digest", "history", "best_epoch", "provenance"}
+
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -286,6 +288,10 @@ def _identity(
 
 
 def _check_same(directory: Path, stored: dict[str, Any] | None, identity: str) -> None:
+    if stored is not None and not (isinstance(stored, dict) and stored.keys() >= _RECORDED):
+        raise StorageError(
+            f"{directory / 'fit.json'} is no record of a training; remove it and run again"
+        )
     found = stored["digest"] if stored is not None else None
     checkpoint = directory / "last.ckpt"
     if found is None and checkpoint.exists():

@@ -70,6 +70,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, KeyError):  # whose text is a key, of no use to a reader
+            reason = "it is damaged"
         raise CheckpointError(
             f"cannot read the checkpoint {path}: {reason}; remove it to train from the start"
         ) from error
