@@ -221,7 +221,7 @@ def test_same_command_finishes_at_once_and_gives_the_same_numbers(finished, caps
 def test_another_setting_in_the_same_directory_is_refused(finished, capsys):
     before = (finished / "results.json").read_bytes()
     line = fails(capsys, *VERIFIED, "-T", "1,4", "--out", finished)
-    assert "other settings (timesteps)" in line
+    assert "other settings (timesteps: [1, 2] → [1, 4])" in line
     assert (finished / "results.json").read_bytes() == before
 
 
@@ -537,6 +537,20 @@ def test_interrupt_says_how_to_continue(words, here):
     assert "interrupted: run the same command again" in rest
     assert "rank --compare-gates go on" in rest
     assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_closed_streams_are_no_fault(here, closed):
+    command = [sys.executable, "-m", "spikedim", "measure", "--data", "digits"]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}>&-', "sh", *command, *["--json"] * (closed == 2)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    if closed == 2:
+        assert json.loads(done.stdout)
 
 
 def test_a_training_that_goes_on_says_so(here, capsys, monkeypatch):

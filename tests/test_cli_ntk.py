@@ -176,19 +176,19 @@ def test_a_folder_belongs_to_one_question(capsys, tmp_path):
     before = (tmp_path / "ntk.json").read_bytes()
     capsys.readouterr()
     for words, changed in (
-        (("--data", "fashion_mnist"), "data"),
-        (("--samples", "12", "--seed", "3"), "samples, seed"),
-        (("--method", "sketch"), "method"),
-        (("--sweep", "v_th"), "question"),
+        (("--data", "fashion_mnist"), "data: "),
+        (("--samples", "12", "--seed", "3"), "samples: 10 → 12, seed: 0 → 3"),
+        (("--method", "sketch"), "method: "),
+        (("--sweep", "v_th"), "question: "),
     ):
         line = fails(capsys, "--out", tmp_path, *words)
-        assert f"holds a run with other settings ({changed})" in line
+        assert f"holds a run with other settings ({changed}" in line
     assert (tmp_path / "ntk.json").read_bytes() == before
     assert run("--out", tmp_path, "--memory", 1) == 0
     swept = ("--out", tmp_path / "swept", "--values", "0.5,1")
     assert run(*swept, "--sweep", "v_th") == 0
     capsys.readouterr()
-    assert "(question)" in fails(capsys, *swept, "--sweep", "v_reset")
+    assert "(question: " in fails(capsys, *swept, "--sweep", "v_reset")
 
 
 @pytest.mark.parametrize("method", ["auto", "sketch"])

@@ -19,6 +19,7 @@ from spikedim.data import load_dataset
 from spikedim.data.build import make_dataset
 from spikedim.data.formats.text import _LABELS, _TEXTS
 from spikedim.errors import ConfigError, DataError
+from spikedim.progress import showing
 
 quick = settings(max_examples=12, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -144,6 +145,33 @@ class TestNumpy:
             2 * ("labels" in optional),
         )
         assert np.array_equal(data.train.inputs.t, np.arange(8))
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"offsets": [[0], [2], [4]]}, "events offsets: expected recordings"),
+            ({"sensor": 1}, "sensor size"),
+            ({"is_test": True}, "2 recordings but 1 values in is_test"),
+            ({"is_test": np.eye(2)}, "2 recordings but 4 values in is_test"),
+            ({"x": 0}, "events x: shape"),
+        ],
+    )
+    def test_misshapen_events(self, tmp_path, wrong, message):
+        events = dict.fromkeys("xypt", np.zeros(4, int)) | {"offsets": [0, 2, 4]}
+        np.savez(tmp_path / "e.npz", **events | wrong)
+        refused(tmp_path / "e.npz", message)
+
+    def test_events_in_capitals(self, tmp_path):
+        np.savez(tmp_path / "e.npz", **dict.fromkeys("XYPT", np.zeros(4, int)), offsets=[0, 2, 4])
+        assert len(load_dataset(tmp_path / "e.npz").train) == 2
+
+    def test_an_archive_packed_in_an_unknown_way(self, tmp_path):
+        np.savez_compressed(tmp_path / "x.npz", x=np.eye(4))
+        packed = bytearray((tmp_path / "x.npz").read_bytes())
+        for signature, at in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+            packed[packed.index(signature) + at] = 99
+        (tmp_path / "x.npz").write_bytes(packed)
+        refused(tmp_path / "x.npz", "compression")
 
     def test_events_without_training_recordings_are_refused(self, tmp_path):
         for n, extra in ((4, {"is_test": [1, 1], "offsets": [0, 2, 4]}), (0, {"offsets": [0]})):
@@ -454,6 +482,11 @@ class TestImageFolder:
         Image.fromarray(np.zeros((4, 4), np.uint16)).save(broken)
         refused(tmp_path, "more than 8 bits")
 
+    def test_an_image_beyond_the_limit_of_the_library(self, tmp_path, monkeypatch):
+        write_folder(tmp_path, *images(0))
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7)
+        refused(tmp_path, "exceeds limit")
+
 
 texts = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Zs")), min_size=1).filter(
     lambda text: text.strip().lower() not in (*_TEXTS, *_LABELS)
@@ -490,6 +523,36 @@ class TestTables:
         assert data.train.inputs == ["a, b", "c"]
         assert data.class_names == ("neg", "pos")
         assert data.test.inputs == ["d"]
+
+    @pytest.mark.parametrize("split", ["tset", "training"])
+    def test_rows_of_an_unknown_split_are_not_dropped(self, tmp_path, split):
+        path = tmp_path / "t.tsv"
+        path.write_text(f"split\tlabel\tsentence\ntrain\t0\ta\ntrain\t1\tb\n{split}\t0\tc\n")
+        refused(path, f"row 4 has split '{split}'; expected train or test or dev")
+
+    def test_a_second_test_split_is_said_to_be_left_out(self, tmp_path, capsys):
+        path = tmp_path / "t.tsv"
+        path.write_text("split\tlabel\tsentence\ntrain\t0\ta\ntrain\t1\tb\ndev\t0\tc\ntest\t1\td\n")
+        with showing():
+            assert load_dataset(path).test.inputs == ["d"]
+        assert "its 1 rows of split dev are left out; test is the test" in capsys.readouterr().err
+
+    def test_a_split_column_in_a_folder_agrees_with_its_file(self, tmp_path):
+        (tmp_path / "train.tsv").write_text("sentence\tlabel\na\t0\nb\t1\n")
+        (tmp_path / "test.tsv").write_text("split\tlabel\tsentence\ntest\t0\tc\n")
+        assert load_dataset(tmp_path).test.inputs == ["c"]
+        (tmp_path / "train.tsv").write_text("split\tlabel\tsentence\ndev\t0\tc\n")
+        refused(tmp_path, r"train.tsv: row 2 has split 'dev'; expected train$")
+
+    def test_labels_beyond_64_bits_are_names(self, tmp_path):
+        (tmp_path / "t.tsv").write_text(f"{10**20}\ta\n1\tb\n")
+        assert load_dataset(tmp_path / "t.tsv").class_names == ("1", str(10**20))
+
+    def test_long_texts(self, tmp_path):
+        (tmp_path / "t.tsv").write_text(f"0\t{'a' * 200_000}\n1\tb\n")
+        limit = csv.field_size_limit()
+        assert len(load_dataset(tmp_path / "t.tsv").train.inputs[0]) == 200_000
+        assert csv.field_size_limit() == limit
 
     def test_label_in_the_second_column(self, tmp_path):
         (tmp_path / "t.tsv").write_text("good film\t1\nbad\t0\n")

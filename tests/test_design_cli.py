@@ -166,6 +166,21 @@ def test_verified_designs_are_remembered_and_recalibrate(images, here, capsys, m
     assert run("calibrate", "--reset", "--quiet") == 0
 
 
+def test_a_finished_run_is_repeated_without_its_weights(images, here, capsys):
+    np.savez("bars.npz", **images)
+    words = ["design", "--data", "bars.npz", "--model", "spikformer_nano", "--verify", "--quiet"]
+    words += ["--no-neurons", "-T", "1,2", "--epochs", "1", "--train-samples", "9", "--out", "run"]
+    assert run(*words, "--workers", "1", "--json") == 0
+    first = json.loads(capsys.readouterr().out)
+    weights = list(Path("run").glob("trials/*/best.safetensors"))
+    for file in weights:
+        file.unlink()
+    assert run(*words, "--workers", "1", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["operating"] == first["operating"]
+    assert len(weights) == 2
+    assert all(file.is_file() for file in weights)
+
+
 def _full(*given):
     raise StorageError("the disk is full")
 

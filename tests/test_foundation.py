@@ -146,14 +146,14 @@ def test_run_steps_are_computed_once(tmp_path):
 
 
 def test_run_refuses_another_configuration(tmp_path):
-    with storage.Run(tmp_path / "r", {"a": 1, "b": 2}):
+    with storage.Run(tmp_path / "r", {"a": 1, "b": {"c": 2, "e": 4}}):
         pass
     with (
-        pytest.raises(StorageError, match=r"other settings \(b\)"),
-        storage.Run(tmp_path / "r", {"a": 1, "b": 3}),
+        pytest.raises(StorageError, match=r"other settings \(b\.c: 2 → 3, d: None → \[1\]\)"),
+        storage.Run(tmp_path / "r", {"a": 1, "b": {"c": 3, "e": 4}, "d": [1]}),
     ):
         pass
-    with storage.Run(tmp_path / "r", {"a": 1, "b": 2}):
+    with storage.Run(tmp_path / "r", {"a": 1, "b": {"c": 2, "e": 4}}):
         pass
 
 

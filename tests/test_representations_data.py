@@ -1,4 +1,5 @@
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -245,6 +246,15 @@ def test_event_counts_and_time_surfaces(events):
         assert_allclose(surface[i], expected, rtol=1e-5)
     with pytest.raises(ConfigError, match="tau=0"):
         represent(events, "time_surface", tau=0)
+
+
+@pytest.mark.parametrize("kind", ["uint64", "uint8", "bool"])
+def test_polarities_of_any_type(events, kind):
+    known = events.train.inputs
+    other = replace(known, p=known.p.astype(kind))
+    assert_array_equal(other.frames(3), known.frames(3))
+    same = make_dataset("cam", (other, None))
+    assert_array_equal(represent(same, "time_surface"), represent(events, "time_surface"))
 
 
 def test_a_user_adds_a_representation():

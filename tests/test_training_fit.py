@@ -28,6 +28,7 @@ from spikedim.errors import (
 from spikedim.models import create_model
 from spikedim.training import TrainConfig, evaluate, fit, resolve_device, samples
 from spikedim.training.batches import Batches, augment, held_out, stream
+from spikedim.training.fit import load_trained
 
 CONFIG = TrainConfig(epochs=3, batch_size=16, lr=1e-2, warmup_epochs=1, seed=1)
 
@@ -133,13 +134,22 @@ def test_same_arguments_read_the_finished_training_back(finished, monkeypatch):
     assert equal(weights(result.weights), dict(model.state_dict()))
 
 
-@pytest.mark.parametrize("damage", ["lost", "damaged", "all lost"])
+def flip(path) -> None:
+    """Flip a bit of a weight: the file stays readable."""
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", ["lost", "damaged", "flipped", "all lost"])
 def test_lost_or_damaged_weights_are_restored(finished, tmp_path, monkeypatch, damage):
     result, _ = finished
     shutil.copytree(result.weights.parent, tmp_path, dirs_exist_ok=True)
     best = tmp_path / result.weights.name
     if damage == "damaged":
         best.write_bytes(b"no weights")
+    elif damage == "flipped":
+        flip(best)
     else:
         best.unlink()
     if damage == "all lost":
@@ -150,6 +160,22 @@ def test_lost_or_damaged_weights_are_restored(finished, tmp_path, monkeypatch, d
     fit(model, toy(), CONFIG, 2, tmp_path)
     assert equal(weights(result.weights), weights(best))
     assert equal(weights(result.weights), dict(model.state_dict()))
+
+
+@pytest.mark.parametrize("damage", ["lost", "flipped"])
+def test_weights_are_restored_where_they_are_loaded(finished, tmp_path, damage):
+    result, _ = finished
+    shutil.copytree(result.weights.parent, tmp_path, dirs_exist_ok=True)
+    best = tmp_path / result.weights.name
+    flip(best) if damage == "flipped" else best.unlink()
+    model = network(seed=1)
+    load_trained(model, best, toy())
+    assert equal(weights(result.weights), dict(model.state_dict()))
+    assert equal(weights(result.weights), weights(best))
+    best.unlink()
+    (tmp_path / "last.ckpt").unlink()
+    with pytest.raises(CheckpointError, match=rf"remove {tmp_path} and .*{tmp_path.name}\*\.json"):
+        load_trained(model, best, toy())
 
 
 def test_provenance_is_that_of_the_training(tmp_path, monkeypatch):
@@ -283,6 +309,28 @@ def test_ctrl_c_passes_through_and_leaves_a_resumable_state(tmp_path, monkeypatc
     assert len(fit(network(), toy(), CONFIG, 2, tmp_path).history) == 3
 
 
+def test_sigterm_is_no_success_and_leaves_a_resumable_state(tmp_path, monkeypatch, capsys):
+    from spikedim import progress
+    from spikedim.training import lightning_run
+
+    original = lightning_run.Learner.training_step
+
+    def step(self, data, index):
+        if self.current_epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, data, index)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(lightning_run.Learner, "training_step", step)
+        with pytest.raises(SystemExit) as left, progress.showing():
+            fit(network(), toy(), CONFIG, 2, tmp_path)
+    assert left.value.code == 143
+    assert "interrupted: run the same command again" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert len(fit(network(), toy(), CONFIG, 2, tmp_path).history) == 3
+
+
 def test_lightning_is_silent_and_leaves_no_folders(tmp_path):
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings(record=True) as seen:
@@ -319,6 +367,20 @@ def test_other_settings_in_the_same_directory_are_refused(finished, tmp_path, mo
             fit(network(), toy(), CONFIG, 2, tmp_path)
     with pytest.raises(StorageError, match="other settings"):
         fit(network(), toy(44), CONFIG, 2, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]"])
+def test_a_record_of_no_training_is_named(tmp_path, content):
+    (tmp_path / "fit.json").write_text(content)
+    with pytest.raises(StorageError, match=r"fit\.json is no record of a training; remove it"):
+        fit(network(), toy(), CONFIG, 2, tmp_path)
+
+
+def test_a_key_is_no_reason(tmp_path, monkeypatch):
+    (tmp_path / "last.ckpt").touch()
+    monkeypatch.setattr(torch, "load", lambda *a, **k: {}[244])
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: it is damaged; remove it"):
+        fit(network(), toy(), CONFIG, 2, tmp_path)
 
 
 def test_corrupt_checkpoint_is_named(tmp_path):

@@ -31,7 +31,7 @@ class _State:
 def showing(enabled: bool = True) -> Iterator[None]:
     """Show progress on standard error inside the block; the command line opens it."""
     _State.told.clear()
-    if not enabled:
+    if not enabled or sys.stderr is None:  # closed: print would take standard output
         yield
     elif sys.stderr.isatty():
         from rich.console import Console

@@ -28,6 +28,7 @@ from spikedim.errors import StorageError
 from spikedim.results import plain
 
 _TEMPORARY = ".tmp-"
+_SHOWN = 40  # characters of a setting in a message
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
@@ -185,13 +186,9 @@ class Run:
         if not isinstance(stored, dict):
             raise StorageError(f"cannot read {path}: it holds no settings; remove {self.path}")
         if stored != self.config:
-            changed = sorted(
-                str(key)
-                for key in {*stored, *self.config}
-                if stored.get(key) != self.config.get(key)
-            )
             raise StorageError(
-                f"{self.path} holds a run with other settings ({', '.join(changed)}); "
+                f"{self.path} holds a run with other settings "
+                f"({', '.join(_changes(stored, self.config))}); "
                 "choose another directory with --out or remove it"
             )
 
@@ -230,6 +227,18 @@ class Run:
 
     def _step(self, key: str) -> Path:
         return self.path / "steps" / f"{key}.json"
+
+
+def _changes(old: Any, new: Any, name: str = "") -> list[str]:
+    """Every setting that differs, by its dotted name, with its old and its new value."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        prefix = name and f"{name}."
+        return [
+            line
+            for key in sorted({*old, *new}, key=str)
+            for line in _changes(old.get(key), new.get(key), f"{prefix}{key}")
+        ]
+    return [] if old == new else [f"{name}: {str(old)[:_SHOWN]} → {str(new)[:_SHOWN]}"]
 
 
 def system_fault(error: OSError) -> str:

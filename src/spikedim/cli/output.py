@@ -29,7 +29,8 @@ def emit(result: Result, as_json: bool) -> None:
         return
     # A pipe has no width of its own: leave tables whole instead of folding them at 80. rich itself
     # reads COLUMNS.
-    whole = not (sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal())
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    whole = not (terminal or os.environ.get("COLUMNS", "").isdecimal())
     Console(width=140 if whole else None).print(result)
 
 

@@ -40,20 +40,21 @@ class Events:
     channels: ClassVar[int] = 2  # polarities
 
     def __post_init__(self) -> None:
-        total = len(self.x)
+        total = self.x.size
         for name in "xypt":
             array = getattr(self, name)
-            if array.ndim != 1 or len(array) != total or array.dtype.kind not in "iub":
+            if array.shape != (total,) or array.dtype.kind not in "iub":
                 raise DataError(
                     f"events {name}: shape {array.shape}, type {array.dtype}; expected "
                     f"one integer per event, {total} as in x"
                 )
-        steps = np.diff(self.offsets)
-        if not len(self.offsets) or self.offsets[0] != 0 or self.offsets[-1] != total:
+        offsets = self.offsets
+        if offsets.ndim != 1 or offsets.size == 0 or offsets[0] != 0 or offsets[-1] != total:
             raise DataError(
                 f"events offsets: expected recordings + 1 values from 0 to {total} events; "
                 "the file is truncated or its arrays do not belong together"
             )
+        steps = np.diff(offsets)
         if (steps < 0).any():
             at = int(np.argmax(steps < 0))
             raise DataError(f"events offsets decrease after recording {at}; they must increase")
@@ -61,7 +62,7 @@ class Events:
         self._check_range("y", self.y, self.height)
         self._check_range("p", self.p, 2)
         backwards = self.t[1:] < self.t[:-1]
-        starts = self.offsets[1:-1]
+        starts = offsets[1:-1]
         backwards[starts[(starts > 0) & (starts < total)] - 1] = False
         if backwards.any():
             at = int(np.argmax(backwards)) + 1
@@ -155,7 +156,7 @@ class Events:
         column = self.x.astype(np.int64) * width // self.width
         recording = np.repeat(np.arange(n), lengths)
         cell = step * n + recording
-        cell = ((cell * 2 + self.p) * height + row) * width + column
+        cell = ((cell * 2 + self.p.astype(np.int64)) * height + row) * width + column
         counts = np.bincount(cell, minlength=T * n * 2 * height * width)
         return counts.reshape(T, n, 2, height, width)
 

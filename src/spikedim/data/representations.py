@@ -363,7 +363,7 @@ def time_surface(dataset: Dataset, chosen: Split, tau: float = 50_000.0) -> np.n
         )
     lengths = np.diff(events.offsets)
     recording = np.repeat(np.arange(len(events)), lengths)
-    cell = (recording * 2 + events.p) * events.height + events.y.astype(np.int64)
+    cell = (recording * 2 + events.p.astype(np.int64)) * events.height + events.y.astype(np.int64)
     cell = cell * events.width + events.x.astype(np.int64)
     ends = events.t[np.repeat(events.offsets[1:], lengths) - 1].astype(np.int64)
     out = np.zeros(len(events) * 2 * events.height * events.width, np.float32)

@@ -9,12 +9,13 @@ import torch
 
 from spikedim.data import Dataset
 from spikedim.design.cases import Case, Outcome, Pilot
-from spikedim.models import SpikingModel, load_checkpoint
+from spikedim.models import SpikingModel
 from spikedim.models.base import evaluating
 from spikedim.storage import Run
 from spikedim.theory import accuracy_from_margins
 from spikedim.training import TimestepSweep, samples
 from spikedim.training.batches import why_no_prefix
+from spikedim.training.fit import load_trained
 
 #: Steps that stand for the large-T limit of an output, in multiples of the pilot's T.
 _LIMIT = 4
@@ -76,7 +77,7 @@ def _pilot(dataset: Dataset, network: SpikingModel, sweep: TimestepSweep, run: R
     steps = tuple(sorted(read))
     if len(steps) < 2:
         return None
-    load_checkpoint(network, last.checkpoint)
+    load_trained(network, last.checkpoint, dataset)
     x, y = samples(dataset.limited(None, _SAMPLES), "test", last.T, sweep.encoder)
     expected = expected_accuracy(network, x, y, steps) if sweep.encoder == "direct" else ()
     return Pilot(last.trained_at, steps, tuple(read[T] for T in steps), expected)

@@ -56,6 +56,7 @@ from spikedim.training import (
     sweep_neurons,
     sweep_timesteps,
 )
+from spikedim.training.fit import load_trained
 from spikedim.training.network import network_for
 from spikedim.training.sweep import majority
 
@@ -231,14 +232,14 @@ def design(
         )
         recommended = next(p for p in operating if p.timesteps == int(said.best.timesteps.value))
     else:
-        operating = _operating(network, sweep, inputs, count)
+        operating = _operating(dataset, network, sweep, inputs, count)
         recommended = next(p for p in operating if p.timesteps == sweep.t_star.value)
     answer = None if budget is None else invert(operating, budget, _quality(operating, sweep))
     if answer is not None and answer.timesteps is not None:
         recommended = next(p for p in operating if p.timesteps == answer.timesteps)
     # Neurons were compared at T* only.
     if neuron_sweep is not None and recommended.timesteps == neuron_sweep.T:
-        at = partial(_chosen, network, T=neuron_sweep.T, inputs=inputs, count=count)
+        at = partial(_chosen, dataset, network, T=neuron_sweep.T, inputs=inputs, count=count)
         tried = neuron_sweep.points
         if budget is not None and answer is not None and answer.timesteps is not None:
             tried = tuple(point for point in tried if point.base or budget.fits(at(point)))
@@ -401,18 +402,23 @@ def _quality(operating: Sequence[Operating], sweep: TimestepSweep | None) -> lis
 
 
 def _operating(
-    network: SpikingModel, sweep: TimestepSweep, inputs: Callable[[int], Tensor], count: Count
+    dataset: Dataset,
+    network: SpikingModel,
+    sweep: TimestepSweep,
+    inputs: Callable[[int], Tensor],
+    count: Count,
 ) -> tuple[Operating, ...]:
     """Profile the trained network of every T."""
     points = []
     for point in sweep.points:
-        load_checkpoint(network, point.checkpoint)
+        load_trained(network, point.checkpoint, dataset)
         measured = count(network, inputs(point.T), point.T)
         points.append(Operating(point.T, point.accuracy, measured))
     return tuple(points)
 
 
 def _chosen(
+    dataset: Dataset,
     network: SpikingModel,
     choice: NeuronPoint,
     T: int,
@@ -422,7 +428,7 @@ def _chosen(
     """Profile the network trained with a neuron setting."""
     own = network.config.neuron
     network.set_neurons(**{choice.parameter: _typed(own, choice)})
-    load_checkpoint(network, choice.checkpoint)
+    load_trained(network, choice.checkpoint, dataset)
     point = Operating(
         T,
         choice.accuracy,

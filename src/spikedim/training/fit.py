@@ -25,6 +25,8 @@ from spikedim.training.config import TrainConfig, check_timesteps
 from spikedim.training.network import reading_of
 from spikedim.training.threads import math_threads, threads_for
 
+_RECORDED = {"digest", "history", "best_epoch", "provenance"}
+
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -143,7 +145,7 @@ def fit(
 
     kept, out = held_out(y, config.validation, config.seed)
     best = directory / "best.safetensors"
-    if stored is None or not _loaded(model, best):
+    if stored is None or not _loaded(model, best, stored):
         from spikedim.training import lightning_run
 
         train = Batches(
@@ -177,6 +179,7 @@ def fit(
             "digest": identity,
             "history": keeper.history,
             "best_epoch": keeper.best_epoch,
+            "weights": _weights_digest(model),
             "provenance": plain(source),
         }
         write_json(record, stored)
@@ -187,13 +190,51 @@ def fit(
     return _result(stored, T, encoder, config, best, chance)
 
 
-def _loaded(model: SpikingModel, weights: Path) -> bool:
-    """Whether ``weights`` could be read into ``model``, which is untouched otherwise."""
+def load_trained(model: SpikingModel, weights: Path, dataset: Dataset) -> None:
+    """Load the kept weights of a finished :func:`fit` on ``dataset``.
+
+    Lost or damaged ones are restored from ``last.ckpt`` beside them.
+
+    Raises:
+        CheckpointError: ``last.ckpt`` is lost or damaged too.
+    """
+    record = weights.with_name("fit.json")
+    if _loaded(model, weights, read_json(record) if record.exists() else {}):
+        return
+    from spikedim.training.lightning_run import read_checkpoint
+
+    try:
+        best = read_checkpoint(weights.with_name("last.ckpt"))["callbacks"]["Keeper"]["best"]
+    except (CheckpointError, KeyError) as error:
+        folder = weights.parent
+        raise CheckpointError(
+            f"{weights} and last.ckpt beside it are lost or damaged; remove {folder} and "
+            f"{folder.parents[1] / 'steps' / folder.name}*.json to train it again"
+        ) from error
+    model.load_state_dict(best)
+    save_checkpoint(model, weights, reading_of(dataset))
+
+
+def _loaded(model: SpikingModel, weights: Path, stored: dict[str, Any]) -> bool:
+    """Whether ``weights`` were read into ``model``, which is untouched if they are not the kept."""
+    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     try:
         load_checkpoint(model, weights)
     except CheckpointError:
         return False
-    return True
+    if stored.get("weights") in (None, _weights_digest(model)):  # older records have none
+        return True
+    model.load_state_dict(initial)
+    return False
+
+
+def _weights_digest(model: SpikingModel) -> str:
+    """SHA-256 of names and values: bytes of a file would differ by the order of its header."""
+    weights = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return weights.hexdigest()
 
 
 def _result(
@@ -240,16 +281,16 @@ def _identity(
     model: SpikingModel, dataset: Dataset, config: TrainConfig, T: int, encoder: str
 ) -> str:
     """Digest of everything that determines the trained weights, initial weights included."""
-    weights = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     neurons = [repr(m.params) for m in model.modules() if isinstance(m, LIF)]
-    what = [asdict(config), T, encoder, dataset.fingerprint, weights.hexdigest(), neurons]
+    what = [asdict(config), T, encoder, dataset.fingerprint, _weights_digest(model), neurons]
     return digest([*what, decisive_versions()], 16)
 
 
 def _check_same(directory: Path, stored: dict[str, Any] | None, identity: str) -> None:
+    if stored is not None and not (isinstance(stored, dict) and stored.keys() >= _RECORDED):
+        raise StorageError(
+            f"{directory / 'fit.json'} is no record of a training; remove it and run again"
+        )
     found = stored["digest"] if stored is not None else None
     checkpoint = directory / "last.ckpt"
     if found is None and checkpoint.exists():

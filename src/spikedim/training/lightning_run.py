@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from spikedim import progress
@@ -69,6 +70,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, KeyError):  # whose text is a key, of no use to a reader
+            reason = "it is damaged"
         raise CheckpointError(
             f"cannot read the checkpoint {path}: {reason}; remove it to train from the start"
         ) from error
@@ -332,7 +335,11 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C through as KeyboardInterrupt: Lightning exits the process and mutes SIGINT."""
+    """Let Ctrl-C through as KeyboardInterrupt, and leave with 143 on SIGTERM.
+
+    Lightning exits the process and mutes SIGINT on the one, and exits as if all were done on the
+    other.
+    """
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -340,6 +347,9 @@ def _interruptible() -> Iterator[None]:
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
+        if isinstance(error, SIGTERMException):
+            progress.note("interrupted: run the same command again; finished epochs are kept")
+            raise SystemExit(128 + signal.SIGTERM) from None
         raise
     finally:
         if main and handler is not None:

@@ -17,12 +17,12 @@ from spikedim.data.representations import represent
 from spikedim.data.sampling import stratified_order
 from spikedim.dimension import get_estimator, spectrum
 from spikedim.errors import ModelError
-from spikedim.models import SpikingModel, load_checkpoint
+from spikedim.models import SpikingModel
 from spikedim.neurons import LIFParams
 from spikedim.profiling import profile
 from spikedim.storage import Run, digest
 from spikedim.training.batches import Batches, read_as, samples, why_no_prefix
-from spikedim.training.fit import decisive_versions
+from spikedim.training.fit import decisive_versions, load_trained
 from spikedim.training.network import network_for
 from spikedim.training.study_table import OutputRow, StudyRow
 from spikedim.training.threads import math_threads
@@ -148,7 +148,7 @@ def _measure(work: StudyWork, place: StudyTrial, key: str) -> Measurement:
         failed = dict.fromkeys(absent) | {"eval_T": place.T, "status": f"failed: {error}"}
         return Measurement(key, [common | failed], [])
     net = network_for(cell.model, cell.dataset, neuron=place.neuron)
-    load_checkpoint(net, work.run.path / trial.weights)
+    load_trained(net, work.run.path / trial.weights, cell.dataset)
     net.to(config.device)
     common |= {"parameters": sum(p.numel() for p in net.parameters())}
     x, y = samples(cell.dataset, "test", steps[-1], study.encoder)

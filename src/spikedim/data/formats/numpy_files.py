@@ -46,7 +46,7 @@ def read_archive(path: Path) -> Dataset:
     Raises:
         DataError: no inputs among the keys, or a corrupt archive.
     """
-    stored = {key.lower(): array for key, array in read_npz(path).items()}
+    stored = _named(path)
     if stored.keys() >= _EVENT_KEYS:
         return read_events(path)
     test = _pick(stored, ("test_{}", "{}_test"))
@@ -71,30 +71,30 @@ def read_events(
 ) -> Dataset:
     """Read events from an ``.npz`` archive.
 
-    Keys: x, y, p, t (one value per event), offsets (recordings + 1); optional labels (one per
-    recording), is_test (marks the test recordings), sensor (height, width; default: the largest
-    coordinates) and class_names.
+    Keys, in any case: x, y, p, t (one value per event), offsets (recordings + 1); optional labels
+    (one per recording), is_test (marks the test recordings), sensor (height, width; default: the
+    largest coordinates) and class_names.
 
     Raises:
         DataError: keys missing or contradictory, see :class:`Events`.
     """
-    stored = read_npz(path)
+    stored = _named(path)
     missing = sorted(_EVENT_KEYS - stored.keys())
     if missing:
         raise DataError(f"{path} lacks {', '.join(missing)}; expected events x, y, p, t, offsets")
     if sensor is None:
         with reading(path, "events with a sensor size (height, width)"):
             largest = [int(stored[key].max(initial=0)) + 1 for key in "yx"]
-            height, width = stored.get("sensor", np.array(largest)).tolist()
+            height, width = stored.get("sensor", np.array(largest)).ravel().tolist()
             sensor = (int(height), int(width))
     x, y, p, t = (stored[key] for key in "xypt")
     events = Events(x, y, p, t, stored["offsets"].astype(np.int64), *sensor)
     labels = stored.get("labels")
-    is_test = stored.get("is_test", np.zeros(len(events), bool)).astype(bool)
+    is_test = stored.get("is_test", np.zeros(len(events), bool)).astype(bool).ravel()
     for key, array in (("labels", labels), ("is_test", is_test)):
-        if array is not None and len(array) != len(events):
+        if array is not None and array.shape[:1] != (len(events),):
             raise DataError(
-                f"{path}: {len(events)} recordings but {len(array)} values in {key}; "
+                f"{path}: {len(events)} recordings but {array.size} values in {key}; "
                 "one per recording is needed"
             )
     parts = [
@@ -110,6 +110,10 @@ def read_events(
         terms=terms,
         citation=citation,
     )
+
+
+def _named(path: Path) -> dict[str, np.ndarray]:
+    return {key.lower(): array for key, array in read_npz(path).items()}
 
 
 def _pick(

@@ -12,10 +12,12 @@ from spikedim.data.build import make_dataset
 from spikedim.data.dataset import Dataset
 from spikedim.data.formats.common import TEST_NAMES, read_text, reading, stem
 from spikedim.errors import DataError
+from spikedim.progress import note
 
 _LABELS = ("label", "labels", "target", "class", "sentiment")
 _TEXTS = ("sentence", "text", "review", "content")
 _TABLES = (".tsv", ".tsv.gz", ".csv", ".csv.gz")
+_INT64_DIGITS = 19  # that some integers of so many digits do not fit
 BLOCK = 256
 
 Rows = dict[str, tuple[list[str], list[str]]]
@@ -48,17 +50,28 @@ def read_table(
 
     With a header, the columns are found by name (label, sentence or text; an optional split
     column says train, or test, dev or validation). Without one there are two columns, the label
-    first, or second where only the second is all integers.
+    first, or second where only the second is all integers. Of several test splits the first of
+    test, dev, validation is taken.
 
     Raises:
-        DataError: a row has another number of columns or an empty label; no label or sentence
-            column; no rows.
+        DataError: a row has another number of columns, an empty label or an unknown split; no label
+            or sentence column; no rows.
     """
-    splits = _rows(path)
-    train = splits.pop("train", ([], []))
-    test = next((splits[key] for key in TEST_NAMES if key in splits), None)
+    splits = _rows(path, ("train", *TEST_NAMES))
+    used, *others = [key for key in TEST_NAMES if key in splits] or [""]
+    for other in others:
+        note(
+            f"{path}: its {len(splits[other][0]):,} rows of split {other} are left out; {used} is "
+            "the test split"
+        )
     return _labelled(
-        name or stem(path), train, test, class_names, source or str(path), terms, citation
+        name or stem(path),
+        splits["train"],
+        splits.get(used),
+        class_names,
+        source or str(path),
+        terms,
+        citation,
     )
 
 
@@ -70,10 +83,11 @@ def read_table_folder(path: Path) -> Dataset:
     test = None
     for split in TEST_NAMES:
         file = _in_folder(path, split)
-        if file is not None and (rows := _rows(file, labels_needed=False)):
-            test = rows["train"]
+        if file is not None and (rows := _rows(file, (split,), labels_needed=False)):
+            test = rows[split]
             break
-    return _labelled(path.name, _rows(train_file)["train"], test, (), str(path), "", "")
+    train = _rows(train_file, ("train",))["train"]
+    return _labelled(path.name, train, test, (), str(path), "", "")
 
 
 def read_running_text(
@@ -109,11 +123,15 @@ def _in_folder(path: Path, split: str) -> Path | None:
     return next((path / (split + s) for s in _TABLES if (path / (split + s)).is_file()), None)
 
 
-def _rows(path: Path, labels_needed: bool = True) -> Rows:
-    """Labels and texts per split; empty where labels are absent and not needed."""
+def _rows(path: Path, known: tuple[str, ...], labels_needed: bool = True) -> Rows:
+    """Labels and texts per split; empty where labels are absent and not needed.
+
+    A split column may hold the ``known`` splits; without one, all rows are of the first of them.
+    """
     text = read_text(path)
     tabs = ".tsv" in path.name
     with reading(path, "a table of labels and sentences"):
+        limit = csv.field_size_limit(len(text))
         try:
             table = list(
                 csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -122,6 +140,8 @@ def _rows(path: Path, labels_needed: bool = True) -> Rows:
             )
         except csv.Error as error:
             raise ValueError(str(error)) from error
+        finally:
+            csv.field_size_limit(limit)
     table = [row for row in table if row]
     if not table:
         raise DataError(f"{path} holds no rows; expected a label and a sentence in each")
@@ -149,13 +169,17 @@ def _rows(path: Path, labels_needed: bool = True) -> Rows:
             "file"
         )
     split_at = header.index("split") if body is not table and "split" in header else None
-    splits: Rows = {}
+    splits: Rows = {known[0]: ([], [])}
     for number, row in enumerate(body, start=1 + len(table) - len(body)):
         if not row[label_at].strip():
             raise DataError(
                 f"{path}: row {number} has no label; fill it in, or leave out rows without one"
             )
-        key = "train" if split_at is None else row[split_at].strip().lower()
+        key = known[0] if split_at is None else row[split_at].strip().lower()
+        if key not in known:
+            raise DataError(
+                f"{path}: row {number} has split {key!r}; expected {' or '.join(known)}"
+            )
         labels, texts = splits.setdefault(key, ([], []))
         labels.append(row[label_at].strip())
         texts.append(row[text_at])
@@ -176,7 +200,9 @@ def _labelled(
     citation: str,
 ) -> Dataset:
     everything = train[0] + (test[0] if test else [])
-    numeric = all(label.removeprefix("-").isdecimal() for label in everything)
+    numeric = all(
+        label.removeprefix("-").isdecimal() and len(label) < _INT64_DIGITS for label in everything
+    )
     kind = np.int64 if numeric else np.str_
     return make_dataset(
         name,
