@@ -48,6 +48,12 @@ class Estimate:
         below, above = (None if v is None else cut(v) for v in (self.low, self.high))
         return dataclasses.replace(self, value=cut(self.value), low=below, high=above)
 
+    @property
+    def reach(self) -> tuple[float, float]:
+        """Distances of the value from its bounds, as error bars take them; 0 without a bound."""
+        low, high = (self.value if v is None else v for v in (self.low, self.high))
+        return max(0.0, self.value - low), max(0.0, high - self.value)
+
     def __str__(self) -> str:
         return self.text(*readable_unit(self.value, self.unit))
 

@@ -130,7 +130,7 @@ class Convergence(Result):
         shown = positive or self.points
         T = np.array([p.T for p in shown])
         error = np.array([p.error.value for p in shown])
-        reach = np.array([_reach(p.error) for p in shown]).reshape(-1, 2).T
+        reach = np.array([p.error.reach for p in shown]).reshape(-1, 2).T
         ax.errorbar(T, error, reach, fmt="o", ms=4, color="#1f5a93", label="error")
         bias = [p.bias or math.nan for p in shown]
         ax.plot(T, bias, "x", ms=4, color="#777777", label="bias")
@@ -172,7 +172,7 @@ def convergence(
     explains, by a χ² test at 5 %, as where nothing is random: then from the scatter. The floor of
     the bias b is the root of (b²(T) − b²(T')·T'/T)/(1 − T'/T) at the largest T and the next, T',
     positive only if b falls more slowly than 1/√T; b² is estimated from pairs of trials, its error
-    the jackknife.
+    by the jackknife.
 
     Where the limit of the circuit is known, it decides: the circuit does not converge if the limit
     misses the target, and converges if it meets it and the error is seen to fall
@@ -422,7 +422,7 @@ def _floor(T: Array, error: Array, relative: Array, trials: int, confidence: flo
     (found, *_), best = nnls(np.column_stack([level, laws]), np.ones(count))
     variance = 4 * relative[used] ** 2
     allowed = max(float(variance.mean()) * _two_sided(trials - 1, confidence) ** 2, _ROUNDING)
-    # The few degrees of freedom of the scatter would tell nothing at more than 95 %
+    # The few degrees of freedom of the scatter would tell nothing at more than 95 %.
     if not _explained(best**2, count - 3, variance):
         lack = best**2 / (count - 3) * float(fisher.ppf(CONFIDENCE, 1, count - 3))
         allowed = max(allowed, lack)
@@ -464,9 +464,3 @@ def _explained(scatter: float, degrees: int, variance: Array) -> bool:
 
 def _two_sided(degrees: int, confidence: float = CONFIDENCE) -> float:
     return float(student.ppf(0.5 + confidence / 2, degrees))
-
-
-def _reach(error: Estimate) -> tuple[float, float]:
-    """Distances from the value to its bounds."""
-    low, high = error.low, error.high
-    return (0.0, 0.0) if low is None or high is None else (error.value - low, high - error.value)

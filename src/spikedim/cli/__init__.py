@@ -61,6 +61,7 @@ app.command()(info.info)
 
 
 _INTERRUPTED = 130
+_TERMINATED = 143
 _GO_ON = (
     "interrupted: run the same command again; train, sweep, design --verify or --pilot, validate, "
     "ntk --out and rank --compare-gates go on where they stopped, the others start anew"
@@ -85,6 +86,10 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"error: {_as_typed(str(error), words)}", 2, debug)
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
+    except SystemExit as stop:
+        if stop.code != _TERMINATED:
+            raise
+        code = _TERMINATED
     except OSError as error:
         _fail(f"error: {system_fault(error)}", 2, debug)
     except Exception as error:
@@ -94,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
             _fail(f"error: {text} (see spikedim {_verb(words)}--help)", 2, debug)
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         _fail(f"internal error: {text} (add --debug and report this)", 1, debug)
-    if code == _INTERRUPTED:  # typer turns Ctrl-C into this exit code
+    if code in (_INTERRUPTED, _TERMINATED):  # typer turns Ctrl-C into the one
         _fail(_GO_ON, code, debug)
     raise SystemExit(code)
 
@@ -124,5 +129,6 @@ def _as_typed(text: str, words: list[str]) -> str:
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    print(message, file=sys.stderr)  # with its line breaks: it may hold code to paste
+    if sys.stderr is not None:  # closed: print would take standard output
+        print(message, file=sys.stderr)  # with its line breaks: it may hold code to paste
     raise SystemExit(code)

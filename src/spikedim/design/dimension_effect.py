@@ -125,13 +125,8 @@ class DimensionEffect(Result):
             points = [p for p in self.points if p.family == family]
             x = [p.d_eff for p in points]
             y = [p.lost.value for p in points]
-            bars = [
-                [v - (p.lost.low or v) for v, p in zip(y, points, strict=True)],
-                [(p.lost.high or v) - v for v, p in zip(y, points, strict=True)],
-            ]
-            axes.errorbar(
-                x, y, np.maximum(bars, 0), marker=marker, color=colour, capsize=3, label=family
-            )
+            bars = np.array([p.lost.reach for p in points]).T
+            axes.errorbar(x, y, bars, marker=marker, color=colour, capsize=3, label=family)
             for p in points:
                 typical = sorted(p.t_star)[(len(p.t_star) - 1) // 2]
                 axes.annotate(

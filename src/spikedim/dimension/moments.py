@@ -242,5 +242,5 @@ def _sparse_gram(samples: Samples, center: bool) -> Array:
 
 def centered_gram(matrix: Array) -> Array:
     """Gram matrix of the same samples about their mean: HKH with H = I − 11ᵀ/n."""
-    row = matrix.mean(axis=0)
-    return matrix - row[None, :] - row[:, None] + row.mean()
+    columns, rows = matrix.mean(axis=0), matrix.mean(axis=1, keepdims=True)
+    return matrix - columns - rows + matrix.mean()

@@ -154,10 +154,7 @@ class Sweep(Result):
         for axes, name, label, colour in panels:
             found: list[Estimate] = [getattr(p, name) for p in self.points]
             middle = [e.value for e in found]
-            ends = [
-                [e.value - (e.value if e.low is None else e.low) for e in found],
-                [(e.value if e.high is None else e.high) - e.value for e in found],
-            ]
+            ends = np.array([e.reach for e in found]).T
             axes.errorbar(x, middle, ends, fmt="o-", color=colour, capsize=3)
             axes.set(xlabel=self.parameter, ylabel=label)
             readable_log(axes.yaxis)

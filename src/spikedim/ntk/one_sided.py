@@ -315,7 +315,7 @@ def _statistics(kernel: Array, true: Array, groups: Sequence[Array]) -> Array:
         with np.errstate(divide="ignore", invalid="ignore"):  # a silent network has none
             error = np.linalg.norm(k - t) / np.linalg.norm(t)
             asymmetry = np.linalg.norm(k - k.T) / (2 * np.linalg.norm(k))
-            k = k - k.mean(0) - k.mean(1, keepdims=True) + k.mean()
+            k = centered_gram(k)
             values = np.linalg.svd(k, compute_uv=False)
             dimension = values.sum() ** 2 / (values**2).sum()
             t = centered_gram(t)

@@ -197,7 +197,7 @@ class Reduction(Result):
             _, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")
         for place, factor in enumerate(self.factors):
             e = factor.value
-            ends = [[e.value - (e.low or 0)], [(e.high or 0) - e.value]]
+            ends = [[reach] for reach in e.reach]
             label = "measured" if not place else None
             ax.errorbar([place], [e.value], ends, fmt="o", color="#1f5a93", capsize=3, label=label)
         for name, mark, colour in (("published", "x", "#b8321f"), ("corrected", "+", "#3d8b40")):

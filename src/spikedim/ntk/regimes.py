@@ -136,7 +136,7 @@ class Regimes(Result):
         for place, r in enumerate(self.regimes):
             ax.fill_between([place - 0.3, place + 0.3], *r.stated, color="#b8321f", alpha=0.2, lw=0)
             e = r.reduction
-            ends = [[e.value - (e.low or e.value)], [(e.high or e.value) - e.value]]
+            ends = [[reach] for reach in e.reach]
             ax.errorbar([place], [e.value], ends, fmt="o", color="#1f5a93", capsize=3)
         ax.set_xticks(range(len(self.regimes)), [r.name for r in self.regimes])
         ax.set(ylabel="reduction of d_eff (%)")

@@ -187,10 +187,11 @@ class SketchedKernel(Result):
 
         ax = plt.subplots(figsize=(5, 3.5), layout="constrained")[1] if ax is None else ax
         means = [g.mean for g in self.growth]
-        n, value, low, high = np.array([(e.n, e.value, e.low, e.high) for e in means]).T
+        n, value = np.array([(e.n, e.value) for e in means]).T
         ends = np.array([(g.lowest, g.highest) for g in self.growth]).T
         ax.fill_between(n, *ends, alpha=0.15, lw=0, label="lowest to highest subset")
-        ax.errorbar(n, value, [value - low, high - value], fmt="o-", ms=4, capsize=3, label="mean")
+        reach = np.array([e.reach for e in means]).T
+        ax.errorbar(n, value, reach, fmt="o-", ms=4, capsize=3, label="mean")
         bottom, top = ax.get_ylim()
         if n.min() - 1 < top:
             ax.plot(n, n - 1, "--", color="0.5", label="n − 1, the most there can be")

@@ -182,13 +182,10 @@ class GateComparison(Result):
         for index, (arm, colour) in enumerate((("none", "#1f5a93"), ("constant", "#b1541c"))):
             found = [self.difference(d, k, arm) for d, k in self.settings] + [self.overall(arm)]
             y = np.arange(len(names)) + 0.24 * (index - 0.5)
-            value = np.array([e.value for e in found])
-            low = np.array([e.value if e.low is None else e.low for e in found])
-            high = np.array([e.value if e.high is None else e.high for e in found])
+            value = [e.value for e in found]
+            reach = np.array([e.reach for e in found]).T
             label = f"minus {ARMS[arm].removeprefix('control: ')}"
-            ax.errorbar(
-                value, y, xerr=[value - low, high - value], fmt="o", ms=4, color=colour, label=label
-            )
+            ax.errorbar(value, y, xerr=reach, fmt="o", ms=4, color=colour, label=label)
         ax.axvline(0, color="#888888", lw=0.8)
         ax.set_yticks(np.arange(len(names)), names)
         ax.invert_yaxis()

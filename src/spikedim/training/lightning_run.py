@@ -348,7 +348,6 @@ def _interruptible() -> Iterator[None]:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         if isinstance(error, SIGTERMException):
-            progress.note("interrupted: run the same command again; finished epochs are kept")
             raise SystemExit(128 + signal.SIGTERM) from None
         raise
     finally:

@@ -151,9 +151,8 @@ class TimestepSweep(Result):
         axes = ax if ax is not None else pyplot.figure().add_subplot()
         steps = [p.T for p in self.points]
         values = [p.accuracy.value for p in self.points]
-        below = [v - (p.accuracy.low or 0.0) for v, p in zip(values, self.points, strict=True)]
-        above = [(p.accuracy.high or v) - v for v, p in zip(values, self.points, strict=True)]
-        axes.errorbar(steps, values, [below, above], fmt="o", capsize=3, label="test accuracy")
+        reach = tuple(zip(*(p.accuracy.reach for p in self.points), strict=True))
+        axes.errorbar(steps, values, reach, fmt="o", capsize=3, label="test accuracy")
         axes.plot(steps, self.fitted, drawstyle="steps-post", label="isotonic fit")
         top = self.plateau.value
         axes.axhspan(top - self.tolerance, top, alpha=0.15, label="plateau − tolerance")
