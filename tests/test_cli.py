@@ -479,7 +479,7 @@ def test_no_disk_space(finished, capsys, monkeypatch):
         ("seed: many", "c.yaml: seed: 'many': "),
         ("quiet: 3", "quiet: expected yes or no, got 3"),
         ("center: true\nno-center: true", "no-center is given twice"),
-        ("data-root: a\ndata_root: b", "data_root is given twice"),
+        ("data-root: a\ndata_root: b", "--data-root is given twice"),
     ],
 )
 def test_bad_config_file(here, capsys, text, words):
