@@ -120,6 +120,7 @@ def test_an_accuracy_stands_with_its_samples_and_chance(finished, tmp_path):
         assert ("chance on its samples", f"{chance:g} %") in training.rows
         assert training.notes[0].startswith("At chance: held-out accuracy, ") is named
         assert "of 4 training samples" in training.notes[-1]
+        assert not any("test more" in note for note in training.notes)  # it never tests
     whole = fit(network(), toy(), replace(CONFIG, epochs=1, validation=0.0), 1, tmp_path / "b")
     assert (whole.accuracy, whole.chance) == (None, None)
     assert whole.tables()[0].notes == ("No samples were held out.",)

@@ -78,7 +78,10 @@ def order(
     ] = 0.0,
     noise_variance: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="Known noise variances, one per variable, e.g. 1,2,1."),
+        typer.Option(
+            metavar="LIST",
+            help="Known noise variances, one per variable that varies, e.g. 1,2,1.",
+        ),
     ] = None,
     basis: Annotated[
         Literal["linear", "spline"] | None,
@@ -139,6 +142,11 @@ def order(
                 time or "mean",
                 limit or SAMPLES,
                 seed,
+            )
+        if known is not None and len(known) != len(table.names):
+            raise ConfigError(
+                f"--noise-variance gives {len(known)} numbers; {len(table.names)} variables are "
+                "ordered, those that vary: give one for each"
             )
         result = causal_order(
             table,

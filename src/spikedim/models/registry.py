@@ -72,11 +72,15 @@ class ModelEntry(Result):
         rows += [(f.name, str(getattr(self.config, f.name))) for f in fields(self.config)]
         if self.parameters is not None:
             rows += [("parameters", self.parameters), ("of these unused", self.unused_parameters)]
+        notes: tuple[str, ...] = ()
         if self.gmac_per_step is not None:
-            rows.append(("dense GMAC per timestep, as published", self.gmac_per_step))
+            rows.append(("dense GMAC per timestep", self.gmac_per_step))
+            notes = (
+                "GMAC as published: the head at every timestep, in Spikformer a quarter of it.",
+            )
         if (published := recipe(self.name)) is not None:
             rows.append(("published training", published))
-        tables = [Table(f"{self.name}: {self.description}", ("field", "value"), rows)]
+        tables = [Table(f"{self.name}: {self.description}", ("field", "value"), rows, notes)]
         if self.published:
             columns = ("dataset", "T", "accuracy %", "± (seeds)", "SOPs G", "mJ", "source")
             tables.append(

@@ -10,11 +10,12 @@ from spikedim.training.timestep import above_chance
 _NAMED = 4
 
 
-def at_chance(found: Iterable[tuple[str, Estimate, float]]) -> tuple[str, ...]:
+def at_chance(found: Iterable[tuple[str, Estimate, float]], split: str = "test") -> tuple[str, ...]:
     """A note that names what is not above chance, if anything is not.
 
     Args:
-        found: name, test accuracy and what a constant answer reaches, in percent.
+        found: name, accuracy and what a constant answer reaches, in percent.
+        split: what the samples are, ``test`` or ``held-out``: of these more training has more.
     """
     none = [
         f"{name}, {accuracy}, against {number(chance)} %"
@@ -24,8 +25,9 @@ def at_chance(found: Iterable[tuple[str, Estimate, float]]) -> tuple[str, ...]:
     if not none:
         return ()
     more = [f"{len(none) - _NAMED} more"] if len(none) > _NAMED else []
+    test_more = ", or test more" if split == "test" else ""
     return (
-        f"At chance: {'; '.join(none[:_NAMED] + more)}. So many test samples do not tell it from "
-        "always answering the most frequent class: no learning is seen; train longer, or on more "
-        "samples.",
+        f"At chance: {'; '.join(none[:_NAMED] + more)}. So many {split} samples do not tell it "
+        "from always answering the most frequent class: no learning is seen; train longer, or on "
+        f"more samples{test_more}.",
     )

@@ -89,7 +89,7 @@ class FitResult(Result):
         notes: tuple[str, ...] = ("No samples were held out.",)
         if self.accuracy is not None and self.chance is not None:
             notes = (
-                *at_chance([("held-out accuracy", self.accuracy, self.chance)]),
+                *at_chance([("held-out accuracy", self.accuracy, self.chance)], "held-out"),
                 f"Held-out accuracy is of {self.accuracy.n:,} training samples, with Wilson's 95 % "
                 "interval over them. They chose the epoch, so it looks better than it is; the test "
                 "split was not used. Chance: always answering their most frequent class.",
