@@ -138,10 +138,11 @@ class Convergence(Result):
             middle = np.log(T).mean(), np.log(error).mean()
             line = np.exp(middle[1] + self.slope.value * (np.log(T) - middle[0]))
             ax.plot(T, line, lw=1.2, color="#1f5a93", label=f"slope {self.slope}")
-        if (self.floor.low or 0.0) > 0:
-            ax.axhline(
-                self.floor.value, ls="--", lw=1, color="#b8321f", label=f"floor {self.floor}"
-            )
+        known = self.limit_error > 0
+        if known or (self.converges is not True and _told(self.floor)):
+            left = self.limit_error if known else self.floor.value
+            label = f"left at infinite T: {number(left)}" if known else f"floor {self.floor}"
+            ax.axhline(left, ls="--", lw=1, color="#b8321f", label=label)
         ax.set(xscale="log", xlabel="timesteps T", ylabel=f"error ({self.norm})")
         ax.set_yscale("log" if positive else "linear")
         ax.set_title(self.circuit, loc="left", fontsize=9)
