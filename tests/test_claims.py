@@ -338,6 +338,10 @@ class Off(Circuit):
     bias: float
     ragged: bool
 
+    @property
+    def random(self):
+        return not self.ragged
+
     def target(self):
         return torch.zeros(16, dtype=torch.float64)
 

@@ -310,8 +310,7 @@ def test_ctrl_c_passes_through_and_leaves_a_resumable_state(tmp_path, monkeypatc
     assert len(fit(network(), toy(), CONFIG, 2, tmp_path).history) == 3
 
 
-def test_sigterm_is_no_success_and_leaves_a_resumable_state(tmp_path, monkeypatch, capsys):
-    from spikedim import progress
+def test_sigterm_is_no_success_and_leaves_a_resumable_state(tmp_path, monkeypatch):
     from spikedim.training import lightning_run
 
     original = lightning_run.Learner.training_step
@@ -324,10 +323,9 @@ def test_sigterm_is_no_success_and_leaves_a_resumable_state(tmp_path, monkeypatc
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(lightning_run.Learner, "training_step", step)
-        with pytest.raises(SystemExit) as left, progress.showing():
+        with pytest.raises(SystemExit) as left:
             fit(network(), toy(), CONFIG, 2, tmp_path)
     assert left.value.code == 143
-    assert "interrupted: run the same command again" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is handler
     assert len(fit(network(), toy(), CONFIG, 2, tmp_path).history) == 3
 

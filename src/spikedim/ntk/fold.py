@@ -58,8 +58,8 @@ class Fold:
         bits = self._kept[key]
         if full.device.type == "cpu":
             return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).view(bool))
-        shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=full.device)
-        return ((bits[:, None] >> shifts) & 1).flatten()[:count].bool()
+        masks = torch.tensor([1 << i for i in range(7, -1, -1)], dtype=torch.uint8)
+        return (bits[:, None] & masks.to(full.device)).flatten()[:count].bool()
 
 
 def _fold(full: Tensor, minus: Tensor, start: int, row: Tensor) -> None:

@@ -241,8 +241,8 @@ def sketched_gram(
             own value; a whole number takes one output.
         probes: independent estimates m, at least 3.
         size: numbers kept of each gradient, k; a prime is best. ``None`` takes 16,381, 4,093 or
-            1,021, the largest with which the sketches stay within 64 MiB and are no longer than
-            the gradients.
+            1,021, the largest with which the sketches stay within 64 MiB and a quarter of the
+            memory, and are no longer than the gradients.
         surrogate, width: surrogate of every neuron in place of the network's own; a width alone
             changes their widths.
         readout: what is differentiated, a function of (model, x, T) that returns [B, outputs].
@@ -286,7 +286,8 @@ def sketched_gram(
     parameters = parameters_of(model)
     wide = torch.promote_types(like.dtype, torch.float32)
     if size is None:
-        most = min(_SKETCHES // (probes * n * wide.itemsize), parameters)
+        room = min(_SKETCHES, budget_of(memory) / 4)
+        most = min(room / (probes * n * wide.itemsize), parameters)
         size = next((k for k in _SIZES if k <= most), _SIZES[-1])
     batch, need = _batch(stream, n, probes * size, vectors, budget_of(memory))
     note(
