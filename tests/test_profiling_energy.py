@@ -485,6 +485,12 @@ def test_cost_per_correct_prediction_is_covered_at_any_accuracy(spread, n, accur
     assert 0.92 <= np.mean(covered) <= 0.985
 
 
+def test_cost_per_correct_prediction_of_few_wild_samples():
+    energy = SimpleNamespace(convention="", samples=np.array([[0.0, 0.0, 0.0, 10.0]]))
+    found = per_correct(energy, np.array([1.0, 0.0, 1.0, 1.0])).energy
+    assert found.low == 0 < found.value < found.high
+
+
 def test_cost_per_correct_prediction_is_paired():
     right = np.arange(40) % 2 == 0.0
     noise = np.tile([0.9, 0.9, 1.1, 1.1], 10)

@@ -223,7 +223,7 @@ def per_correct(item: Energy, correct: np.ndarray) -> PerCorrect:
     costs, n, share = item.samples.sum(0), len(correct), float(correct.mean())
     if not share:
         return PerCorrect(item.convention, Estimate(np.inf, n=n, unit="mJ"))
-    cost = mean_estimate(costs, "mJ")
+    cost = mean_estimate(costs, "mJ").within(0, math.inf)
     if cost.low is None or cost.high is None or not cost.value:
         return PerCorrect(item.convention, Estimate(cost.value / share, n=n, unit="mJ"))
     worst, best = wilson_interval(float(correct.sum()), n)
