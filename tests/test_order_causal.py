@@ -393,7 +393,7 @@ def test_bad_options_give_one_line(tmp_path, capsys, linear):
     np.save(path, x)
     assert "--model" in fails(capsys, "--data", path, "--layers", "block.*")
     assert "noise-variance" in fails(capsys, "--data", path, "--noise-variance", "1,a")
-    assert "expected 6" in fails(
+    assert "6 variables are ordered" in fails(
         capsys, "--data", path, "--noise-variance", "1,2", "--estimator", "gaussian"
     )
     assert "level" in fails(capsys, "--data", path, "--level", 2, "--estimator", "gaussian")
