@@ -113,17 +113,20 @@ def _commands() -> dict[str, Any]:
 
 
 def _as_typed(text: str, words: list[str]) -> str:
-    """The message with the options of this command in place of the parameters they stand for."""
+    """The message with the options of this command in place of the parameters they stand for.
+
+    Code in brackets and paths stay as they are, and so do single words without a value.
+    """
     command = _commands().get(words[0]) if words else None
-    for parameter in getattr(command, "params", ()):
-        option = next((o for o in parameter.opts if o.startswith("--")), None)
-        name = re.escape(parameter.name)
-        if option is None:
-            continue
-        text = re.sub(rf"(?<![\w(,.\-] )(?<![\w(.\-/]){name}=(?=[\w.'\"-])", f"{option} ", text)
-        if "_" in parameter.name:
-            text = re.sub(rf"(?<![\w(.\-/]){name}\b(?![=(.])", option, text)
-    return text
+    options = {p.name: p.opts[0] for p in getattr(command, "params", ()) if p.opts[0][:1] == "-"}
+
+    def typed(match: re.Match[str]) -> str:
+        name, equals = match[1], match[2]
+        if name not in options or not (equals or "_" in name):
+            return match[0]
+        return options[name] + (" " if equals else "")
+
+    return re.sub(r"\([^()]*\)|(?<![\w./-])([a-z]\w*)\b(=(?=\S))?(?![/.]\w)", typed, text)
 
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
