@@ -29,9 +29,9 @@ from spikedim.profiling import (
 from spikedim.profiling.assemble import per_correct
 from spikedim.profiling.baselines import bits_of, compare, mac_price
 from spikedim.profiling.counter import Counter
-from spikedim.profiling.energy import mean_estimate
 from spikedim.profiling.records import ONCE, steps_of
 from spikedim.results import UNCHARGED, Estimate, number, plain
+from spikedim.theory.statistics import mean_estimate
 from test_profiling_counts import Products, values
 from test_profiling_profile import Net, by_layer, charged, frames
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from spikedim.dimension import DimensionReport, list_estimators, measure
 from spikedim.dimension.arrays import as_samples
 from spikedim.dimension.kernels import symmetric_eigenvectors
+from spikedim.dimension.moments import centered_gram
 from spikedim.errors import ConfigError, DataError
 from spikedim.results import Estimate, Result, Table
 from spikedim.theory.statistics import share
@@ -71,8 +72,7 @@ class Kernel(Result):
 
     def centred(self) -> Float:
         """HKH with H = 1 − 11ᵀ/n: the kernel of gradients about their mean."""
-        rows = self.values - self.values.mean(0)
-        return np.asarray(rows - rows.mean(1, keepdims=True))
+        return np.asarray(centered_gram(self.values))
 
     def eigenvectors(self, k: int | None = None, center: bool = True) -> tuple[Float, Float]:
         """Largest ``k`` eigenvalues, descending, and their eigenvectors [n, k].
